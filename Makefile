@@ -1,0 +1,54 @@
+# `make demo` and `make test` set up everything they need; `make help` lists the rest.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+JOBS ?= 4
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+system: ## Install missing system packages: qemu-utils, libnbd-bin, python3-venv, e2fsprogs
+	@examples/demo/install.sh
+
+$(BIN)/reconciler: pyproject.toml
+	@$(MAKE) --no-print-directory system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(BIN)/reconciler
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(BIN)/reconciler ## Make a virtual environment with the command in it
+
+dev: $(VENV)/.dev ## The same, with what tests and checks need
+
+demo: $(BIN)/reconciler ## Run the main job on real disks, and clean up
+	@PATH="$(abspath $(BIN)):$$PATH" examples/demo/run.sh
+
+test: $(VENV)/.dev ## Run every test
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) --durations=10 $(ARGS)
+
+quick: $(VENV)/.dev ## Run the fast, pure tests
+	@$(BIN)/python -m pytest -q tests/core $(ARGS)
+
+e2e: $(VENV)/.dev ## Run the tests on real qemu-nbd
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) tests/e2e $(ARGS)
+
+check: $(VENV)/.dev ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## Measure against the floor, as ratios within one run
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python bench/bench.py $(ARGS)
+
+clean: ## Remove what was built here
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: help system install dev demo test quick e2e check bench clean

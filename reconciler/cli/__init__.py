@@ -1,0 +1,1 @@
+"""The commands: text and JSON out, exit codes. No decisions."""

@@ -1,0 +1,343 @@
+"""apply, stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from reconciler.cli import options, text
+from reconciler.cli.progress import Display
+from reconciler.core.actual import Actual
+from reconciler.core.call import CallEvent, CallState
+from reconciler.core.desired import Desired, Vm
+from reconciler.core.errors import Exit, HostError, nearest
+from reconciler.core.ledger import Ledger
+from reconciler.core.plan import Plan
+from reconciler.core.settings import Settings
+from reconciler.core.units import Seconds
+from reconciler.loop import Applier, Desire, Outcome, desire, dry_run, load_settings, load_source
+from reconciler.loop import pruned as with_removals
+
+
+@click.command()
+@options.specs
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--wait", is_flag=True, help="Stay until the runs have ended.")
+@click.option("--timeout", type=options.Duration(), help="With --wait: how long. [default: ever]")
+@click.option(
+    "--prune", is_flag=True, help="Also take down what was applied once and no spec names now."
+)
+@options.lock_timeout
+@options.output("text", "json")
+@click.pass_obj
+def apply(
+    config: str | None,
+    files: tuple[str, ...],
+    yes: bool,
+    wait: bool,
+    timeout: float | None,
+    prune: bool,
+    lock_timeout: float,
+    output: str,
+) -> int:
+    """Make the specs true: servers, ports, and one call per VM.
+
+    Applying again changes nothing. What fails leaves the rest up, and the next apply goes on
+    from there.
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
+    settings = load_settings(config, os.environ)
+    source = load_source(options.paths(files), settings)
+    wanted = desire(source, settings)
+    if prune:
+        wanted = with_removals(wanted)
+    session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
+    outcome = session.apply(wanted, yes=yes)
+    if outcome is None:
+        click.echo("nothing was changed", err=True)
+        return Exit.OK
+    code: int = outcome.exit_code()
+    if wait and not outcome.interrupted:
+        outcome, timed_out = session.stay(wanted, outcome, timeout)
+        code = Exit.TIMED_OUT if timed_out else outcome.exit_code()
+    session.report(outcome, output)
+    return session.signal_code or code
+
+
+@click.command()
+@click.argument("vms", nargs=-1, required=True, metavar="VM…")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--kill-clients", is_flag=True, help="Cut off clients that are connected.")
+@click.option(
+    "--cancel-run",
+    is_flag=True,
+    help="End a run that an appliance may be writing; it cannot be told, and may go on trying.",
+)
+@options.lock_timeout
+@click.pass_obj
+def stop(
+    config: str | None,
+    vms: tuple[str, ...],
+    yes: bool,
+    kill_clients: bool,
+    cancel_run: bool,
+    lock_timeout: float,
+) -> int:
+    """Stop the exports of VMs, whatever the specs say. Images and history stay.
+
+    A server that a client is using, or whose run an appliance may be writing, is held unless the
+    options say otherwise. The next apply of a spec that says `exported` starts them again.
+    """
+    settings = load_settings(config, os.environ)
+    session = Session(settings, "reconciler stop", lock_timeout)
+
+    def wanted(ledger: Ledger) -> Desired:
+        gone = {}
+        for name in vms:
+            applied = ledger.applied.get(name)
+            known = {*ledger.applied, *(lease.vm for lease in ledger.leases)}
+            if name not in known:
+                hint = (
+                    nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
+                )
+                raise click.UsageError(f"this hub never applied a VM {name!r}{hint}")
+            protect = bool(applied and applied.vm.get("protect"))
+            gone[name] = Vm(name=name, exported=False, protect=protect)
+        return Desired(settings=settings, vms=gone, kill_clients=kill_clients)
+
+    if cancel_run:
+        session.cancel_runs(vms, wanted, yes=yes)
+        yes = True
+    outcome = session.apply(wanted, yes=yes)
+    if outcome is None:
+        click.echo("nothing was changed", err=True)
+        return Exit.OK
+    session.report(outcome, "text")
+    return session.signal_code or outcome.exit_code()
+
+
+class Session:
+    """One command's work on the hub, with what a person sees of it."""
+
+    def __init__(
+        self, settings: Settings, command: str, lock_timeout: Seconds, *, quiet: bool = False
+    ) -> None:
+        self.settings = settings
+        self.quiet = quiet
+        self.display = Display(enabled=not quiet)
+        self.applier = Applier(
+            settings,
+            os.environ,
+            emit=self.display.step,
+            command=options.who(command),
+            lock_timeout=lock_timeout,
+            waiting=lambda holder: click.echo(f"waiting for {holder} …", err=True),
+            looked=self.looked,
+        )
+        self.signal_code: int | None = None
+        self.last: tuple[Plan, Actual] | None = None
+
+    def looked(self, planned: Plan, actual: Actual) -> None:
+        self.last = (planned, actual)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """A signal in the middle of work ends what was begun, in order; elsewhere it ends us."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            interrupt = number == signal.SIGINT
+            self.signal_code = Exit.INTERRUPTED if interrupt else Exit.TERMINATED
+            self.applier.stopping.set()
+            if self.applier.executing:
+                click.echo("ending what was begun …", err=True)
+                return
+            if interrupt:
+                raise KeyboardInterrupt
+            from reconciler.cli.main import Terminated
+
+            raise Terminated
+
+        before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def apply(self, wanted: Desire, *, yes: bool) -> Outcome | None:
+        """Show, ask if asked to, do."""
+        shown: list[str] = []
+        if not yes:
+            planned = dry_run(self.settings, wanted, os.environ)
+            shown.append(self.show(planned))
+            if planned.changes and not self.ask(planned):
+                return None
+
+        def approved(planned: Plan) -> bool:
+            rendered = text.plan_text(planned)
+            if shown and rendered != shown[-1]:
+                click.echo("what is there has changed since you were asked:\n", err=True)
+                shown.append(self.show(planned))
+                return not planned.changes or self.ask(planned)
+            if not shown:
+                self.show(planned)
+            return True
+
+        with self.signals():
+            self.display.begin()
+            try:
+                return self.applier.apply(wanted, approved=approved)
+            finally:
+                self.display.end()
+
+    def show(self, planned: Plan) -> str:
+        if not self.quiet:
+            click.echo(text.plan_text(planned, colour=text.coloured(sys.stdout)) + "\n")
+        return text.plan_text(planned)
+
+    def ask(self, planned: Plan) -> bool:
+        if not options.can_ask():
+            raise click.UsageError("cannot ask without a terminal: add -y to apply this plan")
+        return click.confirm("Apply this?", default=False, err=True)
+
+    def cancel_runs(self, vms: Sequence[str], wanted: Desire, *, yes: bool) -> None:
+        """End the active runs of some VMs by an operator's order."""
+        with self.applier.opened() as store:
+            ledger = store.ledger()
+            wanted(ledger)  # refuses unknown names
+            calls = [call for call in map(ledger.active, vms) if call]
+            for call in calls:
+                click.echo(
+                    f"{call.vm}: run {call.run} is {call.state}; it ends as CANCELLED. SNA "
+                    f"{call.sna} cannot be told, and its writer will find nothing.",
+                    err=True,
+                )
+            if calls and not yes and not self.ask_plainly():
+                raise click.Abort
+            for call in calls:
+                if call.state is CallState.INTENDED:
+                    call = store.advance(call, CallEvent.CRASH, time.time())
+                store.advance(call, CallEvent.CANCEL, time.time(), message="by order of stop")
+
+    def ask_plainly(self) -> bool:
+        if not options.can_ask():
+            raise click.UsageError("cannot ask without a terminal: add -y")
+        return click.confirm("Do this?", default=False, err=True)
+
+    def stay(
+        self, wanted: Desire, outcome: Outcome, timeout: Seconds | None
+    ) -> tuple[Outcome, bool]:
+        """Look again until no run of the VMs is open; (last outcome, whether time ran out)."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        told = False
+        with self.signals():
+            self.display.begin()
+            try:
+                while waits := self.open_runs(outcome):
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return outcome, True
+                    if not told and (deaf := self.deaf(waits)):
+                        told = True
+                        click.echo(deaf, err=True)
+                    pause = min(self.settings.snas[sna].poll for sna in waits.values())
+                    if deadline is not None:
+                        pause = min(pause, max(0.05, deadline - time.monotonic()))
+                    if self.applier.stopping.wait(pause):
+                        return outcome, False
+                    try:
+                        next_one = self.applier.apply(wanted, impatient=False)
+                    except HostError as error:
+                        click.echo(f"warning: {error}; looking again", err=True)
+                        continue
+                    assert next_one is not None
+                    outcome = next_one
+                    if self.last:
+                        self.display.running(*self.last)
+                return outcome, False
+            finally:
+                self.display.end()
+
+    def open_runs(self, outcome: Outcome) -> Mapping[str, str]:
+        """VM → SNA of the runs that may still end by themselves."""
+        found = {}
+        for one in outcome.plan.vms:
+            call = outcome.calls().get(one.name)
+            wants = one.vm.exported and one.vm.purpose == "backup"
+            if call and call.state is CallState.ACCEPTED:
+                found[one.name] = call.sna
+            elif wants and any(action.kind == "wait" for action in one.actions):
+                found[one.name] = one.vm.sna
+        return found
+
+    def deaf(self, waits: Mapping[str, str]) -> str | None:
+        """What to say if nothing will ever end these runs."""
+        silent = sorted({sna for sna in waits.values() if not self.settings.snas[sna].reports_end})
+        if not silent:
+            return None
+        return (
+            f"waiting; SNA {', '.join(silent)} does not report the end of runs (`reports_end: "
+            "true` in the config says that one does), so this goes on until "
+            "`reconciler resolve VM --completed | --failed` or --timeout"
+        )
+
+    def report(self, outcome: Outcome, output: str) -> None:
+        """How it ended."""
+        if output == "json":
+            from reconciler.core.status import document
+
+            assert self.last is not None
+            planned, actual = self.last
+            from reconciler.loop import current
+
+            value: dict[str, Any] = document(planned, actual, current(self.settings), time.time())
+            value["steps"] = [
+                {
+                    "vm": step.action.vm,
+                    "disk": None if step.action.disk is None else str(step.action.disk),
+                    "action": step.action.kind,
+                    "ok": step.ok,
+                    "reason": step.reason,
+                    "message": step.message,
+                }
+                for step in outcome.steps
+            ]
+            value["diagnostics"] = outcome.plan.to_json()["diagnostics"]
+            options.print_json(value)
+            return
+        failed = [step for step in outcome.steps if not step.ok and step.reason != "PortTaken"]
+        done = len([step for step in outcome.steps if step.ok])
+        lines: list[str] = []
+        for one in outcome.plan.vms:
+            verdict = outcome.verdict(one.name)
+            if verdict is Exit.OK:
+                continue
+            for action in one.actions:
+                if action.kind in ("wait", "hold", "refuse"):
+                    where = f" disk {action.disk}" if action.disk is not None else ""
+                    lines.append(f"{one.name}{where}: {action.kind}: {action.cause}: {action.why}")
+            call = outcome.calls().get(one.name)
+            if call and call.state is CallState.FAILED and call.run == one.vm.run:
+                lines.append(f"{one.name}: run {call.run} is FAILED: {call.message}")
+        for line in dict.fromkeys(lines):
+            click.echo(line)
+        fine = sum(outcome.verdict(one.name) is Exit.OK for one in outcome.plan.vms)
+        total = len(outcome.plan.vms)
+        if done or failed or lines:
+            click.echo(
+                f"{done} step{'s' if done != 1 else ''} done, {len(failed)} failed; "
+                f"{fine} of {total} VM{'s' if total != 1 else ''} as declared."
+            )
+            if fine < total:
+                name = next(
+                    one.name for one in outcome.plan.vms if outcome.verdict(one.name) is not Exit.OK
+                )
+                click.echo(f"next: reconciler explain {name}")

@@ -1,0 +1,142 @@
+"""resolve, retry: what a person says about a call."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import click
+
+from reconciler.cli import options
+from reconciler.cli.applying import Session
+from reconciler.core.call import Call, CallEvent, CallState
+from reconciler.core.desired import Desired, Vm
+from reconciler.core.errors import Exit, HostError, nearest
+from reconciler.core.ledger import Ledger
+from reconciler.hub import Hub
+from reconciler.loop import load_settings
+
+_ANSWERS = {
+    "accepted": (CallEvent.SAY_ACCEPTED, "the appliance works on it: it is not called again"),
+    "completed": (CallEvent.SAY_COMPLETED, "it is complete: its exports are released, as a backup"),
+    "failed": (CallEvent.SAY_FAILED, "it has failed: its servers are no longer protected"),
+    "resend": (
+        CallEvent.RESEND,
+        "a new attempt: its servers stop, and the appliance is called again under a new job id, "
+        "with new export names and fresh images",
+    ),
+}
+
+
+@click.command()
+@click.argument("vm", metavar="VM")
+@click.option("--accepted", "answer", flag_value="accepted", help="The appliance works on it.")
+@click.option("--completed", "answer", flag_value="completed", help="It has ended well.")
+@click.option("--failed", "answer", flag_value="failed", help="It has ended badly, or never began.")
+@click.option("--resend", "answer", flag_value="resend", help="Open another attempt.")
+@click.option("--reason", required=True, help="Why you know; it is written down.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@options.lock_timeout
+@click.pass_obj
+def resolve(
+    config: str | None, vm: str, answer: str | None, reason: str, yes: bool, lock_timeout: float
+) -> int:
+    """Say what became of a call whose outcome is unknown.
+
+    Look at the appliance first: what you say is believed. --resend is the only way to a second
+    call for the same run.
+    """
+    if answer is None:
+        raise click.UsageError("say one of --accepted, --completed, --failed, --resend")
+    settings = load_settings(config, os.environ)
+    session = Session(settings, "reconciler resolve", lock_timeout)
+    event, meaning = _ANSWERS[answer]
+    with session.applier.opened() as store:
+        ledger = store.ledger()
+        call = _open_call(ledger, vm)
+        click.echo(
+            f"{vm}, run {call.run}, attempt {call.attempt} ({call.state}): {meaning}.", err=True
+        )
+        if call.state is CallState.ACCEPTED and event is CallEvent.SAY_ACCEPTED:
+            click.echo("it is ACCEPTED already: nothing to do", err=True)
+            return Exit.OK
+        if not yes and options.can_ask() and not click.confirm("Say so?", default=False, err=True):
+            return Exit.OK
+        if event is CallEvent.RESEND:
+            _nobody_connected(Hub(settings, os.environ, store), ledger, call)
+        now = time.time()
+        if call.state is CallState.INTENDED:
+            call = store.advance(call, CallEvent.CRASH, now)
+        if event is CallEvent.RESEND:
+            store.another_attempt(call, now, reason)
+        else:
+            store.advance(call, event, now, message=reason)
+        session.applier.say(store, vm, call.run, f"Resolved{answer.capitalize()}", reason)
+    click.echo("next: reconciler apply")
+    return Exit.OK
+
+
+@click.command()
+@click.argument("vm", metavar="VM")
+@options.lock_timeout
+@click.pass_obj
+def retry(config: str | None, vm: str, lock_timeout: float) -> int:
+    """Ask again for a run that was refused or could not be sent.
+
+    For a call whose outcome is unknown there is `resolve`.
+    """
+    settings = load_settings(config, os.environ)
+    session = Session(settings, "reconciler retry", lock_timeout)
+    with session.applier.opened() as store:
+        ledger = store.ledger()
+        calls = _calls(ledger, vm)
+        ready = [c for c in calls if c.state in (CallState.REJECTED, CallState.DUE)]
+        if not ready:
+            newest = calls[-1]
+            help_ = (
+                f"reconciler resolve {vm} --accepted | --completed | --failed | --resend"
+                if newest.state.active
+                else "a run that has ended is not asked for again: write another `run:`"
+            )
+            raise HostError(f"cannot retry run {newest.run} of {vm}: it is {newest.state}; {help_}")
+        call = ready[-1]
+        store.advance(call, CallEvent.REARM, time.time(), retry_at=0.0, failures=0, message="")
+        session.applier.say(store, vm, call.run, "Rearmed", "by order of retry")
+    click.echo(f"run {call.run} of {vm} is DUE again.")
+    click.echo("next: reconciler apply")
+    return Exit.OK
+
+
+def _calls(ledger: Ledger, vm: str) -> list[Call]:
+    """The calls of a VM, oldest first; at least one."""
+    calls = sorted((c for c in ledger.calls if c.vm == vm), key=lambda c: (c.created, c.attempt))
+    if not calls:
+        known = {call.vm for call in ledger.calls}
+        raise click.UsageError(f"the ledger has no run of a VM {vm!r}{nearest(vm, known)}")
+    return calls
+
+
+def _open_call(ledger: Ledger, vm: str) -> Call:
+    """The call of a VM about which something can be said. Raises HostError."""
+    call = ledger.active(vm)
+    if call:
+        return call
+    newest = _calls(ledger, vm)[-1]
+    hint = f"; reconciler retry {vm} asks again" if newest.state is CallState.REJECTED else ""
+    raise HostError(
+        f"cannot resolve {vm}: no call of it is open; its newest run {newest.run} is "
+        f"{newest.state}{hint}"
+    )
+
+
+def _nobody_connected(hub: Hub, ledger: Ledger, call: Call) -> None:
+    """Another attempt while a client of this one is connected would be two writers."""
+    vms = {call.vm: Vm(name=call.vm, exported=False)}
+    seen = hub.look(Desired(settings=hub.settings, vms=vms), ledger, ask=False)
+    for server in seen.servers:
+        if server.mark.vm == call.vm and server.clients:
+            raise HostError(
+                f"cannot resend run {call.run} of {call.vm}: {server.clients} clients are connected "
+                f"to port {server.mark.port}, so the first attempt is alive; say --accepted, or "
+                f"cut them off with reconciler stop {call.vm} --kill-clients --cancel-run"
+            )

@@ -1,0 +1,194 @@
+"""status, explain, version: light, so nothing here imports pydantic, rich, httpx2 or jinja2."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import click
+
+from reconciler import __version__
+from reconciler.cli import options, text
+from reconciler.core.actual import Actual
+from reconciler.core.desired import Desired, Vm
+from reconciler.core.errors import ConfigError, Diagnostic, nearest
+from reconciler.core.ledger import Ledger
+from reconciler.core.plan import Plan
+from reconciler.core.plan import plan as planned
+from reconciler.core.settings import Settings, state_directory
+from reconciler.core.status import by_type, conditions, document, since
+from reconciler.core.units import format_duration
+from reconciler.host import files, lock, store
+from reconciler.hub import Hub
+
+
+@click.command()
+def version() -> None:
+    """Show the version."""
+    click.echo(f"reconciler {__version__}")
+
+
+@click.command()
+@click.argument("vms", nargs=-1, metavar="[VM…]")
+@options.output("table", "wide", "json", "name")
+@click.pass_obj
+def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
+    """What was applied last, against what really runs: processes, ports, handshakes.
+
+    Reads only; works while another command is changing things.
+    """
+    state = directory(config)
+    ledger = store.read(state)
+    if ledger is None:
+        if output == "json":
+            options.print_json({"format_version": "1.0", "hub": platform.node(), "vms": []})
+        elif output != "name":
+            click.echo(f"Nothing was applied here yet (state: {state}).")
+            click.echo("next: reconciler plan -f specs/")
+        return
+    plan, actual, now = looked(ledger, vms)
+    value = document(plan, actual, ledger, now)
+    if output == "json":
+        options.print_json(value)
+        return
+    if output == "name":
+        for vm in value["vms"]:
+            click.echo(vm["name"])
+        return
+    if value["vms"]:
+        wide = output == "wide"
+        click.echo(text.status_text(value, wide=wide, colour=text.coloured(sys.stdout)))
+    else:
+        click.echo("No VM is exported.")
+    for one in plan.foreign:
+        click.echo(f"not ours: {one.what}, pid {one.pid}")
+    if plan.untouched:
+        click.echo(
+            f"not in the ledger, but running with our mark: {', '.join(plan.untouched)}; "
+            "apply their specs to adopt them"
+        )
+    holder = lock.holder(state / "lock")
+    if holder:
+        click.echo(f"being changed by {holder}")
+
+
+@click.command()
+@click.argument("vm", metavar="VM")
+@click.pass_obj
+def explain(config: str | None, vm: str) -> None:
+    """What one VM waits for, since when, the last error, and what to type next."""
+    state = directory(config)
+    ledger = store.read(state)
+    known = ledger.applied if ledger else {}
+    if ledger is None or vm not in known:
+        hint = nearest(vm, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
+        raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
+    plan, actual, now = looked(ledger, [vm])
+    one = plan.vms[0]
+    click.echo(text.header(one))
+    found = by_type(conditions(one, actual, ledger))
+    ready = found["Ready"]
+    for_long = format_duration(now - since(vm, ready, ledger, now))
+    click.echo(
+        f"  {'ready' if ready.status == 'True' else 'not ready'}: {ready.reason}, for {for_long}"
+    )
+    click.echo(f"    {ready.message}")
+    for condition in found.values():
+        if condition.status == "False" and condition.type in ("PortsAllocated", "Exported"):
+            click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
+    call = one.call
+    if call:
+        ago = format_duration(now - call.changed)
+        click.echo(f"  call: {call.state} for {ago}, job {call.job_id} at SNA {call.sna}")
+        if call.message:
+            click.echo(f"    {call.message}")
+        if call.retry_at > now:
+            click.echo(
+                f"    next try in {format_duration(call.retry_at - now)}, or at once by apply"
+            )
+    for action in one.actions:
+        where = f"disk {action.disk}" if action.disk is not None else "VM"
+        click.echo(f"  {text.SYMBOL[action.kind]:>3} {where}: {action.what()}: {action.why}")
+    holder = lock.holder(state / "lock")
+    if holder:
+        click.echo(f"  being changed now by {holder}")
+    past = store.events(state, vm, 5)
+    if past:
+        click.echo("  last events:")
+        for event in past:
+            ago = format_duration(max(0.0, now - event.last))
+            times = f" (×{event.count})" if event.count > 1 else ""
+            disk = f" disk {event.disk}" if event.disk is not None else ""
+            click.echo(f"    {ago} ago{disk}: {event.reason}: {event.message}{times}")
+    click.echo(f"next: {next_command(one.vm, plan, ready.reason)}")
+
+
+def next_command(vm: Vm, plan: Plan, reason: str) -> str:
+    """The one command that goes on from here."""
+    name = vm.name
+    actions = plan.actions
+    causes = {action.cause for action in actions}
+    source = vm.place.rsplit(":", 2)[0] if vm.place else "specs/"
+    apply = f"reconciler apply -f {source}"
+    if "CallUnknown" in causes:
+        return (
+            f"look at the appliance, then reconciler resolve {name} "
+            "--accepted | --completed | --failed | --resend --reason WHY"
+        )
+    if "CallRejected" in causes:
+        return f"mend what it says, then reconciler retry {name} and {apply}"
+    if any(action.kind == "hold" for action in actions):
+        return "see what holds it, above; nothing is destroyed meanwhile"
+    if any(action.kind == "refuse" for action in actions):
+        return f"edit {vm.place or 'the spec'}, then {apply}"
+    if plan.changes or any(action.kind == "wait" for action in actions):
+        return apply
+    if reason in ("RunFailed", "RunCancelled"):
+        return f"write another `run:` into {vm.place or 'the spec'}, then {apply}"
+    return "nothing"
+
+
+def directory(config: str | None) -> Path:
+    """The state directory, from as little of the configuration as is needed. Raises ConfigError."""
+    path = files.config_path(config, os.environ)
+    written: object = None
+    if path is not None:
+        read = files.read(path)
+        if read.error:
+            raise ConfigError([Diagnostic("error", read.error)])
+        if "state" in read.text:
+            from reconciler.core.document import parse
+
+            parsed, wrong = parse(read.text, path)
+            if wrong:
+                raise ConfigError(wrong)
+            value = parsed.value if parsed else None
+            written = value.get("state") if isinstance(value, dict) else None
+            if isinstance(written, str):
+                written = os.path.join(os.path.dirname(os.path.abspath(path)), written)
+    return Path(os.path.normpath(state_directory(written, os.environ, root=os.geteuid() == 0)))
+
+
+def looked(ledger: Ledger, vms: Collection[str]) -> tuple[Plan, Actual, float]:
+    """What would have to be done about what was applied; the VMs named, or all worth showing."""
+    unknown = [name for name in vms if name not in ledger.applied]
+    if unknown:
+        known = ", ".join(sorted(ledger.applied)) or "none"
+        hint = nearest(unknown[0], ledger.applied) or f" (known here: {known})"
+        raise click.UsageError(f"this hub never applied a VM {unknown[0]!r}{hint}")
+    settings = Settings.from_json(ledger.settings)
+    leased = {lease.vm for lease in ledger.leases}
+    wanted = {}
+    for name, applied in ledger.applied.items():
+        vm = Vm.from_json(applied.vm)
+        if name in vms or (not vms and (vm.exported or name in leased)):
+            wanted[name] = vm
+    desired = Desired(settings=settings, vms=wanted)
+    hub = Hub(settings, os.environ)
+    actual = hub.look(desired, ledger, ask=False)
+    now = time.time()
+    return planned(desired, actual, ledger, now), actual, now

@@ -1,0 +1,136 @@
+"""The `reconciler` command. Each subcommand is imported when it is called, not before."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Final
+
+import click
+
+from reconciler import __version__
+from reconciler.core.errors import Exit, InputError, ReconcilerError
+
+COMMANDS: Final = {
+    "validate": ("planning", "Check specs, inventory and config; change nothing."),
+    "plan": ("planning", "Show what would be done and why; change nothing."),
+    "diff": ("planning", "The same; exit 2 if there is something to do."),
+    "apply": ("applying", "Make the specs true: servers, ports, and one call per VM."),
+    "stop": ("applying", "Stop the exports of VMs, whatever the specs say."),
+    "status": ("looking", "What was applied, against what really runs."),
+    "explain": ("looking", "What one VM waits for, since when, and what to type next."),
+    "resolve": ("calls", "Say what became of a call whose outcome is unknown."),
+    "retry": ("calls", "Ask again for a run that was refused or could not be sent."),
+    "version": ("looking", "Show the version."),
+}
+"""Command → the module that has it, and the line in --help that is shown without importing it."""
+
+
+class Commands(click.Group):
+    """Knows every command's name and summary, and imports one when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"reconciler.cli.{COMMANDS[cmd_name][0]}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from reconciler.core.errors import nearest
+
+            raise click.UsageError(f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option("--config", metavar="FILE", help="The configuration. [default: ./reconciler.yaml …]")
+@click.version_option(__version__, "-V", "--version", message="reconciler %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, config: str | None) -> None:
+    """Make VM backup exports what YAML says they should be.
+
+    A spec says "VM ctx-123 is exported for backup"; this makes it true: an image and a qemu-nbd
+    server per disk, and one call to the node appliance when every disk answers.
+
+    \b
+    reconciler plan  -f specs/      show what would be done
+    reconciler apply -f specs/      do it
+    reconciler status               what is there now
+    reconciler explain ctx-123      why it is not ready, and what to type
+    """
+    ctx.obj = config
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; nothing is raised."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        result = cli.main(list(arguments), prog_name="reconciler", standalone_mode=False)
+        return int(result) if isinstance(result, int) else Exit.OK
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.UsageError as error:
+        error.show()
+        return Exit.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: what was begun is safe, and apply goes on from there", err=True)
+        return Exit.INTERRUPTED
+    except Terminated:
+        return Exit.TERMINATED
+    except InputError as error:
+        for one in error.diagnostics:
+            click.echo(str(one), err=True)
+        return error.exit
+    except ReconcilerError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit
+    except click.ClickException as error:
+        error.show()
+        return Exit.ERROR
+    except BrokenPipeError:
+        # Who read our output has left; Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.ERROR
+    except Exception as error:  # the last resort: a sentence, not a traceback
+        if os.environ.get("RECONCILER_DEBUG"):
+            raise
+        kind = type(error).__name__
+        click.echo(
+            f"error: this is a bug: {kind}: {error}; RECONCILER_DEBUG=1 shows where", err=True
+        )
+        return Exit.ERROR
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_SPECS = "specs"
+
+
+def specs(command: F) -> F:
+    """-f FILE|DIR|-, repeatable."""
+    return click.option(
+        "-f",
+        "--file",
+        "files",
+        multiple=True,
+        metavar="FILE|DIR|-",
+        help="Specs to read; a directory means its *.yaml below; - is standard input. "
+        f"[default: {DEFAULT_SPECS}/]",
+    )(command)
+
+
+def output(*kinds: str) -> Callable[[F], F]:
+    """-o, the first kind being the default."""
+    return click.option(
+        "-o", "--output", type=click.Choice(kinds), default=kinds[0], show_default=True
+    )
+
+
+def lock_timeout(command: F) -> F:
+    """--lock-timeout."""
+    return click.option(
+        "--lock-timeout",
+        type=Duration(),
+        default="2m",
+        show_default=True,
+        help="How long to wait for another who is changing this hub.",
+    )(command)
+
+
+class Duration(click.ParamType[float]):
+    """A span like 30s or 5m, as seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        from reconciler.core.units import parse_duration
+
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def paths(files: tuple[str, ...]) -> tuple[str, ...]:
+    """What -f names, or the default directory."""
+    return files or (DEFAULT_SPECS,)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def who(command: str) -> str:
+    """Who asked, for the events: `reconciler apply (root)`."""
+    try:
+        name = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        name = str(os.getuid())
+    return f"{command} ({name})"
+
+
+def can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()

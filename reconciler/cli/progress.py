@@ -1,0 +1,98 @@
+"""What is shown while work goes on: bars on a terminal, else a line per event. All on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.core.call import CallState
+from reconciler.execute import Step
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from reconciler.core.actual import Actual
+    from reconciler.core.plan import Plan
+
+
+class Display:
+    """Told of each step as it happens, from any thread but one at a time."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self.live = enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.progress: Progress | None = None
+        self.bars: dict[str, TaskID] = {}
+        self.said: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """Nothing is drawn before there is something to show."""
+
+    def _bars(self) -> Progress:
+        if self.progress is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.progress.start()
+        return self.progress
+
+    def step(self, step: Step) -> None:
+        """One action has ended."""
+        if not self.enabled:
+            return
+        disk = f" disk {step.action.disk}" if step.action.disk is not None else ""
+        mark = "ok " if step.ok else "ERR"
+        line = f"{mark} {step.action.vm}{disk}: {step.message}"
+        colour = None if step.ok else "red"
+        if self.live and colour and not os.environ.get("NO_COLOR"):
+            line = click.style(line, fg=colour)
+        if self.progress:
+            self.progress.console.print(line, highlight=False, markup=False)
+        else:
+            click.echo(line, err=True)
+
+    def running(self, plan: Plan, actual: Actual) -> None:
+        """How far the appliances are, by their own word."""
+        if not self.enabled:
+            return
+        for one in plan.vms:
+            call = one.call
+            if call is None or call.state is not CallState.ACCEPTED:
+                bar = self.bars.pop(one.name, None)
+                if bar is not None and self.progress:
+                    self.progress.remove_task(bar)
+                continue
+            report = actual.reports.get(call.job_id)
+            clients = sum(s.clients for s in actual.servers if s.mark.vm == one.name)
+            percent = report.percent if report and report.percent is not None else 0.0
+            doing = (report.message if report else "") or f"{clients} connections"
+            self._tell(one.name, percent, doing)
+
+    def _tell(self, vm: str, percent: float, doing: str) -> None:
+        if self.live:
+            bars = self._bars()
+            if vm not in self.bars:
+                self.bars[vm] = bars.add_task(vm, total=100.0)
+            text = f"{vm}  {doing}".replace("[", "(").replace("]", ")")
+            bars.update(self.bars[vm], completed=percent, description=text[:70])
+        elif int(percent) // 10 != self.said.get(vm):
+            self.said[vm] = int(percent) // 10
+            click.echo(f"... {vm}: {percent:.0f} %  {doing}", err=True)
+
+    def end(self) -> None:
+        """Leave the terminal as it was."""
+        if self.progress:
+            self.progress.stop()
+            self.progress = None
+            self.bars.clear()

@@ -1,0 +1,191 @@
+"""The steps a plan is made of; each says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from reconciler.core.actual import Server
+from reconciler.core.call import Call, CallEvent
+from reconciler.core.desired import Export, Vm
+from reconciler.core.ledger import Lease
+from reconciler.core.units import format_size
+
+KINDS = ("create", "start", "adopt", "restart", "stop", "release", "call", "wait", "hold", "refuse")
+"""Every word that an action can have in JSON."""
+CHANGES = frozenset(KINDS[:7])
+"""Those that change something; the other three say why nothing does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Action:
+    kind: ClassVar[str]
+    vm: str
+    disk: int | None = None
+    """Disk key; None: the whole VM."""
+    cause: str
+    """A CamelCase word that programs can rely on."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Create(_Action):
+    """Make an image of the right size where none is."""
+
+    kind = "create"
+    export: Export
+
+    def what(self) -> str:
+        size = format_size(self.export.size or 0)
+        return f"create {size} qcow2" + (" overlay" if self.export.backing else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start(_Action):
+    """Bind the port, lease it and serve the image on it."""
+
+    kind = "start"
+    export: Export
+    lease: Lease
+
+    def what(self) -> str:
+        return f"serve as {self.export.name} on {self.lease.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart(_Action):
+    """Serve again on the same port; `server` is what still runs, None if it is gone."""
+
+    kind = "restart"
+    export: Export
+    lease: Lease
+    server: Server | None
+    taints: bool = False
+    """A client may have lost acknowledged writes: the run can only fail."""
+
+    def what(self) -> str:
+        return f"restart on {self.lease.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt(_Action):
+    """Take a running server of ours into the ledger; it is not touched."""
+
+    kind = "adopt"
+    export: Export
+    lease: Lease
+    server: Server
+
+    def what(self) -> str:
+        return f"adopt pid {self.server.pid} on {self.lease.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness(_Action):
+    """A witness knows what became of a call; the ledger takes it."""
+
+    kind = "adopt"
+    call: Call
+    event: CallEvent
+
+    def what(self) -> str:
+        return "note what became of the call"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop(_Action):
+    """End a server, wait until it is gone, release its port."""
+
+    kind = "stop"
+    server: Server
+    lease: Lease | None
+
+    def what(self) -> str:
+        return f"stop pid {self.server.pid}, port {self.server.mark.port} released"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(_Action):
+    """Give back a port that no server holds any more."""
+
+    kind = "release"
+    lease: Lease
+
+    def what(self) -> str:
+        return f"release port {self.lease.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclude(_Action):
+    """The run is over; its exports are no longer protected."""
+
+    kind = "release"
+    call: Call
+    event: CallEvent
+
+    def what(self) -> str:
+        return f"end run {self.call.run}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify(_Action):
+    """The one call, made when every disk of the VM answers."""
+
+    kind = "call"
+    target: Vm
+
+    def what(self) -> str:
+        count = len(self.target.exports)
+        return f"POST backup/start, once, when {count} of {count} disks answer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait(_Action):
+    """Nothing to do until something else has happened; no person is needed."""
+
+    kind = "wait"
+
+    def what(self) -> str:
+        return "wait"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold(_Action):
+    """A guard keeps us from a change; a person, or time, can lift it."""
+
+    kind = "hold"
+    subject: str = "nothing is changed"
+    call: Call | None = None
+    event: CallEvent | None = None
+    """What the ledger takes note of about `call`."""
+    remember: bool = False
+    """The ledger does not have `call` yet and should."""
+
+    def what(self) -> str:
+        return self.subject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse(_Action):
+    """What was asked for cannot be right; an edit or an order is needed."""
+
+    kind = "refuse"
+
+    def what(self) -> str:
+        return "refused"
+
+
+Action: TypeAlias = (
+    Create
+    | Start
+    | Restart
+    | Adopt
+    | Witness
+    | Stop
+    | Release
+    | Conclude
+    | Notify
+    | Wait
+    | Hold
+    | Refuse
+)

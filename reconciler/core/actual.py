@@ -1,0 +1,120 @@
+"""What was seen on the host: ours by mark, the rest foreign."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reconciler.core.call import Report
+from reconciler.core.mark import Mark
+from reconciler.core.units import Bytes, Port
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One process for good: the kernel reuses `pid`, never the pair.
+
+    `started` is in clock ticks since boot. Source: proc(5), /proc/PID/stat, field 22.
+    """
+
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What a server answered to an NBD handshake under an export name."""
+
+    size: Bytes | None = None
+    """None: it did not answer well; `error` says how."""
+    read_only: bool = False
+    description: str = ""
+    error: str = ""
+
+    @property
+    def answered(self) -> bool:
+        return self.size is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A qemu-nbd of ours."""
+
+    identity: Identity
+    argv: tuple[str, ...]
+    mark: Mark
+    starting: bool = False
+    listening: bool = True
+    """It holds the listening socket of its port, and no other."""
+    clients: int = 0
+    """Established connections of others than us."""
+    handshake: Handshake | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """A qemu-nbd that is not ours: reported, never touched."""
+
+    pid: int
+    what: str
+    image: str | None
+    ports: tuple[Port, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Somebody's listening socket in the range. `pid` None: not ours to see."""
+
+    port: Port
+    address: str
+    pid: int | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        who = f"{self.name or 'a process'} (pid {self.pid})" if self.pid else "an unknown process"
+        return f"{who} on {self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A file where an image should be."""
+
+    path: str
+    exists: bool
+    format: str = ""
+    size: Bytes = 0
+    """Virtual size."""
+    backing: str | None = None
+    """Absolute path."""
+    pristine: bool = False
+    """Nothing was ever written into it."""
+    outside: str | None = None
+    """Where it really is, if symlinks lead out of its repository."""
+    error: str = ""
+    holder: str = ""
+    """A foreign process that holds it open for writing, with its pid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actual:
+    """One look at the host."""
+
+    servers: tuple[Server, ...] = ()
+    foreign: tuple[Foreign, ...] = ()
+    listeners: Mapping[Port, Listener] = field(default_factory=dict)
+    """Foreign listeners in the port range."""
+    images: Mapping[str, Image] = field(default_factory=dict)
+    claims: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(VM, run) → id of the state directory that claimed it."""
+    troubles: Mapping[str, str] = field(default_factory=dict)
+    """VM → why its repository could not be looked at."""
+    reports: Mapping[str, Report] = field(default_factory=dict)
+    """Job id → what its SNA says."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """vCenter or SNA → why its secret cannot be read."""
+    unbindable: frozenset[Port] = frozenset()
+    """Ports that could not be bound although nobody is seen there."""

@@ -1,0 +1,238 @@
+"""The life of the one call, as a table; and what each answer of an SNA means.
+
+The call is the only thing that cannot be looked at: it is remembered, in the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from reconciler.core.desired import Export, Vm
+from reconciler.core.settings import Settings
+from reconciler.core.units import Seconds
+
+
+class CallState(StrEnum):
+    """Where the one call of a (VM, run, attempt) stands."""
+
+    DUE = "DUE"
+    INTENDED = "INTENDED"
+    ACCEPTED = "ACCEPTED"
+    UNKNOWN = "UNKNOWN"
+    REJECTED = "REJECTED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def active(self) -> bool:
+        """An SNA may be writing: the servers are protected."""
+        return self in (CallState.INTENDED, CallState.ACCEPTED, CallState.UNKNOWN)
+
+    @property
+    def terminal(self) -> bool:
+        """Nothing more happens to this run."""
+        return self in (CallState.COMPLETED, CallState.FAILED, CallState.CANCELLED)
+
+
+class CallEvent(StrEnum):
+    """What can happen to a call."""
+
+    INTEND = "Intend"
+    NOTHING_SENT = "NothingSent"
+    ACCEPT = "Accepted"
+    REJECT = "Rejected"
+    UNCLEAR = "Unclear"
+    CRASH = "CrashedAfterIntent"
+    WITNESS = "Witnessed"
+    DENY = "DeniedByAppliance"
+    END = "ReportedCompleted"
+    FAIL = "ReportedFailed"
+    SERVER_DIED = "ServerDied"
+    REARM = "Rearmed"
+    SAY_ACCEPTED = "ResolvedAccepted"
+    SAY_COMPLETED = "ResolvedCompleted"
+    SAY_FAILED = "ResolvedFailed"
+    RESEND = "ResolvedResend"
+    CANCEL = "Cancelled"
+
+
+_S, _E = CallState, CallEvent
+NEXT: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
+    (_S.DUE, _E.INTEND): _S.INTENDED,
+    (_S.DUE, _E.NOTHING_SENT): _S.DUE,
+    (_S.DUE, _E.REARM): _S.DUE,
+    (_S.DUE, _E.CANCEL): _S.CANCELLED,
+    (_S.INTENDED, _E.NOTHING_SENT): _S.DUE,
+    (_S.INTENDED, _E.ACCEPT): _S.ACCEPTED,
+    (_S.INTENDED, _E.REJECT): _S.REJECTED,
+    (_S.INTENDED, _E.UNCLEAR): _S.UNKNOWN,
+    (_S.INTENDED, _E.CRASH): _S.UNKNOWN,
+    (_S.UNKNOWN, _E.WITNESS): _S.ACCEPTED,
+    (_S.UNKNOWN, _E.DENY): _S.DUE,
+    (_S.UNKNOWN, _E.END): _S.COMPLETED,
+    (_S.UNKNOWN, _E.FAIL): _S.FAILED,
+    (_S.UNKNOWN, _E.SERVER_DIED): _S.FAILED,
+    (_S.UNKNOWN, _E.SAY_ACCEPTED): _S.ACCEPTED,
+    (_S.UNKNOWN, _E.SAY_COMPLETED): _S.COMPLETED,
+    (_S.UNKNOWN, _E.SAY_FAILED): _S.FAILED,
+    (_S.UNKNOWN, _E.RESEND): _S.CANCELLED,
+    (_S.UNKNOWN, _E.CANCEL): _S.CANCELLED,
+    (_S.ACCEPTED, _E.END): _S.COMPLETED,
+    (_S.ACCEPTED, _E.FAIL): _S.FAILED,
+    (_S.ACCEPTED, _E.SERVER_DIED): _S.FAILED,
+    (_S.ACCEPTED, _E.SAY_COMPLETED): _S.COMPLETED,
+    (_S.ACCEPTED, _E.SAY_FAILED): _S.FAILED,
+    (_S.ACCEPTED, _E.RESEND): _S.CANCELLED,
+    (_S.ACCEPTED, _E.CANCEL): _S.CANCELLED,
+    (_S.REJECTED, _E.REARM): _S.DUE,
+    (_S.REJECTED, _E.CANCEL): _S.CANCELLED,
+}
+"""Every step a call may take. A pair that is not here is refused by `step`."""
+
+
+class ImpossibleStepError(ValueError):
+    """The call is in a state in which this cannot happen."""
+
+
+def step(state: CallState, event: CallEvent) -> CallState:
+    """The state after `event`. Raises ImpossibleStepError."""
+    try:
+        return NEXT[state, event]
+    except KeyError:
+        raise ImpossibleStepError(f"cannot take {event} in state {state}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """The ledger's row of one attempt. Times in seconds since the epoch, None: not yet."""
+
+    hub: str
+    vm: str
+    run: str
+    attempt: int
+    state: CallState
+    sna: str
+    type: str
+    request: str
+    """Digest of what else the SNA is told; see `request_digest`."""
+    exports: tuple[Export, ...]
+    created: Seconds
+    changed: Seconds
+    reason: str = ""
+    message: str = ""
+    failures: int = 0
+    """Calls in a row of which nothing was sent."""
+    retry_at: Seconds = 0.0
+    tainted: bool = False
+    """A server died under a client: acknowledged writes may be gone, the run can only fail."""
+
+    @property
+    def job_id(self) -> str:
+        return job_id(self.hub, self.vm, self.run, self.attempt)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return (self.vm, self.run, self.attempt)
+
+
+def job_id(hub: str, vm: str, run: str, attempt: int) -> str:
+    """The id that every witness can be asked about: at most 64 of `[A-Za-z0-9._-]`.
+
+    A function of what the call is for, so that a process that lost its memory asks for the same.
+    """
+    digest = hashlib.sha256(json.dumps([hub, vm, run, attempt]).encode()).hexdigest()[:32]
+    readable = re.sub(r"[^A-Za-z0-9._-]", "-", vm)[:31].strip("-._")
+    return f"{readable or 'vm'}-{digest}"
+
+
+def request_digest(vm: Vm, settings: Settings) -> str:
+    """What spec and config say to the SNA besides the disks; no secret goes into it.
+
+    A refused call is made again by itself when this changes.
+    """
+    sna, vcenter = settings.snas.get(vm.sna), settings.vcenters.get(vm.vcenter)
+    told = [vm.display_name, vm.path, vm.vcenter]
+    told += [sna.url, str(sna.token)] if sna else []
+    told += [vcenter.host, vcenter.user, str(vcenter.password)] if vcenter else []
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def targets(exports: Sequence[Export], ports: Mapping[int, int], host: str) -> str:
+    """The targets string, by position. Raises KeyError if a disk has no port."""
+    ordered = sorted(exports, key=lambda export: export.position)
+    return ",".join(f"{e.key}:nbd://{host}:{ports[e.key]}/{e.name}" for e in ordered)
+
+
+def difference(call: Call, sna: str, kind: str, exports: Sequence[Export]) -> str | None:
+    """How what is asked for now is not what the call was made for, both sides; None: it is."""
+    if call.sna != sna:
+        return f"it was asked of SNA {call.sna}, the spec now says {sna}"
+    if call.type != kind:
+        return f"it was asked for as {call.type}, the spec now says {kind}"
+    before = {export.key: export for export in call.exports}
+    after = {export.key: export for export in exports}
+    if before.keys() != after.keys():
+        return (
+            f"it was asked for with the disks {', '.join(map(str, before)) or 'unknown'}, "
+            f"the spec now names {', '.join(map(str, after))}"
+        )
+    for key, was in before.items():
+        now = after[key]
+        for what in ("position", "size", "image", "name", "backing"):
+            one, two = getattr(was, what), getattr(now, what)
+            if one != two:
+                return f"its disk {key} had the {what} {one}, the spec now says {two}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one try to call: `sent` is False only when nothing can have left."""
+
+    sent: bool
+    status: int | None = None
+    body: str = ""
+    error: str = ""
+
+
+REFUSALS: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422})
+"""Statuses with which an SNA says that it did not act. Everything else may mean that it did."""
+
+
+def judge(answer: Answer, expected_job: str) -> tuple[CallEvent, str]:
+    """What an answer means for the call, and the sentence that says so."""
+    if not answer.sent:
+        return CallEvent.NOTHING_SENT, f"nothing was sent: {answer.error}"
+    if answer.status is None:
+        return CallEvent.UNCLEAR, f"no answer came: {answer.error}"
+    said = answer.body.strip().replace("\n", " ")[:200]
+    if answer.status in REFUSALS:
+        return CallEvent.REJECT, f"it refused with {answer.status}: {said or 'no reason given'}"
+    if answer.status != 200:
+        return CallEvent.UNCLEAR, f"it answered {answer.status}: {said or 'nothing more'}"
+    try:
+        body: Any = json.loads(answer.body)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return CallEvent.UNCLEAR, f"it answered 200, but not with a JSON object: {said}"
+    if body.get("job_id") != expected_job or body.get("status") != "started":
+        return CallEvent.UNCLEAR, f"it answered 200, but not that our job started: {said}"
+    return CallEvent.ACCEPT, "it started the job"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an SNA's status says of a job. `known` None: it could not be asked."""
+
+    known: bool | None
+    status: str = ""
+    message: str = ""
+    percent: float | None = None

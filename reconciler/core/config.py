@@ -1,0 +1,287 @@
+"""The configuration file → Settings, checked, every value with file:line:column."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from reconciler.core.document import Document
+from reconciler.core.errors import ConfigError, Diagnostic
+from reconciler.core.settings import (
+    PORTS,
+    Appliance,
+    QemuNbd,
+    SecretRef,
+    Settings,
+    VCenter,
+    state_directory,
+)
+from reconciler.core.spec import Name, Strict, described, explained
+from reconciler.core.units import PortRange, parse_duration
+
+
+def _duration(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("write a duration like 10s or 5m")
+    seconds = parse_duration(value)
+    if not 0 < seconds <= 30 * 86400:
+        raise ValueError(f"{value!r} is not a usable duration: between 1ms and 30d")
+    return seconds
+
+
+def _range(value: object) -> PortRange:
+    if not isinstance(value, str):
+        raise ValueError("write a port range like 10100-10200")
+    return PortRange.parse(value)
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value!r} is not a URL like http://127.0.0.1:9081")
+    if parts.username or parts.password:
+        raise ValueError("a URL with a password in it: write `token: {file: …}` instead")
+    return value.rstrip("/")
+
+
+def _address(value: str) -> str:
+    if not re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", value) or any(
+        int(p) > 255 for p in value.split(".")
+    ):
+        raise ValueError(f"{value!r} is not an IPv4 address like 127.0.0.1")
+    return value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", value):
+        raise ValueError(f"{value!r} cannot stand in a target: write a host name or IPv4 address")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(_duration)]
+
+
+class SecretModel(Strict):
+    """A secret is never written in place."""
+
+    file: str | None = None
+    env: str | None = None
+    credential: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _never_in_place(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(
+                "a secret is never written in place: write {file: PATH}, {env: NAME} or "
+                "{credential: NAME}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> SecretModel:
+        if sum(v is not None for v in (self.file, self.env, self.credential)) != 1:
+            raise ValueError("name exactly one of file, env and credential")
+        return self
+
+    def ref(self, base: str) -> SecretRef:
+        if self.file is not None:
+            return SecretRef("file", _absolute(self.file, base))
+        if self.env is not None:
+            return SecretRef("env", self.env)
+        return SecretRef("credential", self.credential or "")
+
+
+class RepositoryModel(Strict):
+    root: str
+
+
+class PortsModel(Strict):
+    range: Annotated[PortRange, BeforeValidator(_range)] = PORTS
+    bind: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
+    advertise: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+
+
+class QemuModel(Strict):
+    binary: Annotated[str, Field(min_length=1)] = "qemu-nbd"
+    shared: Annotated[int, Field(ge=2, le=1000)] = 10
+    start_timeout: Duration = 10.0
+    stop_grace: Duration = 5.0
+    cache: Literal["none", "writeback", "writethrough", "directsync"] | None = None
+    aio: Literal["threads", "native", "io_uring"] | None = None
+    discard: Literal["ignore", "unmap"] | None = None
+    detect_zeroes: Literal["off", "on", "unmap"] | None = None
+    parallel: Annotated[int, Field(ge=0, le=256)] = 0
+
+
+class ApplianceModel(Strict):
+    url: Annotated[str, AfterValidator(_url)]
+    connect_timeout: Duration = 5.0
+    timeout: Duration = 30.0
+    poll: Duration = 10.0
+    remembers_jobs: bool = False
+    reports_end: bool = False
+    max_running: Annotated[int, Field(ge=1)] = 8
+    token: SecretModel | None = None
+
+
+class VCenterModel(Strict):
+    host: Annotated[str, Field(min_length=1)]
+    user: Annotated[str, Field(min_length=1)]
+    password: SecretModel
+
+
+class InventoryModel(Strict):
+    file: str | None = None
+    required: bool = False
+
+
+class ApiModel(Strict):
+    """Checked, so that one file serves every version; nothing listens yet."""
+
+    listen: str = "127.0.0.1:8082"
+    token: SecretModel | None = None
+    tls: Mapping[Literal["cert", "key"], str] | None = None
+
+
+class LoopModel(Strict):
+    """Checked, so that one file serves every version; no loop reads it yet."""
+
+    resync: Duration = 30.0
+    stale_after: Duration = 300.0
+    prune: bool = False
+    max_delete: str | int = "25%"
+
+
+class ConfigModel(Strict):
+    hub: Name | None = None
+    state: str | None = None
+    repositories: Mapping[Name, RepositoryModel] = Field(default_factory=dict)
+    ports: PortsModel = PortsModel()
+    qemu_nbd: QemuModel = QemuModel()
+    snas: Mapping[Name, ApplianceModel] = Field(default_factory=dict)
+    vcenters: Mapping[Name, VCenterModel] = Field(default_factory=dict)
+    inventory: InventoryModel = InventoryModel()
+    api: ApiModel = ApiModel()
+    loop: LoopModel = LoopModel()
+
+
+_SCALARS = {"hub": (), "state": ()} | {
+    section: tuple(model.model_fields)
+    for section, model in (
+        ("ports", PortsModel),
+        ("qemu_nbd", QemuModel),
+        ("inventory", InventoryModel),
+    )
+}
+
+
+def overlaid(value: object, environment: Mapping[str, str]) -> tuple[object, list[str]]:
+    """The config's value with RECONCILER_<SECTION>_<KEY> on top, and which of them were used."""
+    if not (value is None or isinstance(value, dict)):
+        return value, []
+    merged: dict[str, Any] = dict(value or {})
+    used = []
+    for section, keys in _SCALARS.items():
+        for key in keys or ("",):
+            name = "_".join(part for part in ("RECONCILER", section, key) if part).upper()
+            text = environment.get(name)
+            if text is None:
+                continue
+            used.append(name)
+            typed: object = int(text) if key in ("shared", "parallel") and text.isdigit() else text
+            if key == "required":
+                typed = text.lower() in ("1", "true", "yes")
+            if not key:
+                merged[section] = typed
+            elif isinstance(merged.get(section, {}), dict):
+                merged[section] = {**(merged.get(section) or {}), key: typed}
+    return merged, used
+
+
+def settings(
+    document: Document | None,
+    environment: Mapping[str, str],
+    *,
+    base: str,
+    cwd: str,
+    host_name: str,
+    root: bool,
+) -> Settings:
+    """Settings from a config document (None: the built-in defaults). Raises ConfigError.
+
+    `base` is the directory of the config file: its relative paths are relative to that. Those
+    from the environment are relative to `cwd`.
+    """
+    written = document.value if document else None
+    if not (written is None or isinstance(written, dict)):
+        raise ConfigError(
+            [
+                Diagnostic(
+                    "error",
+                    f"expected keys and values, found {described(written)}",
+                    document.place(()) if document else None,
+                )
+            ]
+        )
+    value, used = overlaid(written, environment)
+    try:
+        model = ConfigModel.model_validate(value or {})
+    except ValidationError as error:
+        raise ConfigError(
+            [
+                Diagnostic(
+                    "error",
+                    summary + (f" (from the environment: {', '.join(used)})" if used else ""),
+                    document.place(path, key=summary.startswith("unknown key"))
+                    if document
+                    else None,
+                )
+                for path, summary in explained(error, value, ConfigModel)
+            ]
+        ) from None
+    given = (
+        _absolute(model.state, cwd if "RECONCILER_STATE" in used else base) if model.state else None
+    )
+    state = state_directory(given, {**environment, "RECONCILER_STATE": ""}, root=root)
+    inventory_base = cwd if "RECONCILER_INVENTORY_FILE" in used else base
+    return Settings(
+        hub=model.hub or default_hub(host_name),
+        state=state,
+        repositories={
+            name: _absolute(repository.root, base)
+            for name, repository in model.repositories.items()
+        }
+        or {"local": f"{state}/repository"},
+        ports=model.ports.range,
+        bind=model.ports.bind,
+        advertise=model.ports.advertise,
+        qemu_nbd=QemuNbd(**model.qemu_nbd.model_dump()),
+        snas={
+            name: Appliance(
+                **sna.model_dump(exclude={"token"}),
+                token=sna.token.ref(base) if sna.token else None,
+            )
+            for name, sna in model.snas.items()
+        },
+        vcenters={
+            name: VCenter(host=one.host, user=one.user, password=one.password.ref(base))
+            for name, one in model.vcenters.items()
+        },
+        inventory=_absolute(model.inventory.file, inventory_base) if model.inventory.file else None,
+        inventory_required=model.inventory.required,
+    )
+
+
+def default_hub(host_name: str) -> str:
+    """The host's name as far as it can be a name here."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", host_name).strip("-.") or "hub"
+
+
+def _absolute(path: str, base: str) -> str:
+    return posixpath.normpath(posixpath.join(base, path))

@@ -1,0 +1,408 @@
+"""Specs + inventory + ledger → Desired: defaults filled, clashes refused, all decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from reconciler.core.errors import Diagnostic, nearest
+from reconciler.core.settings import Settings
+from reconciler.core.units import Bytes, format_size
+
+if TYPE_CHECKING:
+    from reconciler.core.inventory import Inventory
+    from reconciler.core.ledger import Ledger
+    from reconciler.core.spec import Declared, DiskSpec, Specs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """One disk to be served; everything but its port."""
+
+    vm: str
+    key: int
+    """VMware's disk key, from the inventory or the spec; never computed."""
+    position: int
+    run: str
+    attempt: int
+    name: str
+    """The NBD export name; it carries the run, so that it is never used twice."""
+    image: str
+    """Absolute path."""
+    size: Bytes | None
+    """None: whatever the image holds (restores)."""
+    read_only: bool = False
+    backing: str | None = None
+    """Absolute path of the parent image of an incremental."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vm:
+    """What should be true of one VM."""
+
+    name: str
+    exported: bool
+    purpose: str = "backup"
+    repository: str = ""
+    root: str = ""
+    """The repository's absolute root."""
+    sna: str = ""
+    display_name: str = ""
+    path: str = ""
+    vcenter: str = ""
+    run: str = ""
+    type: str = "full"
+    release: str = "on_completion"
+    protect: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    exports: tuple[Export, ...] = ()
+    verified: bool = True
+    """An inventory confirms that these are all disks."""
+    place: str = ""
+    """file:line of its declaration."""
+
+    def to_json(self) -> dict[str, Any]:
+        value = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**value, "exports": [export.to_json() for export in self.exports]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Vm:
+        exports = tuple(Export(**export) for export in value["exports"])
+        return cls(**{**value, "exports": exports})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What should be true, of the VMs in scope."""
+
+    settings: Settings
+    vms: Mapping[str, Vm]
+    diagnostics: tuple[Diagnostic, ...] = ()
+    kill_clients: bool = False
+    """An operator's explicit order to stop servers in use."""
+
+    @property
+    def failed(self) -> bool:
+        return any(one.severity == "error" for one in self.diagnostics)
+
+
+class _Refused(Exception):  # noqa: N818 never leaves this module
+    def __init__(self, summary: str, *path: str | int) -> None:
+        super().__init__(summary)
+        self.path = path
+
+
+def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger: Ledger) -> Desired:
+    """Every VM that can be made definite; a diagnostic for each that cannot."""
+    diagnostics = list(specs.diagnostics)
+    vms: dict[str, tuple[Vm, Declared]] = {}
+    for declared in specs.vms:
+        try:
+            vm = _definite(declared, inventory, settings, ledger)
+        except _Refused as refusal:
+            diagnostics.append(
+                Diagnostic(
+                    "error",
+                    f"VM {declared.spec.name}: {refusal}",
+                    declared.place(*refusal.path),
+                )
+            )
+            continue
+        vms[vm.name] = (vm, declared)
+        if vm.exported and not vm.verified:
+            diagnostics.append(
+                Diagnostic(
+                    "warning",
+                    f"VM {vm.name}: no inventory confirms that these are all its disks "
+                    "(DisksUnverified); a disk that is missing here is missing in the backup",
+                    declared.place("disks"),
+                )
+            )
+    clashes = list(_clashes(vms))
+    diagnostics.extend(diagnostic for _, diagnostic in clashes)
+    refused = {name for name, _ in clashes}
+    return Desired(
+        settings=settings,
+        vms={name: vm for name, (vm, _) in vms.items() if name not in refused},
+        diagnostics=tuple(diagnostics),
+    )
+
+
+def _definite(
+    declared: Declared, inventory: Inventory | None, settings: Settings, ledger: Ledger
+) -> Vm:
+    spec = declared.spec
+    place = f"{declared.place('name')}"
+    if spec.state == "absent":
+        return Vm(name=spec.name, exported=False, protect=spec.protect, place=place)
+    repository = _chosen("repository", spec.repository, settings.repositories, "repositories")
+    root = settings.repositories[repository]
+    common: dict[str, Any] = {
+        "name": spec.name,
+        "exported": True,
+        "purpose": spec.purpose,
+        "repository": repository,
+        "root": root,
+        "release": spec.release,
+        "protect": spec.protect,
+        "labels": dict(spec.labels),
+        "place": place,
+    }
+    if spec.purpose == "restore":
+        return Vm(**common, **_restore(declared, root, ledger))
+    assert spec.backup is not None
+    run, attempt = spec.backup.run, ledger.attempt(spec.name, spec.backup.run)
+    known = inventory.vms.get(spec.name) if inventory else None
+    disks = _disks(declared, inventory, settings)
+    address = {"name": spec.vm.name, "path": spec.vm.path, "vcenter": spec.vm.vcenter}
+    if known:
+        for what, value in (
+            ("name", known.vm.name),
+            ("path", known.vm.path),
+            ("vcenter", known.vm.vcenter),
+        ):
+            address[what] = address[what] or value
+    if not address["path"]:
+        raise _Refused(
+            "its path in vCenter is not known, and the appliance needs it: write "
+            "`vm: {path: /DC1/vm/NAME}` here or in the inventory"
+        )
+    vcenter = _chosen("vm.vcenter", address["vcenter"], settings.vcenters, "vcenters")
+    incremental = spec.backup.type == "incremental"
+    exports = []
+    for position, disk in enumerate(disks):
+        image = disk.image or f"{spec.name}/{disk.key}/{run}.qcow2"
+        exports.append(
+            Export(
+                vm=spec.name,
+                key=disk.key,
+                position=position,
+                run=run,
+                attempt=attempt,
+                name=attempted(disk.export or f"{spec.name}-{run}-disk{position}", attempt),
+                image=posixpath.join(root, attempted_image(image, attempt)),
+                size=disk.size,
+                backing=_parent(spec.name, disk, root, ledger) if incremental else None,
+            )
+        )
+        if disk.backing and not incremental:
+            raise _Refused(
+                f"disk {disk.key} has a `backing`, but the run is full: write "
+                "`type: incremental`, or remove it",
+                "disks",
+                position,
+                "backing",
+            )
+    return Vm(
+        **common,
+        sna=_chosen("sna", spec.sna, settings.snas, "snas"),
+        display_name=address["name"] or spec.name,
+        path=address["path"],
+        vcenter=vcenter,
+        run=run,
+        type=spec.backup.type,
+        exports=tuple(exports),
+        verified=known is not None,
+    )
+
+
+def attempted(export: str, attempt: int) -> str:
+    """The export name of an attempt: `…-disk0`, `…-a2-disk0`."""
+    if attempt == 1:
+        return export
+    head, tail = export.rsplit("disk", 1)
+    return f"{head.rstrip('-._')}-a{attempt}-disk{tail}"
+
+
+def attempted_image(image: str, attempt: int) -> str:
+    """The file of an attempt: `x.qcow2`, `x-a2.qcow2`."""
+    if attempt == 1:
+        return image
+    stem, suffix = posixpath.splitext(image)
+    return f"{stem}-a{attempt}{suffix}"
+
+
+def _chosen(what: str, written: str | None, known: Mapping[str, object], section: str) -> str:
+    """The one that is named, or the only one there is."""
+    names = ", ".join(sorted(known)) or "none"
+    if written is not None:
+        if written not in known:
+            raise _Refused(
+                f"{what} {written!r} is not in the config{nearest(written, known)} "
+                f"({section} there: {names})",
+                *what.split("."),
+            )
+        return written
+    if len(known) == 1:
+        return next(iter(known))
+    raise _Refused(
+        f"it names no {what}, and the config has {len(known)} of them ({names}): "
+        + (f"write `{what.split('.')[-1]}: NAME`" if known else f"add one under `{section}:`")
+    )
+
+
+def _disks(declared: Declared, inventory: Inventory | None, settings: Settings) -> list[DiskSpec]:
+    """All disks with their sizes, confirmed where an inventory can confirm them."""
+    from reconciler.core.inventory import contradiction
+    from reconciler.core.spec import DiskSpec
+
+    spec = declared.spec
+    known = inventory.vms.get(spec.name) if inventory else None
+    if known is None and (spec.disks == "inventory" or settings.inventory_required):
+        if inventory is None:
+            raise _Refused(
+                "its disks come from the inventory, and there is none that can be read: write "
+                "`inventory: {file: inventory.yaml}` into the config, or list the disks",
+                "disks",
+            )
+        raise _Refused(
+            f"the inventory {inventory.file} does not know this VM"
+            f"{nearest(spec.name, inventory.vms)}",
+            "name" if spec.disks == "inventory" else "disks",
+        )
+    if spec.disks == "inventory":
+        assert known is not None
+        if not known.disks:
+            raise _Refused("the inventory knows no disks of this VM", "disks")
+        return [DiskSpec(key=disk.key, size=disk.size) for disk in known.disks]
+    assert isinstance(spec.disks, list)
+    listed = spec.disks
+    if known:
+        wrong = contradiction(listed, known)
+        if wrong:
+            raise _Refused(wrong, "disks")
+        sizes = {disk.key: disk.size for disk in known.disks}
+        return [disk.model_copy(update={"size": sizes[disk.key]}) for disk in listed]
+    for index, disk in enumerate(listed):
+        if disk.size is None:
+            raise _Refused(
+                f"disk {disk.key} has no size, and no inventory knows it: write `size: 40GiB`",
+                "disks",
+                index,
+            )
+    return listed
+
+
+def _parent(vm: str, disk: DiskSpec, root: str, ledger: Ledger) -> str:
+    if disk.backing:
+        return posixpath.join(root, disk.backing)
+    newest = ledger.newest_completed(vm, disk.key, root)
+    if newest is None:
+        raise _Refused(
+            f"disk {disk.key} has no completed run to build an incremental on: write "
+            "`type: full`, or name its `backing`",
+            "backup",
+        )
+    return newest.image
+
+
+def _restore(declared: Declared, root: str, ledger: Ledger) -> dict[str, Any]:
+    spec = declared.spec
+    if spec.of is None:
+        assert isinstance(spec.disks, list)
+        run = "restore"
+        sources = [
+            (d.key, d.export, posixpath.join(root, d.image or ""), d.size) for d in spec.disks
+        ]
+    else:
+        run = spec.of.run
+        call = ledger.latest(spec.of.vm, run)
+        if call is None or call.state != "COMPLETED":
+            stands = f"is {call.state}" if call else "is not in the ledger"
+            completed = ledger.completed_runs(spec.of.vm)
+            raise _Refused(
+                f"the run {run!r} of {spec.of.vm} {stands}, so it is not a backup; completed: "
+                f"{', '.join(completed[-5:]) or 'none'} (or name `disks` with their images)",
+                "of",
+            )
+        sources = [(e.key, None, e.image, e.size) for e in call.exports]
+    return {
+        "run": run,
+        "exports": tuple(
+            Export(
+                vm=spec.name,
+                key=key,
+                position=position,
+                run=run,
+                attempt=1,
+                name=name or f"{spec.name}-{run}-disk{position}",
+                image=image,
+                size=size,
+                read_only=True,
+            )
+            for position, (key, name, image, size) in enumerate(sources)
+        ),
+    }
+
+
+def _clashes(vms: Mapping[str, tuple[Vm, Declared]]) -> list[tuple[str, Diagnostic]]:
+    """Two VMs that cannot both be true; both are named, neither is used."""
+    found: list[tuple[str, Diagnostic]] = []
+    images: dict[str, tuple[str, bool]] = {}
+    names: dict[str, str] = {}
+    identities: dict[tuple[str, str], str] = {}
+
+    def clash(one: str, other: str, summary: str, *path: str | int) -> None:
+        for name, against in ((one, other), (other, one)):
+            declared = vms[name][1]
+            text = f"VM {name}: {summary} VM {against} ({vms[against][0].place})"
+            found.append((name, Diagnostic("error", text, declared.place(*path))))
+
+    for name, (vm, _) in vms.items():
+        if vm.exported and vm.purpose == "backup":
+            other = identities.setdefault((vm.vcenter, vm.path), name)
+            if other != name:
+                what = f"it has the vCenter path {vm.path!r}, as has"
+                clash(name, other, f"{what}", "vm")
+        for export in vm.exports:
+            owner, shared = images.setdefault(export.image, (name, export.read_only))
+            if owner != name and not (shared and export.read_only):
+                clash(
+                    name,
+                    owner,
+                    f"its disk {export.key} has the image {export.image}, as has",
+                    "disks",
+                )
+            owner = names.setdefault(export.name, name)
+            if owner != name:
+                clash(
+                    name,
+                    owner,
+                    f"its disk {export.key} has the export name {export.name!r}, as has",
+                    "disks",
+                )
+    for name, (vm, _) in vms.items():
+        for export in vm.exports:
+            writer = images.get(export.backing or "")
+            if writer and not writer[1] and writer[0] != name:
+                clash(
+                    name,
+                    writer[0],
+                    f"its disk {export.key} builds on {export.backing}, written by",
+                    "disks",
+                )
+    return list(dict.fromkeys(found))
+
+
+def summary(vm: Vm) -> str:
+    """`2 disks, 140 GiB` for people."""
+    total = sum(export.size or 0 for export in vm.exports)
+    count = len(vm.exports)
+    size = f", {format_size(total)}" if total else ""
+    return f"{count} disk{'s' if count != 1 else ''}{size}"
+
+
+_PLACE = re.compile(r"(.*):(\d+):\d+$")
+
+
+def line_of(place: str) -> str:
+    """`file:line` of a place."""
+    match = _PLACE.match(place)
+    return f"{match.group(1)}:{match.group(2)}" if match else place

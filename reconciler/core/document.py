@@ -1,0 +1,237 @@
+"""YAML text → plain values that still know where they were written.
+
+YAML 1.2's core schema: `yes`, `on`, `22:00`, `2026-11-23` and `0123` stay text. A duplicate key
+is an error, a key is always text, and aliases cannot blow a small file up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import yaml
+
+from reconciler.core.errors import Diagnostic, Place, nearest
+
+Path: TypeAlias = tuple[str | int, ...]
+
+MAX_VALUES: Final = 500_000
+"""Values in one file after aliases are followed. 10,000 VMs of 10 disks need about 400,000."""
+MAX_DEPTH: Final = 32
+"""Nesting. The deepest key of a spec is at 6."""
+MAX_TEXT: Final = 16 * 1024 * 1024
+"""Characters in one file."""
+
+
+class _Loader(yaml.CSafeLoader):
+    """libyaml's parser with the scalars of YAML 1.2's core schema."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    # A number with a leading zero is somebody's name for something, not octal and not decimal.
+    "tag:yaml.org,2002:int",
+    re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)\.[0-9]*)(?:[eE][-+]?[0-9]+)?$"
+        r"|^[-+]?(?:0|[1-9][0-9]*)[eE][-+]?[0-9]+$"
+    ),
+    list("-+.0123456789"),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One file's value, with the line and column (from 1) of every value and every key in it."""
+
+    file: str
+    value: object
+    values: Mapping[Path, tuple[int, int]] = field(repr=False)
+    keys: Mapping[Path, tuple[int, int]] = field(repr=False)
+
+    def place(self, path: Path, *, key: bool = False) -> Place:
+        """Where the value (or its key) at `path` stands; the nearest thing around it if absent."""
+        while True:
+            found = (self.keys.get(path) if key else None) or self.values.get(path)
+            if found:
+                return Place(self.file, *found)
+            if not path:
+                return Place(self.file, 1, 1)
+            path = path[:-1]
+
+
+def parse(text: str, file: str) -> tuple[Document | None, list[Diagnostic]]:
+    """One YAML document. Everything that is wrong with it comes back at once; nothing is raised."""
+    reader = _Reader(file)
+    if len(text) > MAX_TEXT:
+        return None, [reader.error(f"cannot read {file}: more than {MAX_TEXT:,} characters", 1, 1)]
+    try:
+        loader = _Loader(text)
+        try:
+            reader.check_depth(loader)
+        finally:
+            loader.dispose()
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line, column = _position(error.problem_mark or error.context_mark)
+        said = " ".join(part for part in (error.context, error.problem) if part)
+        if "but found another document" in said:
+            said = "a second document starts here: write one document a file"
+        return None, [reader.error(f"cannot read this as YAML: {said}", line, column)]
+    except yaml.YAMLError as error:
+        said = str(error).splitlines()[0]
+        return None, [reader.error(f"cannot read this as YAML: {said}", 1, 1)]
+    except _TooBigError as error:
+        return None, [error.diagnostic]
+    try:
+        value = None if node is None else reader.value(node, ())
+    except _TooBigError as error:
+        return None, [*reader.diagnostics, error.diagnostic]
+    document = Document(file, value, reader.values, reader.keys)
+    return (None if reader.diagnostics else document), list(dict.fromkeys(reader.diagnostics))
+
+
+def _position(mark: Any) -> tuple[int, int]:
+    """Line and column from 1, of a mark that PyYAML counts from 0."""
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+
+
+class _TooBigError(Exception):
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.summary)
+        self.diagnostic = diagnostic
+
+
+class _Reader:
+    """Walks the nodes of one file once, aliases included."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.diagnostics: list[Diagnostic] = []
+        self.values: dict[Path, tuple[int, int]] = {}
+        self.keys: dict[Path, tuple[int, int]] = {}
+        self.count = 0
+
+    def error(self, summary: str, line: int, column: int) -> Diagnostic:
+        return Diagnostic("error", summary, Place(self.file, line, column))
+
+    def check_depth(self, loader: _Loader) -> None:
+        """Composing recurses in C, where too deep is a crash and not an exception: count first."""
+        depth = 0
+        while (event := loader.get_event()) is not None:
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > MAX_DEPTH:
+                    line, column = _position(event.start_mark)
+                    said = f"cannot read this: it is nested more than {MAX_DEPTH} levels deep"
+                    raise _TooBigError(self.error(said, line, column))
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+
+    def value(self, node: yaml.Node, path: Path) -> object:
+        self.count += 1
+        line, column = _position(node.start_mark)
+        if len(path) > MAX_DEPTH:
+            raise _TooBigError(self.error("cannot read this: an alias holds itself", line, column))
+        if self.count > MAX_VALUES:
+            limit = f"more than {MAX_VALUES:,} values"
+            raise _TooBigError(
+                self.error(
+                    f"cannot read this: with its aliases followed it holds {limit}", line, column
+                )
+            )
+        self.values[path] = (line, column)
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        return self.scalar(node)
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
+        own: dict[str, object] = {}
+        merged: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            line, column = _position(key_node.start_mark)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.diagnostics.append(
+                    self.error(
+                        "cannot use this as a key: a key is one word "
+                        '(a value that starts with {{ needs quotes: "{{ … }}")',
+                        line,
+                        column,
+                    )
+                )
+                continue
+            key = str(key_node.value)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                sources = (
+                    value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                )
+                for source in sources:
+                    inner = self.value(source, path)
+                    if not isinstance(inner, dict):
+                        self.diagnostics.append(
+                            self.error("cannot merge this: << takes a mapping", line, column)
+                        )
+                        continue
+                    merged = {**inner, **merged}
+                continue
+            if key in own:
+                first = self.keys[(*path, key)]
+                self.diagnostics.append(
+                    self.error(
+                        f"the key {key!r} is written twice (first on line {first[0]}): keep one",
+                        line,
+                        column,
+                    )
+                )
+                continue
+            own[key] = self.value(value_node, (*path, key))
+            self.keys[(*path, key)] = (line, column)
+        return {**merged, **own}
+
+    def scalar(self, node: yaml.Node) -> object:
+        text, tag = str(node.value), node.tag.removeprefix("tag:yaml.org,2002:")
+        match tag:
+            case "str":
+                return text
+            case "null":
+                return None
+            case "bool":
+                return text.lower() == "true"
+            case "int":
+                try:
+                    return int(text, 0)
+                except ValueError:  # more digits than Python converts
+                    pass
+            case "float":
+                return float(text)
+            case _:
+                pass
+        known = ("str", "int", "float", "bool", "null")
+        summary = (
+            f"cannot read {text[:20]}…: the number has {len(text)} digits"
+            if tag == "int"
+            else f"cannot use the tag !!{tag}: only plain values are read{nearest(tag, known)}"
+        )
+        self.diagnostics.append(self.error(summary, *_position(node.start_mark)))
+        return None

@@ -1,0 +1,99 @@
+"""What can go wrong, by what helps: an edit, another pass, or a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+
+class Exit(IntEnum):
+    """Exit codes of the command line. 64, 65 and 78 are those of sysexits.h."""
+
+    OK = 0
+    ERROR = 1
+    CHANGES = 2
+    PARTIAL = 3
+    HELD = 4
+    STALE_PLAN = 5
+    LOCKED = 6
+    UNKNOWN = 7
+    USAGE = 64
+    INVALID = 65
+    CONFIG = 78
+    TIMED_OUT = 124
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where in a file; line and column count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One thing that is wrong with what somebody wrote, or that they should know."""
+
+    severity: str  # "error" | "warning"
+    summary: str
+    place: Place | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.place}: " if self.place else ""
+        return f"{where}{self.severity}: {self.summary}"
+
+
+class ReconcilerError(Exception):
+    """An error that a person sees as one sentence, not as a traceback."""
+
+    exit: ClassVar[Exit] = Exit.ERROR
+
+
+class InputError(ReconcilerError):
+    """What was written cannot be used until somebody edits it; holds every finding."""
+
+    exit: ClassVar[Exit] = Exit.INVALID
+
+    def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
+        super().__init__("\n".join(map(str, diagnostics)))
+        self.diagnostics = tuple(diagnostics)
+
+
+class ConfigError(InputError):
+    """The same, of the configuration."""
+
+    exit: ClassVar[Exit] = Exit.CONFIG
+
+
+class HostError(ReconcilerError):
+    """Something outside refused or failed; another pass may succeed.
+
+    `reason` is the CamelCase word that status shows.
+    """
+
+    def __init__(self, message: str, reason: str = "HostError") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class LockError(ReconcilerError):
+    """Somebody else is changing this hub and did not finish in time."""
+
+    exit: ClassVar[Exit] = Exit.LOCKED
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'image'?` for a near miss, else nothing."""
+    import difflib  # only when something is already wrong: start-up does not pay for it
+
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

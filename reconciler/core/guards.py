@@ -1,0 +1,100 @@
+"""What keeps a server from being stopped, and an image from being served."""
+
+from __future__ import annotations
+
+from reconciler.core.actual import Image, Server
+from reconciler.core.call import Call
+from reconciler.core.desired import Export
+from reconciler.core.units import format_size
+
+
+def in_use(server: Server) -> str | None:
+    """Why a client would notice."""
+    if not server.clients:
+        return None
+    many = "s are" if server.clients > 1 else " is"
+    return f"{server.clients} client{many} connected to port {server.mark.port}"
+
+
+def keeps(
+    server: Server, call: Call | None, *, protect: bool, kill_clients: bool
+) -> tuple[str, str] | None:
+    """(cause, why) for which a server is not stopped; None: nothing speaks against it."""
+    vm = server.mark.vm
+    if protect:
+        return "Protected", "the spec says `protect: true`"
+    if call and call.state.active and (call.run, call.attempt) == server.mark.key[2:]:
+        return "RunActive", (
+            f"its run {call.run} is {call.state}, so the appliance may be writing; "
+            f"when it is not: reconciler resolve {vm} --completed | --failed --reason WHY"
+        )
+    busy = in_use(server)
+    if busy and not kill_clients:
+        return "InUse", (
+            f"{busy}; when they are to be cut off: reconciler stop {vm} --kill-clients"
+        )
+    return None
+
+
+def unfit(export: Export, image: Image, *, held: bool) -> tuple[str, str] | None:
+    """(cause, why) for which an image cannot be served as `export`; None: it can.
+
+    `held`: the ledger knows it as this very run's. An image that does not exist is fit to be
+    created, unless it was to be read or already belongs to the run.
+    """
+    if image.outside:
+        return "ImageOutsideRepository", (
+            f"{export.image} leads out of its repository, to {image.outside}: "
+            "move the image, or name one inside"
+        )
+    if image.error:
+        return "ImageUnreadable", f"cannot look at {export.image}: {image.error}"
+    if not image.exists:
+        if export.read_only:
+            return "ImageMissing", f"there is no image {export.image} to restore from"
+        return None
+    if image.format != "qcow2":
+        return "WrongFormat", (
+            f"{export.image} is {image.format or 'of no known format'}, not qcow2: "
+            "move it away, or name another image"
+        )
+    if export.size is not None and image.size != export.size:
+        return "SizeMismatch", (
+            f"{export.image} has {format_size(image.size)} ({image.size} bytes), the disk "
+            f"{format_size(export.size)} ({export.size} bytes): move it away, or correct the size"
+        )
+    if image.holder:
+        return "ImageLocked", f"{image.holder} holds {export.image} open: it must let go first"
+    if export.read_only:
+        return None
+    if not image.pristine and not held:
+        return "ImageNotEmpty", (
+            f"{export.image} holds data that is not of this run: move it away, or ask for a new run"
+        )
+    if image.backing != export.backing:
+        return "BackingMismatch", (
+            f"{export.image} builds on {image.backing or 'nothing'}, the spec on "
+            f"{export.backing or 'nothing'}: move it away, or correct `backing`"
+        )
+    return None
+
+
+def unfit_parent(export: Export, parent: Image, *, written: bool) -> tuple[str, str] | None:
+    """(cause, why) for which nothing can be built on a parent image."""
+    cause = "ParentUnfit"
+    if parent.outside:
+        return cause, f"its parent {parent.path} leads out of its repository, to {parent.outside}"
+    if parent.error:
+        return cause, f"cannot look at its parent {parent.path}: {parent.error}"
+    if not parent.exists:
+        return cause, f"its parent {parent.path} is missing: ask for a full run"
+    if parent.format != "qcow2":
+        return cause, f"its parent {parent.path} is not qcow2"
+    if written:
+        return cause, f"its parent {parent.path} is being written: build on a completed run"
+    if export.size is not None and parent.size != export.size:
+        return cause, (
+            f"its parent {parent.path} has {format_size(parent.size)}, the disk now "
+            f"{format_size(export.size)}: an overlay keeps its parent's size, ask for a full run"
+        )
+    return None

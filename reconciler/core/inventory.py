@@ -1,0 +1,94 @@
+"""Inventory: VM → all its disks, from a YAML file; and the all-or-none check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from reconciler.core.document import Document
+from reconciler.core.errors import Diagnostic
+from reconciler.core.spec import AddressSpec, DiskSpec, Name, Size, Strict, described, explained
+from reconciler.core.units import format_size
+
+
+class KnownDisk(Strict):
+    """A disk as the inventory has it: both facts are always there."""
+
+    key: int
+    size: Size
+
+
+class KnownVm(Strict):
+    """A VM as the inventory has it."""
+
+    vm: AddressSpec = AddressSpec()
+    disks: list[KnownDisk]
+
+
+class _File(Strict):
+    vms: Mapping[Name, KnownVm]
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What is known about VMs by somebody who can count their disks."""
+
+    file: str
+    vms: Mapping[str, KnownVm]
+
+
+def read(document: Document) -> tuple[Inventory | None, list[Diagnostic]]:
+    """An inventory, or everything that is wrong with it."""
+    value = document.value
+    if not isinstance(value, dict):
+        summary = f"the inventory: expected `vms:`, found {described(value)}"
+        return None, [Diagnostic("error", summary, document.place(()))]
+    try:
+        model = _File.model_validate(value)
+    except ValidationError as error:
+        return None, [
+            Diagnostic(
+                "error",
+                f"in the inventory: {summary}",
+                document.place(path, key=summary.startswith("unknown key")),
+            )
+            for path, summary in explained(error, value, _File)
+        ]
+    diagnostics = []
+    for name, vm in model.vms.items():
+        keys = [disk.key for disk in vm.disks]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                summary = f"in the inventory: VM {name} has two disks with the key {key}"
+                place = document.place(("vms", name, "disks", index, "key"))
+                diagnostics.append(Diagnostic("error", summary, place))
+    return (None if diagnostics else Inventory(document.file, model.vms)), diagnostics
+
+
+def contradiction(listed: Sequence[DiskSpec], known: KnownVm) -> str | None:
+    """Why a spec's list of disks is not the inventory's, both lists shown; None: it is.
+
+    A size that the spec leaves out is the inventory's.
+    """
+    sizes = {disk.key: disk.size for disk in known.disks}
+    same_keys = {disk.key for disk in listed} == sizes.keys()
+    if same_keys and all(disk.size in (None, sizes[disk.key]) for disk in listed):
+        return None
+    here = _listing((disk.key, disk.size) for disk in listed)
+    there = _listing((disk.key, disk.size) for disk in known.disks)
+    return (
+        f"the spec lists the disks {here}; the inventory knows {there}. One snapshot holds all "
+        "disks of a VM: name exactly those, or write `disks: inventory`"
+    )
+
+
+def _listing(disks: object) -> str:
+    return (
+        ", ".join(
+            f"{key} ({format_size(size)})" if size is not None else str(key)
+            for key, size in disks  # type: ignore[attr-defined]
+        )
+        or "none"
+    )

@@ -1,0 +1,84 @@
+"""What cannot be looked at and is therefore remembered: port leases, calls, what was applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from reconciler.core.call import Call, CallState
+from reconciler.core.desired import Export
+from reconciler.core.units import Port, Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A port that belongs to one disk of one run, from before its server until after it."""
+
+    hub: str
+    vm: str
+    disk: int
+    run: str
+    attempt: int
+    port: Port
+    since: Seconds
+    started: bool = False
+    """A server of it once answered; if none is there, it died."""
+    clients_seen: bool = False
+    restarts: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        return (self.vm, self.disk, self.run, self.attempt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """The last applied desired state of one VM."""
+
+    vm: Mapping[str, Any]
+    generation: int
+    at: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """One consistent reading of the store."""
+
+    hub: str
+    state_id: str
+    leases: tuple[Lease, ...] = ()
+    calls: tuple[Call, ...] = ()
+    applied: Mapping[str, Applied] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    transitions: Mapping[tuple[str, str], tuple[str, str, Seconds]] = field(default_factory=dict)
+    """(VM, condition type) → status, reason, since when."""
+
+    def of(self, vm: str) -> tuple[Lease, ...]:
+        return tuple(lease for lease in self.leases if lease.vm == vm)
+
+    def latest(self, vm: str, run: str) -> Call | None:
+        """The newest attempt of a run."""
+        found = [call for call in self.calls if call.vm == vm and call.run == run]
+        return max(found, key=lambda call: call.attempt, default=None)
+
+    def attempt(self, vm: str, run: str) -> int:
+        call = self.latest(vm, run)
+        return call.attempt if call else 1
+
+    def active(self, vm: str) -> Call | None:
+        """The call of this VM that an SNA may be acting on."""
+        return next((call for call in self.calls if call.vm == vm and call.state.active), None)
+
+    def completed_runs(self, vm: str) -> list[str]:
+        done = [c for c in self.calls if c.vm == vm and c.state is CallState.COMPLETED]
+        return [call.run for call in sorted(done, key=lambda call: call.changed)]
+
+    def newest_completed(self, vm: str, key: int, root: str) -> Export | None:
+        """The disk of the newest completed run below a repository's root."""
+        for run in reversed(self.completed_runs(vm)):
+            call = self.latest(vm, run)
+            for export in call.exports if call else ():
+                if export.key == key and export.image.startswith(f"{root}/"):
+                    return export
+        return None

@@ -1,0 +1,164 @@
+"""Our mark in `--description`, and argv ↔ Export both ways.
+
+argv is readable by any later process, so the mark makes a server ours without any file.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from reconciler.core.desired import Export
+from reconciler.core.settings import QemuNbd
+from reconciler.core.units import Port
+
+PREFIX: Final = "nbd-reconciler/1"
+"""First word of every mark; the number changes when its fields do."""
+ENTER: Final = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"'
+"""The small step that knows its own pid, as socket activation wants; it carries the mark too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Whose server this is, and for what."""
+
+    hub: str
+    vm: str
+    disk: int
+    run: str
+    attempt: int
+    port: Port
+
+    def __str__(self) -> str:
+        return (
+            f"{PREFIX} hub={self.hub} vm={self.vm} disk={self.disk} run={self.run} "
+            f"attempt={self.attempt} port={self.port}"
+        )
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        return (self.vm, self.disk, self.run, self.attempt)
+
+    @classmethod
+    def parse(cls, text: str) -> Mark | None:
+        """The mark in a description, or None if it is not one of ours."""
+        words = text.split(" ")
+        if words[0] != PREFIX:
+            return None
+        fields = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+        try:
+            return cls(
+                fields["hub"],
+                fields["vm"],
+                int(fields["disk"]),
+                fields["run"],
+                int(fields["attempt"]),
+                int(fields["port"]),
+            )
+        except (KeyError, ValueError):
+            return None
+
+
+def argv(export: Export, port: Port, hub: str, options: QemuNbd) -> tuple[str, ...]:
+    """The command line of an export's server. The socket comes by activation, so no --port."""
+    mark = Mark(hub, export.vm, export.key, export.run, export.attempt, port)
+    line = [
+        posixpath.basename(options.binary),
+        "--persistent",
+        *("--shared", str(options.shared)),
+        *("--format", "qcow2"),
+        *("--export-name", export.name),
+        *("--description", str(mark)),
+    ]
+    if export.read_only:
+        line.append("--read-only")
+    for name in ("cache", "aio", "discard", "detect_zeroes"):
+        value = getattr(options, name)
+        if value is not None:
+            line += [f"--{name.replace('_', '-')}", value]
+    return (*line, export.image)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a qemu-nbd's argv says that it serves."""
+
+    argv: tuple[str, ...]
+    mark: Mark | None
+    starting: bool
+    """Still the small step before exec."""
+    image: str | None
+    port: Port | None
+
+
+_SHORT: Final = {"-D": "--description", "-p": "--port", "-x": "--export-name"}
+_VALUED: Final = frozenset(
+    {
+        "--description",
+        "--port",
+        "--export-name",
+        "--shared",
+        "--format",
+        "--cache",
+        "--aio",
+        "--discard",
+        "--detect-zeroes",
+        "--bind",
+        "--socket",
+        "--offset",
+        "--snapshot",
+        "--load-snapshot",
+        "--connect",
+        "--object",
+        "--tls-creds",
+        "--tls-authz",
+        "--tls-hostname",
+        "--pid-file",
+        "--trace",
+        "--bitmap",
+        "--selinux-label",
+        "-D",
+        "-p",
+        "-x",
+        "-e",
+        "-f",
+        "-b",
+        "-k",
+        "-o",
+        "-l",
+        "-c",
+        "-P",
+        "-B",
+        "-T",
+    }
+)
+"""Options of qemu-nbd that take a value. Source: qemu-nbd(8), 7.2."""
+
+
+def parse(line: Sequence[str]) -> Served | None:
+    """What an argv serves; None if it is not a qemu-nbd."""
+    starting = list(line[:3]) == ["sh", "-c", ENTER]
+    rest = tuple(line[3:] if starting else line)
+    if not rest or not posixpath.basename(rest[0]).startswith("qemu-nbd"):
+        return None
+    options: dict[str, str] = {}
+    image = None
+    words = iter(rest[1:])
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and equals:
+            options[name] = value
+        elif word in _VALUED:
+            options[_SHORT.get(word, word)] = next(words, "")
+        elif not word.startswith("-"):
+            image = word
+    port = options.get("--port", "")
+    return Served(
+        rest,
+        Mark.parse(options.get("--description", "")),
+        starting,
+        image,
+        int(port) if port.isdigit() else None,
+    )

@@ -1,0 +1,143 @@
+"""(Desired, Actual, Ledger, now) → Plan. The dry run, the apply and status all use this one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from reconciler.core.actions import CHANGES, KINDS, Action, Notify, Wait
+from reconciler.core.actual import Actual, Foreign, Listener, Server
+from reconciler.core.desired import Desired
+from reconciler.core.errors import Diagnostic
+from reconciler.core.ledger import Ledger
+from reconciler.core.ports import Pool
+from reconciler.core.units import Seconds, natural
+from reconciler.core.vm_plan import OneVm, VmPlan
+
+FORMAT_VERSION: Final = "1.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that would make the two states one."""
+
+    hub: str
+    vms: tuple[VmPlan, ...]
+    foreign: tuple[Foreign, ...] = ()
+    strangers: tuple[Listener, ...] = ()
+    """Foreign listeners in the port range."""
+    untouched: tuple[str, ...] = ()
+    """VMs of this hub that are not in scope."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        return tuple(action for vm in self.vms for action in vm.actions)
+
+    @property
+    def changes(self) -> tuple[Action, ...]:
+        return tuple(action for action in self.actions if action.kind in CHANGES)
+
+    def summary(self) -> dict[str, int]:
+        counts = Counter(action.kind for action in self.actions)
+        return {kind: counts[kind] for kind in KINDS} | {"held": counts["hold"]}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "hub": self.hub,
+            "changes": [
+                {
+                    "vm": action.vm,
+                    "disk": None if action.disk is None else str(action.disk),
+                    "action": action.kind,
+                    "cause": action.cause,
+                    "why": action.why,
+                    "what": action.what(),
+                }
+                for action in self.actions
+            ],
+            "summary": self.summary(),
+            "untouched": list(self.untouched),
+            "foreign": [
+                {"pid": one.pid, "what": one.what, "image": one.image, "ports": list(one.ports)}
+                for one in self.foreign
+            ],
+            "busy_ports": [
+                {"port": one.port, "address": one.address, "pid": one.pid, "name": one.name}
+                for one in self.strangers
+            ],
+            "diagnostics": diagnostics_json(self.diagnostics),
+        }
+
+
+def diagnostics_json(diagnostics: Sequence[Diagnostic]) -> list[dict[str, Any]]:
+    return [
+        {
+            "severity": one.severity,
+            "summary": one.summary,
+            "file": one.place.file if one.place else None,
+            "line": one.place.line if one.place else None,
+            "column": one.place.column if one.place else None,
+        }
+        for one in diagnostics
+    ]
+
+
+def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan:
+    """Say what would make the two states one. Same inputs, same plan, same order."""
+    hub = desired.settings.hub
+    servers: dict[str, list[Server]] = defaultdict(list)
+    for server in actual.servers:
+        servers[server.mark.vm].append(server)
+    taken = {lease.port for lease in ledger.leases} | set(actual.listeners) | actual.unbindable
+    taken |= {server.mark.port for server in actual.servers}
+    pool = Pool(desired.settings.ports, taken)
+    plans = []
+    for name in sorted(desired.vms, key=natural):
+        planner = OneVm(desired, actual, ledger, now, desired.vms[name], servers[name], pool)
+        plans.append(planner.plan())
+    known = set(ledger.applied) | {lease.vm for lease in ledger.leases} | set(servers)
+    return Plan(
+        hub=hub,
+        vms=tuple(_with_places(plans, desired, ledger)),
+        foreign=actual.foreign,
+        strangers=tuple(actual.listeners[port] for port in sorted(actual.listeners)),
+        untouched=tuple(
+            sorted((n for n in known if n not in desired.vms and servers.get(n)), key=natural)
+        ),
+        diagnostics=desired.diagnostics,
+    )
+
+
+def _with_places(plans: Sequence[VmPlan], desired: Desired, ledger: Ledger) -> list[VmPlan]:
+    """An SNA runs `max_running` backups at once; who has waited longest goes first."""
+    running = Counter(call.sna for call in ledger.calls if call.state.active)
+    calling = [one for one in plans if any(isinstance(a, Notify) for a in one.actions)]
+    calling.sort(key=lambda one: one.call.created if one.call else float("inf"))
+    busy: dict[str, str] = {}
+    for one in calling:
+        sna = one.vm.sna
+        limit = desired.settings.snas[sna].max_running
+        if running[sna] >= limit:
+            busy[one.name] = (
+                f"SNA {sna} already runs {limit} backups, as many as max_running allows"
+            )
+        running[sna] += 1
+    return [
+        dataclasses.replace(
+            one,
+            actions=tuple(
+                Wait(vm=one.name, cause="SnaBusy", why=busy[one.name])
+                if isinstance(action, Notify)
+                else action
+                for action in one.actions
+            ),
+        )
+        if one.name in busy
+        else one
+        for one in plans
+    ]

@@ -1,0 +1,155 @@
+"""The configuration as plain values, defaults filled; light enough for `status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from reconciler.core.units import PortRange, Seconds
+
+
+class Secret:
+    """A text that cannot be printed, logged, compared or serialised by accident."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself. Only the code that sends it calls this."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot serialise a secret")
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """Where a secret is kept: `file` (a path), `env` (a name) or `credential` (systemd's)."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuNbd:
+    """How servers are run. Durations in seconds."""
+
+    binary: str = "qemu-nbd"
+    shared: int = 10
+    """Clients at once; two connections per disk are the norm, a probe takes one."""
+    start_timeout: Seconds = 10.0
+    stop_grace: Seconds = 5.0
+    cache: str | None = None
+    aio: str | None = None
+    discard: str | None = None
+    detect_zeroes: str | None = None
+    parallel: int = 0
+    """Servers started at once; 0: four per core, where more gains nothing (measured)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appliance:
+    """One SNA. Durations in seconds."""
+
+    url: str
+    connect_timeout: Seconds = 5.0
+    timeout: Seconds = 30.0
+    poll: Seconds = 10.0
+    remembers_jobs: bool = False
+    """It keeps its jobs over a restart, so that its "not found" is a no."""
+    reports_end: bool = False
+    """Its status may also end a run."""
+    max_running: int = 8
+    token: SecretRef | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VCenter:
+    """What the SNA needs to log in at a vCenter."""
+
+    host: str
+    user: str
+    password: SecretRef
+
+
+PORTS: Final = PortRange(10100, 10200)
+"""The range that the field's tunnel forwards. Source: Sendense, October 2025."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What holds for the whole hub."""
+
+    hub: str
+    state: str
+    repositories: Mapping[str, str]
+    """Name → absolute root."""
+    ports: PortRange = PORTS
+    bind: str = "127.0.0.1"
+    advertise: str = "127.0.0.1"
+    qemu_nbd: QemuNbd = field(default_factory=QemuNbd)
+    snas: Mapping[str, Appliance] = field(default_factory=dict)
+    vcenters: Mapping[str, VCenter] = field(default_factory=dict)
+    inventory: str | None = None
+    inventory_required: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """What a later `status` needs to judge by; no secret, nor the way to one."""
+        qemu = self.qemu_nbd
+        return {
+            "hub": self.hub,
+            "state": self.state,
+            "repositories": dict(self.repositories),
+            "ports": str(self.ports),
+            "bind": self.bind,
+            "advertise": self.advertise,
+            "qemu_nbd": {name: getattr(qemu, name) for name in QemuNbd.__slots__},
+            "snas": {
+                name: {"url": sna.url, "max_running": sna.max_running, "poll": sna.poll}
+                for name, sna in self.snas.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Settings:
+        return cls(
+            hub=value["hub"],
+            state=value["state"],
+            repositories=value["repositories"],
+            ports=PortRange.parse(value["ports"]),
+            bind=value["bind"],
+            advertise=value["advertise"],
+            qemu_nbd=QemuNbd(**value["qemu_nbd"]),
+            snas={name: Appliance(**sna) for name, sna in value["snas"].items()},
+        )
+
+
+CONFIG_NAMES: Final = ("hub", "state", "repositories", "ports", "qemu_nbd", "snas", "vcenters")
+
+
+def state_directory(written: object, environment: Mapping[str, str], *, root: bool) -> str:
+    """Where the state lives: config, $RECONCILER_STATE, $STATE_DIRECTORY, or the usual place.
+
+    `written` is the config's `state`, absolute already; the environment goes before it.
+    """
+    if environment.get("RECONCILER_STATE"):
+        return environment["RECONCILER_STATE"]
+    if isinstance(written, str) and written:
+        return written
+    if environment.get("STATE_DIRECTORY"):
+        return environment["STATE_DIRECTORY"].split(":")[0]
+    if root:
+        return "/var/lib/reconciler"
+    home = environment.get("XDG_STATE_HOME") or f"{environment.get('HOME', '/tmp')}/.local/state"  # noqa: S108
+    return f"{home}/reconciler"

@@ -1,0 +1,243 @@
+"""Conditions, reasons and the status document, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from reconciler.core.actions import CHANGES
+from reconciler.core.actual import Actual, Server
+from reconciler.core.call import Call, CallState, targets
+from reconciler.core.desired import Export
+from reconciler.core.ledger import Ledger
+from reconciler.core.plan import FORMAT_VERSION, Plan
+from reconciler.core.units import Port, Seconds
+from reconciler.core.vm_plan import VmPlan, export_key
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that is true, false or unknown of a VM, and why. Kubernetes-shaped."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskView:
+    """One disk as it is now."""
+
+    export: Export
+    port: Port | None
+    server: Server | None
+    restarts: int
+
+    @property
+    def ready(self) -> bool:
+        server = self.server
+        return bool(
+            server
+            and server.listening
+            and server.handshake
+            and server.handshake.answered
+            and self.export.size in (None, server.handshake.size)
+        )
+
+
+def disks(one: VmPlan, actual: Actual, ledger: Ledger) -> list[DiskView]:
+    """The disks of a VM: those of its active run, else those that it should export."""
+    call = one.call
+    exports = call.exports if call and call.state.active and call.exports else one.vm.exports
+    leases = {lease.key: lease for lease in ledger.of(one.name)}
+    servers = {server.mark.key: server for server in actual.servers}
+    views = []
+    for export in sorted(exports, key=lambda export: export.position):
+        lease, server = leases.get(export_key(export)), servers.get(export_key(export))
+        port = server.mark.port if server else None
+        views.append(DiskView(export, port, server, lease.restarts if lease else 0))
+    return views
+
+
+_TROUBLE: Final = ("hold", "refuse")
+_NO_TROUBLE: Final = frozenset({"RunActive"})
+"""Holds that are the ordinary way of things and not a fault."""
+
+
+def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
+    """What is true of a VM, from what would have to be done about it."""
+    call, vm = one.call, one.vm
+    views = disks(one, actual, ledger)
+    ready = sum(view.ready for view in views)
+    over = call is not None and call.state.terminal and call.run == vm.run
+    released = over and vm.release == "on_completion"
+    pending = [action for action in one.actions if action.kind in CHANGES]
+    waits = [action for action in one.actions if action.kind == "wait"]
+    faults = [action for action in one.actions if action.kind in _TROUBLE]
+
+    def said(kind: str, true: bool, reason: str, message: str) -> Condition:
+        return Condition(kind, "True" if true else "False", reason, message)
+
+    found = []
+    blocked = [*faults, *waits, *pending]
+    failed = over and call is not None and call.state is not CallState.COMPLETED
+    if failed:
+        assert call is not None
+        message = f"run {call.run} is {call.state}: {call.message}; ask for a new run"
+        found.append(said("Ready", False, f"Run{call.state.capitalize()}", message))
+    elif blocked:
+        found.append(said("Ready", False, blocked[0].cause, blocked[0].why))
+    elif over:
+        assert call is not None
+        found.append(said("Ready", True, "Completed", f"run {call.run} is completed"))
+    elif vm.exported:
+        message = f"{ready} of {len(views)} disks answer" + (
+            f", the call is {call.state}" if call else ""
+        )
+        found.append(said("Ready", True, "Converged", message))
+    else:
+        found.append(said("Ready", True, "Absent", "nothing of it is exported"))
+    busy = [*pending, *waits]
+    found.append(
+        said("Reconciling", True, busy[0].cause, busy[0].why)
+        if busy
+        else said("Reconciling", False, "NothingToDo", "nothing is to be changed")
+    )
+    stalled = [action for action in faults if action.cause not in _NO_TROUBLE]
+    found.append(
+        said("Stalled", True, stalled[0].cause, stalled[0].why)
+        if stalled
+        else said("Stalled", False, "NotStalled", "nothing stands in the way")
+    )
+    if not vm.exported:
+        return found
+    if not released:
+        exhausted = next((a for a in waits if a.cause == "PortPoolExhausted"), None)
+        leased = {lease.key for lease in ledger.of(vm.name)}
+        have = sum(export_key(view.export) in leased or bool(view.server) for view in views)
+        all_ports = have == len(views) and exhausted is None
+        found.append(
+            said(
+                "PortsAllocated",
+                all_ports,
+                "Allocated" if all_ports else exhausted.cause if exhausted else "NotYet",
+                exhausted.why if exhausted else f"{have} of {len(views)} disks have a port",
+            )
+        )
+        up = ready == len(views) and bool(views)
+        message = f"{ready} of {len(views)} disks answer under their export name"
+        found.append(said("Exported", up, "Answering" if up else "NotAnswering", message))
+        drift = [action for action in one.actions if "SpecChanged" in action.cause]
+        found.append(
+            said("Drifted", True, drift[0].cause, drift[0].why)
+            if drift
+            else said("Drifted", False, "AsDeclared", "what runs is what is declared")
+        )
+    else:
+        found.append(said("Exported", False, "Released", "the run has ended"))
+    if vm.purpose == "backup":
+        found.append(notified(call))
+    if not vm.verified:
+        message = "no inventory confirms that these are all disks of the VM"
+        found.append(said("DisksUnverified", True, "NoInventory", message))
+    return found
+
+
+def notified(call: Call | None) -> Condition:
+    """Whether the SNA was called."""
+    if call is None:
+        return Condition("Notified", "False", "NotYet", "the appliance was not called yet")
+    said = f"{call.state}" + (f": {call.message}" if call.message else "")
+    if call.state in (CallState.ACCEPTED, CallState.COMPLETED):
+        return Condition("Notified", "True", call.state.capitalize(), said)
+    if call.state in (CallState.UNKNOWN, CallState.INTENDED):
+        return Condition("Notified", "Unknown", call.state.capitalize(), said)
+    return Condition("Notified", "False", call.state.capitalize(), said)
+
+
+def document(plan: Plan, actual: Actual, ledger: Ledger, now: Seconds) -> dict[str, Any]:
+    """The status of every VM of a plan, as `status -o json` prints it."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "hub": plan.hub,
+        "vms": [_vm(one, actual, ledger, now) for one in plan.vms],
+    }
+
+
+def _vm(one: VmPlan, actual: Actual, ledger: Ledger, now: Seconds) -> dict[str, Any]:
+    views = disks(one, actual, ledger)
+    applied = ledger.applied.get(one.name)
+    return {
+        "name": one.name,
+        "state": "exported" if one.vm.exported else "absent",
+        "run": one.vm.run or None,
+        "observedGeneration": applied.generation if applied else 0,
+        "conditions": [
+            {
+                "type": condition.type,
+                "status": condition.status,
+                "reason": condition.reason,
+                "message": condition.message,
+                "lastTransitionTime": stamp(since(one.name, condition, ledger, now)),
+            }
+            for condition in conditions(one, actual, ledger)
+        ],
+        "disks": [
+            {
+                "key": str(view.export.key),
+                "export": view.export.name,
+                "port": view.port,
+                "pid": view.server.pid if view.server else None,
+                "image": view.export.image,
+                "ready": view.ready,
+                "clients": view.server.clients if view.server else 0,
+                "restarts": view.restarts,
+            }
+            for view in views
+        ],
+        "nbd_targets": targets_of(views, ledger),
+        "call": call_json(one.call),
+    }
+
+
+def targets_of(views: Sequence[DiskView], ledger: Ledger) -> str | None:
+    """The targets string, once every disk has a port."""
+    ports = {view.export.key: view.port for view in views if view.port}
+    if not views or len(ports) != len(views):
+        return None
+    host = str(ledger.settings.get("advertise", "127.0.0.1"))
+    return targets([view.export for view in views], ports, host)
+
+
+def call_json(call: Call | None) -> dict[str, Any] | None:
+    if call is None:
+        return None
+    return {
+        "state": str(call.state),
+        "job_id": call.job_id,
+        "sna": call.sna,
+        "run": call.run,
+        "attempt": call.attempt,
+        "at": stamp(call.changed),
+        "reason": call.reason,
+        "message": call.message,
+        "tainted": call.tainted,
+    }
+
+
+def since(vm: str, condition: Condition, ledger: Ledger, now: Seconds) -> Seconds:
+    """When a condition came to have its status; now, if this is the first to see it."""
+    known = ledger.transitions.get((vm, condition.type))
+    return known[2] if known and known[0] == condition.status else now
+
+
+def stamp(moment: Seconds) -> str:
+    """RFC 3339 in UTC, to the second."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def by_type(found: Iterable[Condition]) -> Mapping[str, Condition]:
+    return {condition.type: condition for condition in found}

@@ -1,0 +1,141 @@
+"""Quantities as people write them, and as programs use them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+Seconds: TypeAlias = float
+"""A span of time, or a moment as seconds since the epoch."""
+Bytes: TypeAlias = int
+Port: TypeAlias = int
+
+SECTOR: Final[Bytes] = 512
+"""qemu-nbd exports whole sectors and rounds a size up to them. Source: measured, qemu-nbd 7.2."""
+
+_BINARY: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZE: Final = re.compile(r"\s*(\d+)(?:\.(\d+))?\s*(?:([KMGTP])(?:iB|B)?|B)?\s*", re.IGNORECASE)
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+
+
+def parse_size(text: str | int) -> Bytes:
+    """Bytes from `40GiB`, `512M`, `1.5T` or a plain number. K, M, G… are powers of 1024.
+
+    Decimal units (`40GB`) are refused, not guessed: half of the readers would be wrong by 7 %.
+    Raises ValueError.
+    """
+    if isinstance(text, bool):
+        raise ValueError(f"cannot read size {text!r}: write it like 40GiB")
+    if isinstance(text, int):
+        if text < 0:
+            raise ValueError(f"cannot use size {text}: it is negative")
+        return text
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"cannot read size {text!r}: write it like 40GiB, 512MiB or 1048576")
+    whole, fraction, unit = match.group(1), match.group(2), (match.group(3) or "").upper()
+    if re.search(r"[KMGTP]B\s*$", text, re.IGNORECASE):
+        raise ValueError(
+            f"cannot tell whether {text!r} means powers of 1000 or of 1024: "
+            f"write {whole}{unit}iB for powers of 1024, or the number of bytes"
+        )
+    if fraction and not unit:
+        raise ValueError(f"cannot use size {text!r}: bytes come whole")
+    size = int(whole) * _BINARY[unit]
+    if fraction:
+        size += int(fraction) * _BINARY[unit] // 10 ** len(fraction)
+    return size
+
+
+def whole_sectors(size: Bytes) -> Bytes:
+    """`size`, or the next multiple of a sector above it."""
+    return -(-size // SECTOR) * SECTOR
+
+
+def format_size(size: Bytes) -> str:
+    """The shortest exact form with a binary unit, else one decimal: `40 GiB`, `1.5 MiB`."""
+    for unit, factor in (("PiB", 1 << 50), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if size >= factor:
+            number = size / factor
+            return f"{size // factor} {unit}" if size % factor == 0 else f"{number:.1f} {unit}"
+    if size >= 1024 and size % 1024 == 0:
+        return f"{size // 1024} KiB"
+    return f"{size} bytes"
+
+
+def parse_duration(text: str | int | float) -> Seconds:
+    """Seconds from `10s`, `1h30m`, `250ms`, or a plain number of seconds. Raises ValueError."""
+    if isinstance(text, bool):
+        raise ValueError(f"cannot read duration {text!r}: write it like 10s or 1h30m")
+    if isinstance(text, int | float):
+        if not 0 <= text < float("inf"):
+            raise ValueError(f"cannot use duration {text}: it is negative or endless")
+        return float(text)
+    compact = text.strip().lower()
+    parts = list(_DURATION.finditer(compact))
+    if not parts or "".join(part.group(0) for part in parts) != compact:
+        raise ValueError(f"cannot read duration {text!r}: write it like 10s, 5m or 1h30m")
+    return sum(float(part.group(1)) * _SECONDS[part.group(2)] for part in parts)
+
+
+def format_duration(seconds: Seconds) -> str:
+    """A span for people, two units at most: `340 ms`, `12 s`, `3 min 20 s`, `2 h 5 min`, `4 d`."""
+    if seconds < 1:
+        return f"{max(0, round(seconds * 1000))} ms"
+    total = round(seconds)
+    days, hours, minutes, rest = (
+        total // 86400,
+        total // 3600 % 24,
+        total // 60 % 60,
+        total % 60,
+    )
+    if days:
+        return f"{days} d {hours} h" if hours else f"{days} d"
+    if hours:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    if minutes:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{rest} s"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """The TCP ports that exports may use, both ends included."""
+
+    first: Port
+    last: Port
+
+    def __contains__(self, port: object) -> bool:
+        return isinstance(port, int) and self.first <= port <= self.last
+
+    def __iter__(self) -> Iterator[Port]:
+        return iter(range(self.first, self.last + 1))
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    @classmethod
+    def parse(cls, text: str) -> PortRange:
+        """From `10100-10200`. Raises ValueError."""
+        match = re.fullmatch(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*", text)
+        if match is None:
+            raise ValueError(f"cannot read port range {text!r}: write it like 10100-10200")
+        first, last = int(match.group(1)), int(match.group(2))
+        if not 1 <= first <= last <= 65535:
+            raise ValueError(
+                f"cannot use port range {text!r}: it must rise and stay within 1-65535"
+            )
+        return cls(first, last)
+
+
+def natural(text: str) -> tuple[tuple[int, int | str], ...]:
+    """A sort key that puts ctx-2 before ctx-10."""
+    return tuple(
+        (0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part
+    )

@@ -1,0 +1,400 @@
+"""(Plan, host) → steps. Per VM in order, VMs side by side; it decides nothing.
+
+Effects block, each within its own deadline, so they run in threads: one pool for VMs and one for
+disks, the second bounding how many servers start at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias, assert_never
+
+from reconciler.core.actions import (
+    Action,
+    Adopt,
+    Conclude,
+    Create,
+    Hold,
+    Notify,
+    Refuse,
+    Release,
+    Restart,
+    Start,
+    Stop,
+    Wait,
+    Witness,
+)
+from reconciler.core.actual import Server
+from reconciler.core.backoff import pause
+from reconciler.core.call import (
+    Answer,
+    Call,
+    CallEvent,
+    CallState,
+    judge,
+    request_digest,
+    targets,
+)
+from reconciler.core.desired import Export, Vm
+from reconciler.core.errors import HostError, ReconcilerError
+from reconciler.core.ledger import Lease
+from reconciler.core.plan import Plan
+from reconciler.core.settings import Secret, Settings
+from reconciler.core.units import Port, Seconds
+from reconciler.core.vm_plan import VmPlan
+
+
+class Listener(Protocol):
+    """A bound and listening socket."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Line(Protocol):
+    """A connection to an SNA."""
+
+    def preflight(self) -> None: ...
+    def start(self, request: Mapping[str, str], password: Secret) -> Answer: ...
+
+
+class Records(Protocol):
+    """What is remembered; see host/store.py."""
+
+    def hold(self, leases: Sequence[Lease], call: Call | None) -> None: ...
+    def started(self, leases: Sequence[Lease], *, again: bool = False) -> None: ...
+    def release(self, lease: Lease) -> None: ...
+    def remember(self, call: Call) -> None: ...
+    def advance(self, call: Call, event: CallEvent, now: Seconds, **changes: object) -> Call: ...
+    def taint(self, call: Call) -> None: ...
+
+
+class Host(Protocol):
+    """Everything outside that an action can touch; see hub.py."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def records(self) -> Records: ...
+    def now(self) -> Seconds: ...
+    def reserve(self, port: Port) -> Listener: ...
+    def claim(self, vm: Vm) -> None: ...
+    def create(self, export: Export, root: str) -> None: ...
+    def start(self, export: Export, lease: Lease, listener: Listener) -> None: ...
+    def look_again(self, server: Server, export: Export) -> Server | None: ...
+    def stop(self, server: Server, *, kill_clients: bool) -> None: ...
+    def silent(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[str]: ...
+    def line(self, sna: str) -> AbstractContextManager[Line]: ...
+    def password(self, vcenter: str) -> Secret: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How an action went."""
+
+    action: Action
+    ok: bool
+    reason: str
+    message: str
+    call: Call | None = None
+    """The call as it stands after this step, where the step was about the call."""
+
+
+Emit: TypeAlias = Callable[[Step], None]
+
+
+def execute(
+    plan: Plan,
+    host: Host,
+    emit: Emit,
+    *,
+    parallel: int = 8,
+    kill_clients: bool = False,
+    stopping: threading.Event | None = None,
+) -> list[Step]:
+    """Do what the plan says and tell how each step went. Nothing of it is raised."""
+    steps: list[Step] = []
+    mutex = threading.Lock()
+
+    def tell(step: Step) -> None:
+        with mutex:
+            steps.append(step)
+            emit(step)
+
+    todo = [vm for vm in plan.vms if vm.actions]
+    if not todo:
+        return steps
+    with (
+        ThreadPoolExecutor(parallel, "disk") as disks,
+        ThreadPoolExecutor(max(parallel, 1), "vm") as vms,
+    ):
+        stop = stopping or threading.Event()
+        jobs = [vms.submit(_OneVm(vm, host, tell, disks, stop, kill_clients).run) for vm in todo]
+        for job in jobs:
+            job.result()
+    return steps
+
+
+class _OneVm:
+    """One VM's actions: what ends goes first, then what comes up, then the call."""
+
+    def __init__(
+        self,
+        plan: VmPlan,
+        host: Host,
+        tell: Emit,
+        disks: ThreadPoolExecutor,
+        stopping: threading.Event,
+        kill_clients: bool,
+    ) -> None:
+        self.plan, self.host, self.tell, self.disks = plan, host, tell, disks
+        self.stopping, self.kill_clients = stopping, kill_clients
+        self.records = host.records
+        self.claimed: Call | None = None
+        """The run's row, once it and its claim are on the disk."""
+
+    def run(self) -> None:
+        early: list[Action] = []
+        rising: list[Create | Start | Restart] = []
+        notify: Notify | None = None
+        for action in self.plan.actions:
+            if isinstance(action, Create | Start | Restart):
+                rising.append(action)
+            elif isinstance(action, Notify):
+                notify = action
+            else:
+                early.append(action)
+        ended = [action for action in early if not isinstance(action, Stop)]
+        stops = [action for action in early if isinstance(action, Stop)]
+        good = True
+        for action in ended:
+            good &= self.attempt(action, self.perform)
+        good &= self.side_by_side(stops, self.perform)
+        if not good or self.stopping.is_set():
+            return
+        if rising and not self.rise(rising):
+            return
+        if notify and not self.stopping.is_set():
+            self.attempt(notify, self.notify)
+
+    def attempt(self, action: Action, effect: Callable[[Action], Step | None]) -> bool:
+        """One action; what fails is told, not raised. False if it failed."""
+        try:
+            step = effect(action)
+        except HostError as error:
+            step = Step(action, False, error.reason, str(error))
+        except ReconcilerError as error:
+            step = Step(action, False, type(error).__name__, str(error))
+        if step is None:
+            return True
+        self.tell(step)
+        return step.ok
+
+    def side_by_side(
+        self, actions: Sequence[Action], effect: Callable[[Action], Step | None]
+    ) -> bool:
+        jobs = [self.disks.submit(self.attempt, action, effect) for action in actions]
+        results = [job.result() for job in jobs]  # all of them, also when one failed
+        return all(results)
+
+    def perform(self, action: Action) -> Step | None:
+        """Everything but what brings servers up and the call."""
+        now = self.host.now()
+        match action:
+            case Wait() | Refuse():
+                return None
+            case Hold():
+                if action.call and action.remember:
+                    self.records.remember(action.call)
+                if action.call and action.event:
+                    message = "we ended between the intent and the answer"
+                    self.records.advance(action.call, action.event, now, message=message)
+                return None
+            case Witness() | Conclude():
+                call = action.call
+                if call.state is CallState.INTENDED:
+                    call = self.records.advance(call, CallEvent.CRASH, now)
+                call = self.records.advance(call, action.event, now, message=action.why)
+                return Step(action, True, action.cause, action.why, call)
+            case Stop():
+                self.host.stop(action.server, kill_clients=self.kill_clients)
+                if action.lease:
+                    self.records.release(action.lease)
+                gone = f"pid {action.server.pid} stopped, port {action.server.mark.port} released"
+                return Step(action, True, "Stopped", gone)
+            case Release():
+                self.records.release(action.lease)
+                return Step(action, True, "Released", f"port {action.lease.port} released")
+            case Adopt():
+                self.records.hold([action.lease], None)
+                self.records.started([action.lease])
+                return Step(action, True, "Adopted", f"{action.what()}: {action.why}")
+            case Create() | Start() | Restart() | Notify():
+                raise AssertionError(f"{action.kind} has its own way")
+            case _:
+                assert_never(action)
+
+    # -- coming up
+
+    def rise(self, actions: Sequence[Create | Start | Restart]) -> bool:
+        """All ports or none, then the claim, then images and servers side by side."""
+        serving = [action for action in actions if not isinstance(action, Create)]
+        creating = {action.disk: action for action in actions if isinstance(action, Create)}
+        listeners: dict[int | None, Listener] = {}
+        try:
+            try:
+                for action in serving:
+                    if not (isinstance(action, Restart) and action.server):
+                        listeners[action.disk] = self.host.reserve(action.lease.port)
+                new = [action.lease for action in serving if isinstance(action, Start)]
+                due = self.due()
+                if new or due:
+                    self.records.hold(new, due)
+                if due:
+                    self.host.claim(self.plan.vm)
+                self.claimed = due
+            except HostError as error:
+                self.tell(Step(serving[0], False, error.reason, str(error)))
+                return False
+
+            def one(action: Action) -> Step | None:
+                create = creating.get(action.disk)
+                if create and not self.attempt(create, self.create):
+                    return _skipped(action)
+                return self.serve(action, listeners)
+
+            good = self.side_by_side(serving, one)
+        finally:
+            for listener in listeners.values():
+                listener.close()
+        return good
+
+    def due(self) -> Call | None:
+        """The run's row in the ledger before anything of it exists: DUE."""
+        vm, call = self.plan.vm, self.plan.call
+        if vm.purpose != "backup" or (call and call.state is not CallState.DUE):
+            return None
+        now = self.host.now()
+        attempt = vm.exports[0].attempt
+        return Call(
+            hub=self.host.settings.hub,
+            vm=vm.name,
+            run=vm.run,
+            attempt=attempt,
+            state=CallState.DUE,
+            sna=vm.sna,
+            type=vm.type,
+            request=request_digest(vm, self.host.settings),
+            exports=vm.exports,
+            created=now,
+            changed=now,
+        )
+
+    def create(self, action: Action) -> Step:
+        assert isinstance(action, Create)
+        self.host.create(action.export, self.plan.vm.root)
+        return Step(action, True, "Created", f"{action.what()} {action.export.image}")
+
+    def serve(self, action: Action, listeners: dict[int | None, Listener]) -> Step:
+        assert isinstance(action, Start | Restart)
+        if self.stopping.is_set():
+            return Step(action, False, "Interrupted", "not started: we are asked to end")
+        if isinstance(action, Restart):
+            recovered = self.make_way(action)
+            if recovered:
+                return recovered
+            if action.server:
+                listeners[action.disk] = self.host.reserve(action.lease.port)
+        self.host.start(action.export, action.lease, listeners[action.disk])
+        self.records.started([action.lease], again=isinstance(action, Restart))
+        word = "Restarted" if isinstance(action, Restart) else "Started"
+        return Step(action, True, word, f"{action.export.name} answers on {action.lease.port}")
+
+    def make_way(self, action: Restart) -> Step | None:
+        """Before a restart: note the loss; look a second time at a server that still runs."""
+        if action.server:
+            again = self.host.look_again(action.server, action.export)
+            if again and again.clients:
+                raise HostError(
+                    f"not restarted: {again.clients} clients are connected to port "
+                    f"{action.lease.port}",
+                    "InUse",
+                )
+            fine = again and again.handshake and again.handshake.answered
+            if fine and action.cause == "NoAnswer":
+                return Step(action, True, "Recovered", f"pid {action.server.pid} answers again")
+        if action.taints and self.plan.call:
+            self.records.taint(self.plan.call)
+        if action.server:
+            self.host.stop(action.server, kill_clients=False)
+        return None
+
+    # -- the call
+
+    def notify(self, action: Action) -> Step:
+        """The barrier, the preflight, the intent on disk, the POST, the answer on disk."""
+        assert isinstance(action, Notify)
+        vm, ports = action.target, self.plan.ports
+        silent = self.host.silent(vm.exports, ports)
+        if silent:
+            return Step(action, False, "NotReady", f"no call: {'; '.join(silent)}")
+        call, due = self.plan.call, self.claimed or self.due()
+        if due:
+            if not self.claimed:
+                self.records.hold([], due)
+                self.host.claim(vm)
+            call = replace(due, failures=call.failures) if call else due
+        assert call is not None
+        if call.state is CallState.REJECTED:
+            fresh = replace(call, sna=vm.sna, type=vm.type, exports=vm.exports)
+            digest = request_digest(vm, self.host.settings)
+            self.records.hold([], replace(fresh, request=digest))
+            call = self.records.advance(call, CallEvent.REARM, self.host.now(), message="")
+        password = self.host.password(vm.vcenter)
+        vcenter = self.host.settings.vcenters[vm.vcenter]
+        request = {
+            "job_id": call.job_id,
+            "vm_name": vm.display_name,
+            "vcenter_host": vcenter.host,
+            "vcenter_user": vcenter.user,
+            "vm_path": vm.path,
+            "nbd_targets": targets(vm.exports, ports, self.host.settings.advertise),
+            "backup_type": vm.type,
+            # The client asks the hub per disk; a marker that is not empty is enough.
+            "previous_change_id": "ask-hub" if vm.type == "incremental" else "",
+        }
+        try:
+            with self.host.line(vm.sna) as line:
+                line.preflight()
+                call = self.records.advance(
+                    call, CallEvent.INTEND, self.host.now(), targets=request["nbd_targets"]
+                )
+                answer = line.start(request, password)
+        except HostError as error:
+            if call.state is CallState.INTENDED:
+                raise  # the intent may be on disk: the next pass takes it as a crash
+            answer = Answer(False, error=str(error))
+        return self.answered(action, call, answer)
+
+    def answered(self, action: Notify, call: Call, answer: Answer) -> Step:
+        event, message = judge(answer, call.job_id)
+        now = self.host.now()
+        changes: dict[str, object] = {"message": message}
+        if event is CallEvent.NOTHING_SENT:
+            failures = call.failures + 1
+            changes |= {"failures": failures, "retry_at": now + pause(failures)}
+        else:
+            changes |= {"failures": 0, "retry_at": 0.0}
+        call = self.records.advance(call, event, now, **changes)
+        ok = event is CallEvent.ACCEPT
+        reason = "CallAccepted" if ok else f"Call{event}"
+        text = f"SNA {call.sna}: {message}, job {call.job_id}"
+        return Step(action, ok, reason, text, call)
+
+
+def _skipped(action: Action) -> Step:
+    return Step(action, False, "Skipped", "not served: its image could not be created")

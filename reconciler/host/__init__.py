@@ -1,0 +1,1 @@
+"""One adapter per thing outside this process; none knows another."""

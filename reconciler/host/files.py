@@ -1,0 +1,134 @@
+"""Spec files → texts; configuration and secrets by reference."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from reconciler.core.errors import HostError
+from reconciler.core.settings import Secret, SecretRef
+
+MAX_SECRET: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A file as it was read; `error` if it could not be."""
+
+    file: str
+    text: str = ""
+    error: str = ""
+
+
+class NothingNamed(HostError):  # noqa: N818 what it is
+    """A path on the command line names no file and no directory."""
+
+
+def texts(paths: Sequence[str]) -> list[Text]:
+    """Every spec file below the paths, in the order of their names. Raises NothingNamed.
+
+    A directory means its *.yaml and *.yml, sub-folders included; hidden ones are left out, so
+    that an editor's or git's temporary files do not count. `-` is standard input.
+    """
+    found: dict[str, Text] = {}
+    for path in paths:
+        if path == "-":
+            found["-"] = _decoded("<stdin>", sys.stdin.buffer.read())
+            continue
+        if not os.path.exists(path):
+            hint = " (a symlink to nothing)" if os.path.islink(path) else ""
+            raise NothingNamed(f"cannot read {path}: there is no such file or directory{hint}")
+        if os.path.isdir(path):
+            files = list(_below(path))
+            if not files:
+                raise NothingNamed(f"cannot find a spec in {path}: no *.yaml or *.yml is there")
+        else:
+            files = [path]
+        for file in files:
+            found.setdefault(os.path.realpath(file), read(file))
+    return list(found.values())
+
+
+def _below(directory: str) -> Iterator[str]:
+    def failed(error: OSError) -> None:
+        raise HostError(f"cannot read {error.filename}: {error.strerror}")
+
+    for root, folders, files in os.walk(directory, onerror=failed):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        for name in sorted(files):
+            if name.endswith((".yaml", ".yml")) and not name.startswith("."):
+                yield os.path.join(root, name)
+
+
+def read(path: str) -> Text:
+    """One file's text."""
+    try:
+        return _decoded(path, Path(path).read_bytes())
+    except OSError as error:
+        return Text(path, error=f"cannot read {path}: {error.strerror}")
+
+
+def _decoded(name: str, data: bytes) -> Text:
+    try:
+        return Text(name, data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        return Text(name, error=f"cannot read {name}: line {line} is not UTF-8 text")
+
+
+def config_path(given: str | None, environment: Mapping[str, str]) -> str | None:
+    """The first configuration that is named or exists; None: the built-in defaults."""
+    for named in (given, environment.get("RECONCILER_CONFIG")):
+        if named:
+            return named
+    home = environment.get("XDG_CONFIG_HOME") or os.path.join(
+        environment.get("HOME", "/"), ".config"
+    )
+    for usual in (
+        "reconciler.yaml",
+        os.path.join(home, "reconciler", "config.yaml"),
+        "/etc/reconciler/config.yaml",
+    ):
+        if os.path.exists(usual):
+            return usual
+    return None
+
+
+def secret(ref: SecretRef, environment: Mapping[str, str]) -> Secret:
+    """The secret behind a reference, one trailing newline removed. Raises HostError."""
+    path = ref.name
+    if ref.kind == "env":
+        value = environment.get(ref.name)
+        if not value:
+            raise HostError(
+                f"cannot read the secret: the variable {ref.name} is not set", "SecretUnreadable"
+            )
+        return Secret(value)
+    if ref.kind == "credential":
+        directory = environment.get("CREDENTIALS_DIRECTORY")
+        if not directory:
+            raise HostError(
+                f"cannot read the credential {ref.name}: not started by systemd with "
+                "LoadCredential=",
+                "SecretUnreadable",
+            )
+        path = os.path.join(directory, ref.name)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_SECRET)
+        text = data.decode().removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise HostError(
+            f"cannot read the secret file {path}: {error.strerror}", "SecretUnreadable"
+        ) from error
+    except UnicodeDecodeError:
+        raise HostError(
+            f"cannot read the secret file {path}: not text", "SecretUnreadable"
+        ) from None
+    if not text:
+        raise HostError(f"cannot use the secret file {path}: it is empty", "SecretUnreadable")
+    return Secret(text)

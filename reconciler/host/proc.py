@@ -1,0 +1,198 @@
+"""Observe: one pass over /proc for argv, one question to the kernel for sockets.
+
+Light enough for `status`: no process is started and nothing outside the standard library is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from reconciler.core.actual import Identity
+from reconciler.core.errors import HostError
+from reconciler.core.units import Port
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process whose argv speaks of qemu-nbd."""
+
+    identity: Identity
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A TCP socket of this network namespace."""
+
+    port: Port
+    address: str
+    inode: int
+    listening: bool
+
+
+def processes(word: bytes = b"qemu-nbd") -> list[Process]:
+    """Every live process with `word` in its argv. Zombies have no argv and are not among them."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                line = file.read()
+        except OSError:
+            continue  # it ended while we looked
+        if word not in line:
+            continue
+        identity = identify(int(name))
+        if identity:
+            words = line.decode("utf-8", "surrogateescape").split("\0")
+            found.append(Process(identity, tuple(words[:-1] if words[-1] == "" else words)))
+    return found
+
+
+def identify(pid: int) -> Identity | None:
+    """(pid, start time) of a process that lives; None: it is gone, or a zombie.
+
+    Source: proc(5), /proc/PID/stat: the state is field 3, the start time field 22.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            line = file.read()
+    except OSError:
+        return None
+    fields = line[line.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else Identity(pid, int(fields[19]))
+
+
+def name_of(pid: int) -> str:
+    """The short name of a process, for people."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return "a process"
+
+
+def socket_inodes(pid: int) -> set[int]:
+    """The sockets that a process holds. Empty if it is not ours to see."""
+    inodes = set()
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                inodes.add(_socket_inode(os.readlink(f"/proc/{pid}/fd/{fd}")))
+    inodes.discard(0)
+    return inodes
+
+
+def listener_inode(pid: int) -> int:
+    """The socket at fd 3, where a server of ours has its listener; 0: none there."""
+    try:
+        return _socket_inode(os.readlink(f"/proc/{pid}/fd/3"))
+    except OSError:
+        return 0
+
+
+def _socket_inode(link: str) -> int:
+    return int(link[8:-1]) if link.startswith("socket:[") else 0
+
+
+def holders(inodes: Iterable[int]) -> Mapping[int, int]:
+    """Socket inode → pid of a process that holds it; a walk over every fd, so only when asked."""
+    wanted = set(inodes)
+    found: dict[int, int] = {}
+    if not wanted:
+        return found
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            for inode in socket_inodes(int(name)) & wanted:
+                found.setdefault(inode, int(name))
+    return found
+
+
+def openers(path: str, ignore: Iterable[int] = ()) -> list[int]:
+    """The processes that hold a file open for writing; the ignored ones are left out."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return []
+    skip = {*ignore, os.getpid()}
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return sorted(pid for pid in pids if pid not in skip and _holds(str(pid), wanted))
+
+
+def _holds(name: str, wanted: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{name}/fd"):
+            with contextlib.suppress(OSError, ValueError):
+                found = os.stat(f"/proc/{name}/fd/{fd}")
+                if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino):
+                    continue
+                with open(f"/proc/{name}/fdinfo/{fd}") as file:
+                    flags = next(line for line in file if line.startswith("flags:"))
+                if int(flags.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                    return True
+    return False
+
+
+def locked_inodes() -> frozenset[int]:
+    """Inodes of files that anybody holds a lock on. Source: proc(5), /proc/locks."""
+    inodes = set()
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/locks") as file:
+        for line in file:
+            words = line.split()
+            at = 6 if words[1] == "->" else 5
+            inodes.add(int(words[at].rsplit(":", 1)[1]))
+    return frozenset(inodes)
+
+
+_DUMP: Final = 0x300 | 0x1  # NLM_F_DUMP | NLM_F_REQUEST
+_BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY
+_ESTABLISHED: Final = 1
+_LISTEN: Final = 10
+"""TCP states. Source: include/net/tcp_states.h."""
+
+
+def tcp_sockets() -> list[Socket]:
+    """Every listening or established TCP socket, in one question to the kernel (sock_diag(7)).
+
+    100 sockets take 0.2 ms; /proc/net/tcp takes 12 ms, as the kernel walks its whole hash.
+    Raises HostError.
+    """
+    found: list[Socket] = []
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 4) as diag:  # NETLINK_SOCK_DIAG
+            for family in (socket.AF_INET, socket.AF_INET6):
+                states = 1 << _ESTABLISHED | 1 << _LISTEN
+                wanted = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, states)
+                diag.send(struct.pack("=IHHII", 16 + len(wanted), _BY_FAMILY, _DUMP, 1, 0) + wanted)
+                found.extend(_answers(diag))
+    except OSError as error:
+        raise HostError(f"cannot ask the kernel for its TCP sockets: {error}") from error
+    return found
+
+
+def _answers(diag: socket.socket) -> Iterator[Socket]:
+    while True:
+        data = diag.recv(1 << 18)
+        offset = 0
+        while offset + 16 <= len(data):
+            length, kind = struct.unpack_from("=IH", data, offset)
+            if kind == 3:  # NLMSG_DONE
+                return
+            if kind == 2:  # NLMSG_ERROR
+                code = -struct.unpack_from("=i", data, offset + 16)[0]
+                if code in (2, 97):  # no such family on this kernel
+                    return
+                raise OSError(code, os.strerror(code))
+            family, state = struct.unpack_from("=BB", data, offset + 16)
+            port = struct.unpack_from("!H", data, offset + 20)[0]
+            raw = data[offset + 24 : offset + (28 if family == socket.AF_INET else 40)]
+            inode = struct.unpack_from("=I", data, offset + 16 + 68)[0]
+            yield Socket(port, socket.inet_ntop(family, raw), inode, state == _LISTEN)
+            offset += (length + 3) & ~3

@@ -1,0 +1,91 @@
+"""Start one server on a bound socket, with a log of its own; and read its last words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from reconciler.core.errors import HostError
+from reconciler.core.mark import ENTER
+
+LOG_LIMIT: Final = 1 << 20
+"""Bytes of a server's log; a longer one is begun anew at its next start."""
+LAST_LINES: Final = 5
+
+
+class HasFileno(Protocol):
+    """A socket, as far as handing its descriptor over goes."""
+
+    def fileno(self) -> int: ...
+
+
+def find(binary: str) -> str:
+    """The absolute path of qemu-nbd. Raises HostError with the command that installs it."""
+    path = shutil.which(binary)
+    if path is None:
+        raise HostError(
+            f"cannot find {binary}: install it with `apt-get install qemu-utils`, or name it in "
+            "the config, `qemu_nbd: {binary: PATH}`",
+            "QemuNbdMissing",
+        )
+    return str(Path(path).absolute())
+
+
+def spawn(binary: str, argv: Sequence[str], listener: HasFileno, log: Path) -> int:
+    """Start a server that takes over `listener`; returns its pid at once. Raises HostError.
+
+    The shell is the small step that can say its own pid in LISTEN_PID, as socket activation
+    wants. It gets the argv as words, never as text to read, and turns into the server.
+    """
+    directory = str(Path(binary).parent)
+    environment = {"PATH": f"{directory}:/usr/bin:/bin", "LC_ALL": "C"}
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > LOG_LIMIT:
+            log.unlink()
+    opening = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        return os.posix_spawn(
+            "/bin/sh",
+            ["sh", "-c", ENTER, *argv],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, str(log), opening, 0o600),
+                (os.POSIX_SPAWN_DUP2, listener.fileno(), 3),
+            ],
+            setsid=True,  # Ctrl-C in our terminal is not for the servers
+        )
+    except OSError as error:
+        raise HostError(f"cannot start {argv[0]}: {error}", "CannotStart") from error
+
+
+def last_words(log: Path, since: int = 0) -> str:
+    """The last lines that a server wrote after byte `since` of its log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(since)
+            text = file.read(LOG_LIMIT).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.strip().splitlines()[-LAST_LINES:])
+
+
+def log_size(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0
+
+
+def close_inherited() -> None:
+    """Keep descriptors that we were started with from leaking into every server."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= 3:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), False)

@@ -1,0 +1,400 @@
+"""Passes: read, look, plan, execute; again while it helps. No decisions about exports."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from reconciler.core.actions import CHANGES, Hold
+from reconciler.core.actual import Actual
+from reconciler.core.call import Call, CallState
+from reconciler.core.desired import Desired, Vm, build
+from reconciler.core.errors import ConfigError, Diagnostic, Exit, HostError
+from reconciler.core.ledger import Ledger
+from reconciler.core.plan import Plan, plan
+from reconciler.core.settings import Settings
+from reconciler.core.status import conditions
+from reconciler.core.units import Seconds
+from reconciler.core.vm_plan import VmPlan
+from reconciler.execute import Emit, Step, execute
+from reconciler.host import files, lock
+from reconciler.host.qemu_nbd import close_inherited
+from reconciler.host.store import Event, Store, WrongHubError, read
+from reconciler.hub import Hub
+
+if TYPE_CHECKING:
+    from reconciler.core.inventory import Inventory
+    from reconciler.core.spec import Specs
+
+PASSES: Final = 4
+"""Passes of one apply: each repeats only what the one before made possible."""
+BETWEEN: Final[Seconds] = 0.2
+
+
+def load_settings(config: str | None, environment: Mapping[str, str]) -> Settings:
+    """The configuration that holds here. Raises ConfigError."""
+    from reconciler.core.config import settings
+    from reconciler.core.document import parse
+
+    path = files.config_path(config, environment)
+    document, base = None, os.getcwd()
+    if path is not None:
+        text = files.read(path)
+        if text.error:
+            raise ConfigError([Diagnostic("error", text.error)])
+        document, wrong = parse(text.text, path)
+        if wrong:
+            raise ConfigError(wrong)
+        base = os.path.dirname(os.path.abspath(path))
+    return settings(
+        document,
+        environment,
+        base=base,
+        cwd=os.getcwd(),
+        host_name=platform.node(),
+        root=os.geteuid() == 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What was written: specs and inventory, read once."""
+
+    specs: Specs
+    inventory: Inventory | None
+    paths: tuple[str, ...] = ()
+
+
+def load_source(paths: Sequence[str], settings: Settings) -> Source:
+    """Every spec below the paths, and the inventory. Findings are in `specs.diagnostics`.
+
+    Raises NothingNamed.
+    """
+    from reconciler.core import inventory, spec
+    from reconciler.core.document import parse
+
+    documents = []
+    wrong: list[Diagnostic] = []
+    for text in files.texts(paths):
+        if text.error:
+            wrong.append(Diagnostic("error", text.error))
+            continue
+        document, findings = parse(text.text, text.file)
+        wrong.extend(findings)
+        if document:
+            documents.append(document)
+    known = None
+    if settings.inventory:
+        text = files.read(settings.inventory)
+        if text.error:
+            wrong.append(Diagnostic("error", f"the inventory: {text.error}"))
+        else:
+            document, findings = parse(text.text, text.file)
+            wrong.extend(findings)
+            if document:
+                known, findings = inventory.read(document)
+                wrong.extend(findings)
+    specs = spec.read(documents)
+    specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics))
+    return Source(specs, known, tuple(paths))
+
+
+def empty_ledger(settings: Settings) -> Ledger:
+    """What is remembered before anything was."""
+    return Ledger(hub=settings.hub, state_id="")
+
+
+def current(settings: Settings) -> Ledger:
+    """The ledger as it is, read without the lock. Raises StoreError, ConfigError."""
+    ledger = read(Path(settings.state))
+    if ledger and ledger.hub != settings.hub:
+        raise ConfigError([Diagnostic("error", _other_hub(settings, ledger.hub))])
+    return ledger or empty_ledger(settings)
+
+
+def _other_hub(settings: Settings, known: str) -> str:
+    return (
+        f"cannot use {settings.state} for hub {settings.hub!r}: it belongs to hub {known!r}, whose "
+        f"servers carry that name; write `hub: {known}`, or use another state directory"
+    )
+
+
+Desire = Callable[[Ledger], Desired]
+"""What should be true, given what is remembered."""
+
+
+def desire(source: Source, settings: Settings) -> Desire:
+    """What the files ask for."""
+    return lambda ledger: build(source.specs, source.inventory, settings, ledger)
+
+
+def pruned(inner: Desire) -> Desire:
+    """The same, and what was declared once and is gone from the files is to be absent."""
+
+    def with_removals(ledger: Ledger) -> Desired:
+        desired = inner(ledger)
+        if desired.failed:
+            return desired  # a file that cannot be read may hold what seems to be gone
+        gone = {
+            name: Vm(name=name, exported=False, protect=bool(applied.vm.get("protect")))
+            for name, applied in ledger.applied.items()
+            if name not in desired.vms
+        }
+        return replace(desired, vms={**desired.vms, **gone})
+
+    return with_removals
+
+
+def dry_run(settings: Settings, wanted: Desire, environment: Mapping[str, str]) -> Plan:
+    """The plan, and nothing else: no lock, no file, no port, no row. Raises HostError."""
+    ledger = current(settings)
+    desired = wanted(ledger)
+    hub = Hub(settings, environment)
+    return plan(desired, hub.look(desired, ledger), ledger, hub.now())
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How an apply ended: the last plan, and every step of every pass."""
+
+    plan: Plan
+    steps: list[Step] = field(default_factory=list)
+    interrupted: bool = False
+
+    def calls(self) -> Mapping[str, Call]:
+        """VM → its call as the last step left it, or as the last plan saw it."""
+        found = {vm.name: vm.call for vm in self.plan.vms if vm.call}
+        found.update({step.action.vm: step.call for step in self.steps if step.call})
+        return found
+
+    def exit_code(self) -> Exit:
+        """The one number; where several apply: 65, 7, 4, 3, 1."""
+        if any(one.severity == "error" for one in self.plan.diagnostics):
+            return Exit.INVALID
+        verdicts = {vm.name: self.verdict(vm.name) for vm in self.plan.vms}
+        values = set(verdicts.values())
+        for code in (Exit.UNKNOWN, Exit.HELD):
+            if code in values:
+                return code
+        if values <= {Exit.OK}:
+            return Exit.OK
+        return Exit.PARTIAL if values & {Exit.OK, Exit.PARTIAL} else Exit.ERROR
+
+    def verdict(self, vm: str) -> Exit:
+        """How one VM stands: OK, UNKNOWN, HELD, PARTIAL (it waits) or ERROR."""
+        call = self.calls().get(vm)
+        if call and call.state in (CallState.UNKNOWN, CallState.INTENDED):
+            return Exit.UNKNOWN
+        one = next(one for one in self.plan.vms if one.name == vm)
+        kinds = {action.kind for action in one.actions}
+        if call and call.state is CallState.FAILED and (one.vm.run, one.name) == call.key[1::-1]:
+            return Exit.ERROR
+        failed = [
+            s for s in self.steps if s.action.vm == vm and not s.ok and s.reason != "PortTaken"
+        ]
+        if "hold" in kinds or any(step.reason == "InUse" for step in failed):
+            return Exit.HELD
+        if failed or "refuse" in kinds:
+            return Exit.ERROR
+        return Exit.PARTIAL if "wait" in kinds else Exit.OK
+
+
+@dataclass(slots=True)
+class Applier:
+    """Applies a desire to this hub: the lock, the store, and passes until nothing more helps."""
+
+    settings: Settings
+    environment: Mapping[str, str]
+    emit: Emit
+    command: str = "reconciler apply"
+    lock_timeout: Seconds = 120.0
+    waiting: Callable[[lock.Holder | None], None] = lambda _: None
+    looked: Callable[[Plan, Actual], None] = lambda _plan, _actual: None
+    """Told of every look, before anything is done about it."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set by a signal: what has begun is ended in order, nothing new is begun."""
+    executing: bool = False
+
+    @contextmanager
+    def opened(self) -> Iterator[Store]:
+        """The store, under the lock. Raises LockError, HostError, ConfigError."""
+        directory = Path(self.settings.state)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise HostError(
+                f"cannot use the state directory {directory}: {error.strerror}; run as a user who "
+                "may write there, or set `state:` in the config (or RECONCILER_STATE)",
+                "Storage",
+            ) from error
+        with lock.held(directory / "lock", self.command, self.lock_timeout, self.waiting):
+            try:
+                store = Store(directory, self.settings.hub)
+            except WrongHubError as error:
+                raise ConfigError([Diagnostic("error", str(error))]) from error
+            try:
+                yield store
+            finally:
+                store.close()
+
+    def apply(
+        self,
+        wanted: Desire,
+        *,
+        approved: Callable[[Plan], bool] = lambda _: True,
+        impatient: bool = True,
+    ) -> Outcome | None:
+        """Make it true. None: `approved` said no to what it would do. Raises ReconcilerError.
+
+        `impatient`: an operator is asking, so a back-off does not make them wait.
+        """
+        close_inherited()
+        with self.opened() as store:
+            hub = Hub(self.settings, self.environment, store)
+            steps: list[Step] = []
+            failed: set[str] = set()
+            for number in range(PASSES):
+                ledger = store.ledger()
+                if impatient and not number:
+                    ledger = without_backoff(ledger)
+                desired = wanted(ledger)
+                actual = hub.look(desired, ledger)
+                self.note_clients(store, ledger, actual)
+                planned = plan(desired, actual, ledger, hub.now())
+                self.looked(planned, actual)
+                if not number:
+                    if not approved(planned):
+                        return None
+                    self.note(store, desired, ledger)
+                todo = worth(planned, failed)
+                if not todo.vms or number == PASSES - 1 or self.stopping.is_set():
+                    break
+                if number and self.stopping.wait(BETWEEN if starting(todo) else 0):
+                    break
+                self.executing = True
+                try:
+                    done = execute(
+                        todo,
+                        hub,
+                        self.emit,
+                        parallel=self.parallel(),
+                        kill_clients=desired.kill_clients,
+                        stopping=self.stopping,
+                    )
+                finally:
+                    self.executing = False
+                self.write_down(store, hub, planned, done)
+                steps += done
+                # A lost race for a port is planned anew; what failed otherwise waits for its cause.
+                failed |= {s.action.vm for s in done if not s.ok and s.reason != "PortTaken"}
+            self.note_conditions(store, planned, actual, store.ledger(), hub.now())
+            return Outcome(planned, steps, self.stopping.is_set())
+
+    def parallel(self) -> int:
+        """Servers started at once. Four per core: more gains nothing, measured on two cores."""
+        return self.settings.qemu_nbd.parallel or min(32, 4 * (os.cpu_count() or 1))
+
+    def note(self, store: Store, desired: Desired, ledger: Ledger) -> None:
+        vms = {name: vm.to_json() for name, vm in desired.vms.items()}
+        changed = {
+            name: vm
+            for name, vm in vms.items()
+            if name not in ledger.applied or ledger.applied[name].vm != _plain(vm)
+        }
+        settings = self.settings.to_json()
+        if changed or ledger.settings != settings:
+            store.apply(settings, changed, time.time())
+
+    def note_clients(self, store: Store, ledger: Ledger, actual: Actual) -> None:
+        busy = {server.mark.key for server in actual.servers if server.clients}
+        fresh = [one for one in ledger.leases if one.key in busy and not one.clients_seen]
+        if fresh:
+            store.clients_seen(fresh)
+
+    def write_down(self, store: Store, hub: Hub, planned: Plan, steps: Sequence[Step]) -> None:
+        """What happened, and what stands in the way, as events."""
+        runs = {vm.name: vm.vm.run for vm in planned.vms}
+        events = [
+            Event(
+                vm=step.action.vm,
+                disk=step.action.disk,
+                run=runs.get(step.action.vm, ""),
+                severity="Normal" if step.ok else "Warning",
+                reason=step.reason,
+                message=step.message,
+            )
+            for step in steps
+        ]
+        events += [
+            Event(
+                vm=action.vm,
+                disk=action.disk,
+                run=runs.get(action.vm, ""),
+                severity="Warning",
+                reason=action.cause,
+                message=action.why,
+            )
+            for action in planned.actions
+            if action.kind in ("hold", "refuse", "wait")
+        ]
+        if events:
+            store.record(events, self.command, hub.now())
+
+    def say(self, store: Store, vm: str, run: str, reason: str, message: str) -> None:
+        """One event of an operator's order."""
+        event = Event(vm=vm, run=run, reason=reason, message=message)
+        store.record([event], self.command, time.time())
+
+    def note_conditions(
+        self, store: Store, planned: Plan, actual: Actual, ledger: Ledger, now: Seconds
+    ) -> None:
+        """When each condition came to be what it is; read by `status`."""
+        found = {}
+        for one in planned.vms:
+            for condition in conditions(one, actual, ledger):
+                key, value = (one.name, condition.type), (condition.status, condition.reason)
+                known = ledger.transitions.get(key)
+                if not known or known[:2] != value:
+                    found[key] = value
+        if found:
+            store.transitions(found, now)
+
+
+def _plain(value: object) -> object:
+    """A value as it comes back from JSON."""
+    import json
+
+    return json.loads(json.dumps(value))
+
+
+def without_backoff(ledger: Ledger) -> Ledger:
+    """The same ledger with every rest over."""
+    return replace(ledger, calls=tuple(replace(call, retry_at=0.0) for call in ledger.calls))
+
+
+def worth(planned: Plan, failed: Collection[str]) -> Plan:
+    """The VMs of a plan that a pass can do something about; those that failed rest."""
+
+    def moves(one: VmPlan) -> bool:
+        return any(
+            action.kind in CHANGES
+            or action.cause == "Starting"
+            or (isinstance(action, Hold) and (action.event or action.remember))
+            for action in one.actions
+        )
+
+    return replace(
+        planned, vms=tuple(one for one in planned.vms if one.name not in failed and moves(one))
+    )
+
+
+def starting(planned: Plan) -> bool:
+    """Whether a server is in the act of starting, so that looking again at once is too soon."""
+    return any(action.cause == "Starting" for action in planned.actions)
