@@ -219,7 +219,8 @@ class _OneVm:
                 if call.state is CallState.INTENDED:
                     call = self.records.advance(call, CallEvent.CRASH, now)
                 call = self.records.advance(call, action.event, now, message=action.why)
-                return Step(action, True, action.cause, action.why, call)
+                good = action.event not in (CallEvent.FAIL, CallEvent.SERVER_DIED)
+                return Step(action, good, action.cause, action.why, call)
             case Stop():
                 self.host.stop(action.server, kill_clients=self.kill_clients)
                 if action.lease:

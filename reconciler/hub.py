@@ -58,10 +58,12 @@ class Hub:
 
     # -- looking
 
-    def look(self, desired: Desired, ledger: Ledger, *, ask: bool = True) -> Actual:
+    def look(
+        self, desired: Desired, ledger: Ledger, *, ask: bool = True, secrets: bool = True
+    ) -> Actual:
         """One look at everything that the VMs in scope depend on. Changes nothing.
 
-        Without `ask` no SNA is asked and no secret is read: what `status` needs.
+        Without `ask` no SNA is asked, without `secrets` none is read: `status` does neither.
         """
         sockets_seen = proc.tcp_sockets()
         listening: dict[Port, set[int]] = defaultdict(set)
@@ -94,7 +96,7 @@ class Hub:
             claims=claims,
             troubles=troubles,
             reports=self._reports(desired, ledger) if ask else {},
-            secrets=self._secrets(desired, ledger) if ask else {},
+            secrets=self._secrets(desired, ledger) if secrets else {},
             unbindable=frozenset(self.unbindable),
         )
 

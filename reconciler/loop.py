@@ -265,7 +265,8 @@ class Applier:
                 if impatient and not number:
                     ledger = without_backoff(ledger)
                 desired = wanted(ledger)
-                actual = hub.look(desired, ledger)
+                # An SNA is asked once: a call that went wrong just now is not explained away.
+                actual = hub.look(desired, ledger, ask=not number)
                 self.note_clients(store, ledger, actual)
                 planned = plan(desired, actual, ledger, hub.now())
                 self.looked(planned, actual)

@@ -272,7 +272,7 @@ class Session:
         for one in outcome.plan.vms:
             call = outcome.calls().get(one.name)
             wants = one.vm.exported and one.vm.purpose == "backup"
-            if call and call.state is CallState.ACCEPTED:
+            if call and call.state in (CallState.ACCEPTED, CallState.UNKNOWN):
                 found[one.name] = call.sna
             elif wants and any(action.kind == "wait" for action in one.actions):
                 found[one.name] = one.vm.sna

@@ -132,7 +132,7 @@ def _open_call(ledger: Ledger, vm: str) -> Call:
 def _nobody_connected(hub: Hub, ledger: Ledger, call: Call) -> None:
     """Another attempt while a client of this one is connected would be two writers."""
     vms = {call.vm: Vm(name=call.vm, exported=False)}
-    seen = hub.look(Desired(settings=hub.settings, vms=vms), ledger, ask=False)
+    seen = hub.look(Desired(settings=hub.settings, vms=vms), ledger, ask=False, secrets=False)
     for server in seen.servers:
         if server.mark.vm == call.vm and server.clients:
             raise HostError(

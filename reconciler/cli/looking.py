@@ -189,6 +189,6 @@ def looked(ledger: Ledger, vms: Collection[str]) -> tuple[Plan, Actual, float]:
             wanted[name] = vm
     desired = Desired(settings=settings, vms=wanted)
     hub = Hub(settings, os.environ)
-    actual = hub.look(desired, ledger, ask=False)
+    actual = hub.look(desired, ledger, ask=False, secrets=False)
     now = time.time()
     return planned(desired, actual, ledger, now), actual, now

@@ -161,6 +161,9 @@ def _definite(
     run, attempt = spec.backup.run, ledger.attempt(spec.name, spec.backup.run)
     known = inventory.vms.get(spec.name) if inventory else None
     disks = _disks(declared, inventory, settings)
+    frozen = _frozen(ledger, spec.name, run)
+    if spec.disks == "inventory" and frozen.keys() == {disk.key for disk in disks}:
+        disks.sort(key=lambda disk: frozen[disk.key].position)
     address = {"name": spec.vm.name, "path": spec.vm.path, "vcenter": spec.vm.vcenter}
     if known:
         for what, value in (
@@ -189,7 +192,7 @@ def _definite(
                 name=attempted(disk.export or f"{spec.name}-{run}-disk{position}", attempt),
                 image=posixpath.join(root, attempted_image(image, attempt)),
                 size=disk.size,
-                backing=_parent(spec.name, disk, root, ledger) if incremental else None,
+                backing=_parent(declared, disk, root, ledger, frozen) if incremental else None,
             )
         )
         if disk.backing and not incremental:
@@ -290,10 +293,29 @@ def _disks(declared: Declared, inventory: Inventory | None, settings: Settings) 
     return listed
 
 
-def _parent(vm: str, disk: DiskSpec, root: str, ledger: Ledger) -> str:
+def _frozen(ledger: Ledger, vm: str, run: str) -> Mapping[int, Export]:
+    """What the intent fixed of a run that was asked for: disk key → export."""
+    call = ledger.latest(vm, run)
+    if call is None or call.state == "DUE":
+        return {}
+    return {export.key: export for export in call.exports}
+
+
+def _parent(
+    declared: Declared,
+    disk: DiskSpec,
+    root: str,
+    ledger: Ledger,
+    frozen: Mapping[int, Export],
+) -> str:
+    """The image that an incremental builds on: as written, as it was, or the newest there is."""
     if disk.backing:
         return posixpath.join(root, disk.backing)
-    newest = ledger.newest_completed(vm, disk.key, root)
+    was = frozen.get(disk.key)
+    if was and was.backing:
+        return was.backing
+    spec = declared.spec
+    newest = ledger.newest_completed(spec.name, disk.key, root)
     if newest is None:
         raise _Refused(
             f"disk {disk.key} has no completed run to build an incremental on: write "

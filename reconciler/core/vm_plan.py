@@ -297,7 +297,9 @@ class OneVm:
             return
         base: dict[str, Any] = {"vm": self.vm.name, "call": call}
         report = self.actual.reports.get(call.job_id)
-        if report and report.known and report.status in ("completed", "failed"):
+        sna = self.desired.settings.snas.get(call.sna)
+        ended = report and report.known and report.status in ("completed", "failed")
+        if report and ended and sna and sna.reports_end:
             self.conclude(call, report.status, report.message)
             return
         if call.state is CallState.ACCEPTED:
@@ -308,7 +310,6 @@ class OneVm:
                 Witness(**base, cause="WitnessedByAppliance", why=why, event=CallEvent.WITNESS)
             )
             return
-        sna = self.desired.settings.snas.get(call.sna)
         if report and report.known is False and sna and sna.remembers_jobs:
             why = f"SNA {call.sna} remembers its jobs and does not know this one: it may be asked"
             self.actions.append(

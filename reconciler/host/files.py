@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from reconciler.core.errors import HostError
+from reconciler.core.errors import Exit, HostError
 from reconciler.core.settings import Secret, SecretRef
 
 MAX_SECRET: Final = 65_536
@@ -26,6 +26,8 @@ class Text:
 
 class NothingNamed(HostError):  # noqa: N818 what it is
     """A path on the command line names no file and no directory."""
+
+    exit = Exit.INVALID
 
 
 def texts(paths: Sequence[str]) -> list[Text]:
