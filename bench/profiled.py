@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import cProfile
+import io
 import pstats
 import sys
+import sysconfig
 import threading
 import time
+from pathlib import Path
 
 TOP = 25
 
@@ -39,13 +42,17 @@ def main() -> int:
 
     code = command(arguments)
     profiles[0].disable()
-    with open(out, "w") as file:
-        stats = pstats.Stats(profiles[0], stream=file)
-        for profile in profiles[1:]:
-            profile.create_stats()
-            if profile.stats:
-                stats.add(profile)
-        stats.strip_dirs().sort_stats("cumulative").print_stats(TOP)
+    said = io.StringIO()
+    stats = pstats.Stats(profiles[0], stream=said)
+    for profile in profiles[1:]:
+        profile.create_stats()
+        if profile.stats:
+            stats.add(profile)
+    stats.sort_stats("cumulative").print_stats(TOP)
+    text = said.getvalue()
+    for name in ("purelib", "platlib", "stdlib"):
+        text = text.replace(sysconfig.get_path(name) + "/", "")
+    Path(out).write_text(text.replace(str(Path(__file__).parents[1]) + "/", ""))
     return code
 
 

@@ -298,7 +298,8 @@ class _OneVm:
     def create(self, action: Action) -> Step:
         assert isinstance(action, Create)
         self.host.create(action.export, self.plan.vm.root)
-        return Step(action, True, "Created", f"{action.what()} {action.export.image}")
+        made = action.what().replace("create", "created", 1)
+        return Step(action, True, "Created", f"{made} {action.export.image}")
 
     def serve(self, action: Action, listeners: dict[int | None, Listener]) -> Step:
         assert isinstance(action, Start | Restart)

@@ -64,8 +64,8 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
         click.echo(text.status_text(value, wide=wide, colour=text.coloured(sys.stdout)))
     else:
         click.echo("No VM is exported.")
-    for one in plan.foreign:
-        click.echo(f"not ours: {one.what}, pid {one.pid}")
+    for note in text.foreign_notes(plan):
+        click.echo(note)
     if plan.untouched:
         click.echo(
             f"not in the ledger, but running with our mark: {', '.join(plan.untouched)}; "

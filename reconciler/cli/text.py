@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from reconciler.core.actions import CHANGES, Action, Create, Notify, Start
+from reconciler.core.actions import Action, Create, Notify, Start
 from reconciler.core.desired import summary
 from reconciler.core.errors import Diagnostic
 from reconciler.core.plan import Plan
@@ -38,6 +38,8 @@ _COLOUR: Final = {
     "x": "red",
     ">": "cyan",
 }
+_MOST: Final = 5
+"""Strangers that are named one by one."""
 _DONE: Final = {
     "create": "to create",
     "start": "to start",
@@ -66,11 +68,11 @@ def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> 
         width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 120
     blocks = ["\n".join(_vm(one, colour, width)) for one in plan.vms if one.actions]
     lines = [str(one) for one in plan.diagnostics]
-    notes = [f"not ours: {one.what}, pid {one.pid}{_where(one)}" for one in plan.foreign]
+    notes = foreign_notes(plan)
     named = {(one.pid, port) for one in plan.foreign for port in one.ports}
     notes += [
         f"not ours: {one} is in the port range; skipped"
-        for one in plan.strangers
+        for one in plan.strangers[: _MOST * 4]
         if (one.pid, one.port) not in named
     ]
     if plan.untouched:
@@ -84,6 +86,22 @@ def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> 
         parts.append("\n".join(notes))
     parts.append(total(plan))
     return "\n\n".join(parts)
+
+
+def foreign_notes(plan: Plan) -> list[str]:
+    """The servers that are not ours: those in our way each, the rest as a number."""
+    near = [one for one in plan.foreign if any(port in plan.ports for port in one.ports)]
+    notes = [f"not ours: {one.what}, pid {one.pid}{_where(one)}" for one in near[:_MOST]]
+    rest = len(plan.foreign) - len(notes)
+    if rest:
+        also = "also " if notes else ""
+        notes.append(
+            f"not ours: {also}{rest} qemu-nbd server{'s' if rest > 1 else ''} outside the port "
+            f"range {plan.ports} (`-o json` names all)"
+            if len(near) <= _MOST
+            else f"not ours: also {rest} other qemu-nbd servers (`-o json` names all)"
+        )
+    return notes
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
@@ -201,13 +219,14 @@ def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str
         ready = found["Ready"]
         call = vm["call"]
         up = sum(disk["ready"] for disk in vm["disks"])
+        served = vm["state"] == "exported" and not released(vm)
         rows.append(
             [
                 vm["name"],
                 vm["run"] or "-",
                 "Ready" if ready["status"] == "True" else "NotReady",
                 ready["reason"],
-                f"{up}/{len(vm['disks'])}" if vm["state"] == "exported" else "-",
+                f"{up}/{len(vm['disks'])}" if served else "-",
                 call["state"] if call else "-",
             ]
         )
@@ -221,7 +240,8 @@ def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str
             out.append(f"    {ready['message']}")
         if any(one["type"] == "DisksUnverified" for one in vm["conditions"]):
             out.append("    DisksUnverified: no inventory confirms that these are all its disks")
-        out.extend(_disk(disk, wide) for disk in vm["disks"] if disk["pid"] or vm["state"] != "x")
+        shown = wide or not released(vm)
+        out.extend(_disk(disk, wide) for disk in vm["disks"] if shown or disk["pid"])
         if wide:
             if vm["nbd_targets"]:
                 out.append(f"    targets {vm['nbd_targets']}")
@@ -231,6 +251,13 @@ def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str
                 if call["message"]:
                     out.append(f"    {call['message']}")
     return "\n".join(out)
+
+
+def released(vm: Mapping[str, Any]) -> bool:
+    """Its run has ended, so that nothing of it should be served."""
+    return any(
+        one["type"] == "Exported" and one["reason"] == "Released" for one in vm["conditions"]
+    )
 
 
 def _disk(disk: Mapping[str, Any], wide: bool) -> str:
@@ -248,7 +275,3 @@ def _disk(disk: Mapping[str, Any], wide: bool) -> str:
     if wide:
         line += f"   {disk['export']}   {disk['image']}"
     return line
-
-
-def changes_left(plan: Plan) -> bool:
-    return any(action.kind in CHANGES for action in plan.actions)

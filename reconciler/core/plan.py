@@ -14,7 +14,7 @@ from reconciler.core.desired import Desired
 from reconciler.core.errors import Diagnostic
 from reconciler.core.ledger import Ledger
 from reconciler.core.ports import Pool
-from reconciler.core.units import Seconds, natural
+from reconciler.core.units import PortRange, Seconds, natural
 from reconciler.core.vm_plan import OneVm, VmPlan
 
 FORMAT_VERSION: Final = "1.0"
@@ -25,6 +25,7 @@ class Plan:
     """Everything that would make the two states one."""
 
     hub: str
+    ports: PortRange
     vms: tuple[VmPlan, ...]
     foreign: tuple[Foreign, ...] = ()
     strangers: tuple[Listener, ...] = ()
@@ -89,7 +90,6 @@ def diagnostics_json(diagnostics: Sequence[Diagnostic]) -> list[dict[str, Any]]:
 
 def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan:
     """Say what would make the two states one. Same inputs, same plan, same order."""
-    hub = desired.settings.hub
     servers: dict[str, list[Server]] = defaultdict(list)
     for server in actual.servers:
         servers[server.mark.vm].append(server)
@@ -102,7 +102,8 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
         plans.append(planner.plan())
     known = set(ledger.applied) | {lease.vm for lease in ledger.leases} | set(servers)
     return Plan(
-        hub=hub,
+        hub=desired.settings.hub,
+        ports=desired.settings.ports,
         vms=tuple(_with_places(plans, desired, ledger)),
         foreign=actual.foreign,
         strangers=tuple(actual.listeners[port] for port in sorted(actual.listeners)),

@@ -1,0 +1,45 @@
+#!/bin/sh
+# Install the system packages that are missing, or say which and how.
+set -eu
+
+missing=""
+need() { # COMMAND PACKAGE
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+PATH="$PATH:/usr/sbin:/sbin"
+PYTHON="${PYTHON:-python3}"
+need qemu-nbd qemu-utils
+need nbdcopy libnbd-bin
+need mke2fs e2fsprogs
+need "$PYTHON" python3
+if command -v "$PYTHON" >/dev/null 2>&1; then
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "cannot go on: $PYTHON is $("$PYTHON" --version 2>&1), and 3.11 or newer is needed;" \
+            "name another with: make PYTHON=python3.12 …" >&2
+        exit 1
+    }
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+else
+    missing="$missing python3-venv"
+fi
+[ -n "$missing" ] || exit 0
+
+install="apt-get update && apt-get install -y --no-install-recommends$missing"
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "cannot install:$missing is missing, and there is no apt-get here; install what has" \
+        "qemu-nbd, nbdcopy, mke2fs and Python's venv" >&2
+    exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    echo "cannot install:$missing is missing, and this is not root. Run:" >&2
+    echo "  sudo sh -c '$install'" >&2
+    exit 1
+fi
+echo "installing$missing …"
+export DEBIAN_FRONTEND=noninteractive
+sh -c "$install" >/tmp/reconciler-install.$$ 2>&1 || {
+    tail -n 20 /tmp/reconciler-install.$$ >&2
+    echo "cannot install$missing: see above; the command was: $install" >&2
+    exit 1
+}
+rm -f /tmp/reconciler-install.$$

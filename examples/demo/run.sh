@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# The main job, on real disks: two VMs, five disks, one call each; then everything is taken down.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+work=$(mktemp -d "${TMPDIR:-/tmp}/reconciler-demo.XXXXXX")
+PATH="$PATH:/usr/sbin:/sbin"
+appliance=""
+
+say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
+show() { printf '\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+
+clean_up() {
+    status=$?
+    trap - EXIT
+    cd "$work"
+    [ "$status" -eq 0 ] || reconciler stop ctx-101 ctx-102 --cancel-run --kill-clients -y || true
+    [ -z "$appliance" ] || kill "$appliance" 2>/dev/null || true
+    [ -z "$appliance" ] || wait "$appliance" 2>/dev/null || true
+    cd / && rm -rf "$work"
+    [ "$status" -eq 0 ] || echo "the demo failed (exit $status); everything it started is ended" >&2
+    exit "$status"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+cp "$here/reconciler.yaml" "$here/inventory.yaml" "$work/"
+cd "$work"
+unset RECONCILER_CONFIG RECONCILER_STATE
+(umask 077 && head -c 18 /dev/urandom | base64 >password)
+
+say "Five source disks with real ext4 file systems and real files"
+disk() { # VM KEY MIB FILES_FROM
+    mkdir -p "sources/$1" "files"
+    rm -rf files && mkdir files && cp -r "$4" files/
+    head -c $(($3 * 300000)) /dev/urandom >files/data.bin
+    echo "disk $2 of $1" >files/who-am-i
+    truncate -s "$3M" "sources/$1/$2.raw"
+    mke2fs -q -F -t ext4 -L "$1-$2" -d files "sources/$1/$2.raw"
+}
+disk web1 2000 64 "$root/reconciler"
+disk web1 2001 96 "$root/docs"
+disk db1 2000 64 "$root/reconciler"
+disk db1 2001 128 "$root/examples"
+disk db1 2016 48 "$root/docs"
+rm -rf files
+ls -lh sources/*/*.raw | awk '{print "  " $5 "\t" $9}'
+
+say "The node appliance: takes one call per VM, and copies every disk over NBD"
+"${PYTHON:-python3}" "$root/examples/node-appliance/appliance.py" --listen 127.0.0.1:0 \
+    --port-file port --sources sources --log calls.jsonl --slow 3 >appliance.out 2>&1 &
+appliance=$!
+for _ in $(seq 100); do [ -s port ] && break || sleep 0.1; done
+[ -s port ] || { cat appliance.out >&2; exit 1; }
+sed -i "s|127.0.0.1:9081|127.0.0.1:$(cat port)|" reconciler.yaml
+cat appliance.out
+
+say "What should be true"
+cat "$root/specs/demo.yaml"
+say "What would be done"
+show reconciler plan -f "$root/specs"
+say "Do it"
+show reconciler apply -f "$root/specs" -y
+say "What is there now: the appliance is writing"
+show reconciler status
+say "Stay until the runs have ended"
+show reconciler apply -f "$root/specs" -y --wait --timeout 2m
+show reconciler status
+say "Again: nothing to do, and nobody is called twice"
+show reconciler plan -f "$root/specs"
+echo "calls that the appliance accepted: $(grep -c '"event": "start"' calls.jsonl) (one per VM)"
+
+say "Did every disk arrive under the right key?"
+for vm in ctx-101:web1 ctx-102:db1; do
+    for source in "sources/${vm#*:}"/*.raw; do
+        key=$(basename "$source" .raw)
+        image="repository/${vm%%:*}/$key/demo-1.qcow2"
+        printf '%s disk %s: ' "${vm%%:*}" "$key"
+        qemu-img compare -f raw -F qcow2 "$source" "$image"
+    done
+done
+
+say "Take it down; images and history stay"
+printf 'vms:\n  - {name: ctx-101, state: absent}\n  - {name: ctx-102, state: absent}\n' >absent.yaml
+show reconciler apply -f absent.yaml -y
+show reconciler status
+left=$(grep -la '[h]ub=demo-hub' /proc/[0-9]*/cmdline 2>/dev/null | wc -l) || true
+echo "servers left: $left"
+[ "$left" -eq 0 ]

@@ -1,0 +1,12 @@
+"""How hard the property tests look: `--hypothesis-profile=deep` looks longer and at random."""
+
+from hypothesis import HealthCheck, settings
+
+COMMON = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": (HealthCheck.too_slow, HealthCheck.filter_too_much),
+}
+settings.register_profile("quick", max_examples=100, derandomize=True, **COMMON)
+settings.register_profile("deep", max_examples=3000, **COMMON)
+settings.load_profile("quick")
