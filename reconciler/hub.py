@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 HANDSHAKE: Final[Seconds] = 3.0
 """Deadline of a look at a running server. One that is well answers in under 1 ms."""
+PROBE: Final[Seconds] = 0.01
+"""A probe is over within 1 ms; a client stays."""
 SETTLE: Final[Seconds] = 0.3
 """How long a stop waits for a connection to go that may be another's probe."""
 
@@ -65,7 +67,7 @@ class Hub:
 
         Without `ask` no SNA is asked, without `secrets` none is read: `status` does neither.
         """
-        sockets_seen = proc.tcp_sockets()
+        sockets_seen = self._settled()
         listening: dict[Port, set[int]] = defaultdict(set)
         clients: Counter[Port] = Counter()
         for one in sockets_seen:
@@ -99,6 +101,15 @@ class Hub:
             secrets=self._secrets(desired, ledger) if secrets else {},
             unbindable=frozenset(self.unbindable),
         )
+
+    def _settled(self) -> list[proc.Socket]:
+        """The sockets, without connections that come and go: another command's probes."""
+        seen = proc.tcp_sockets()
+        if not any(one.port in self.settings.ports and not one.listening for one in seen):
+            return seen
+        time.sleep(PROBE)
+        again = {one.peer for one in proc.tcp_sockets() if not one.listening}
+        return [one for one in seen if one.listening or one.peer in again]
 
     def _sorted(
         self,
@@ -251,23 +262,32 @@ class Hub:
 
     def _reports(self, desired: Desired, ledger: Ledger) -> dict[str, Report]:
         """What the SNAs say of calls whose outcome or end they may know."""
-        found = {}
+        found: dict[str, Report] = {}
+        asked: dict[str, list[Call]] = defaultdict(list)
         for call in ledger.calls:
             sna = self.settings.snas.get(call.sna)
             if call.vm not in desired.vms or not call.state.active or sna is None:
                 continue
-            if call.state is CallState.ACCEPTED and not sna.reports_end:
-                continue
-            found[call.job_id] = self.ask(call)
+            if call.state is not CallState.ACCEPTED or sna.reports_end:
+                asked[call.sna].append(call)
+        for name, calls in asked.items():
+            found |= self._asked(name, calls)
         return found
 
-    def ask(self, call: Call) -> Report:
-        """What the call's SNA says of its job. Never raises."""
+    def _asked(self, sna: str, calls: Sequence[Call]) -> dict[str, Report]:
+        """What one SNA says of its jobs. One that does not answer is not asked for the others."""
+        found: dict[str, Report] = {}
         try:
-            with self.line(call.sna) as line:
-                return line.ask(call.job_id)
+            with self.line(sna) as line:
+                for call in calls:
+                    found[call.job_id] = report = line.ask(call.job_id)
+                    if report.known is None:
+                        break
         except HostError as error:
-            return Report(None, message=str(error))
+            report = Report(None, message=str(error))
+        for call in calls:
+            found.setdefault(call.job_id, report)
+        return found
 
     def _secrets(self, desired: Desired, ledger: Ledger) -> dict[str, str]:
         """Which of the secrets that a due call needs cannot be read, and why."""

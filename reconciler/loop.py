@@ -113,7 +113,11 @@ def empty_ledger(settings: Settings) -> Ledger:
 
 def current(settings: Settings) -> Ledger:
     """The ledger as it is, read without the lock. Raises StoreError, ConfigError."""
-    ledger = read(Path(settings.state))
+    directory = Path(settings.state)
+    holder = lock.holder(directory / "lock")
+    ledger = read(directory)
+    if ledger and holder:
+        ledger = replace(ledger, busy=str(holder))
     if ledger and ledger.hub != settings.hub:
         raise ConfigError([Diagnostic("error", _other_hub(settings, ledger.hub))])
     return ledger or empty_ledger(settings)

@@ -22,8 +22,7 @@ _ANSWERS = {
     "failed": (CallEvent.SAY_FAILED, "it has failed: its servers are no longer protected"),
     "resend": (
         CallEvent.RESEND,
-        "a new attempt: its servers stop, and the appliance is called again under a new job id, "
-        "with new export names and fresh images",
+        "a new attempt: its servers stop, and the appliance is called again with fresh images",
     ),
 }
 
@@ -136,7 +135,7 @@ def _nobody_connected(hub: Hub, ledger: Ledger, call: Call) -> None:
     for server in seen.servers:
         if server.mark.vm == call.vm and server.clients:
             raise HostError(
-                f"cannot resend run {call.run} of {call.vm}: {server.clients} clients are connected "
-                f"to port {server.mark.port}, so the first attempt is alive; say --accepted, or "
+                f"cannot resend run {call.run} of {call.vm}: {server.clients} clients are "
+                f"connected to port {server.mark.port}, so the first attempt is alive; say --accepted, or "
                 f"cut them off with reconciler stop {call.vm} --kill-clients --cancel-run"
             )

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -42,7 +43,7 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
     Reads only; works while another command is changing things.
     """
     state = directory(config)
-    ledger = store.read(state)
+    ledger, holder = read(state)
     if ledger is None:
         if output == "json":
             options.print_json({"format_version": "1.0", "hub": platform.node(), "vms": []})
@@ -71,7 +72,6 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
             f"not in the ledger, but running with our mark: {', '.join(plan.untouched)}; "
             "apply their specs to adopt them"
         )
-    holder = lock.holder(state / "lock")
     if holder:
         click.echo(f"being changed by {holder}")
 
@@ -82,7 +82,7 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
 def explain(config: str | None, vm: str) -> None:
     """What one VM waits for, since when, the last error, and what to type next."""
     state = directory(config)
-    ledger = store.read(state)
+    ledger, holder = read(state)
     known = ledger.applied if ledger else {}
     if ledger is None or vm not in known:
         hint = nearest(vm, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
@@ -113,7 +113,6 @@ def explain(config: str | None, vm: str) -> None:
     for action in one.actions:
         where = f"disk {action.disk}" if action.disk is not None else "VM"
         click.echo(f"  {text.SYMBOL[action.kind]:>3} {where}: {action.what()}: {action.why}")
-    holder = lock.holder(state / "lock")
     if holder:
         click.echo(f"  being changed now by {holder}")
     past = store.events(state, vm, 5)
@@ -150,6 +149,14 @@ def next_command(vm: Vm, plan: Plan, reason: str) -> str:
     if reason in ("RunFailed", "RunCancelled"):
         return f"write another `run:` into {vm.place or 'the spec'}, then {apply}"
     return "nothing"
+
+
+def read(state: Path) -> tuple[Ledger | None, str]:
+    """The ledger as it is, and who is changing the hub meanwhile."""
+    holder = lock.holder(state / "lock")
+    busy = str(holder) if holder else ""
+    ledger = store.read(state)
+    return (replace(ledger, busy=busy) if ledger else None), busy
 
 
 def directory(config: str | None) -> Path:

@@ -30,6 +30,18 @@ COMMANDS: Final = {
 """Command → the module that has it, and the line in --help that is shown without importing it."""
 
 
+def _config() -> click.Option:
+    """--config, also behind the command."""
+
+    def use(ctx: click.Context, _option: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            ctx.obj = value
+
+    return click.Option(
+        ["--config"], metavar="FILE", expose_value=False, callback=use, help="The configuration."
+    )
+
+
 class Commands(click.Group):
     """Knows every command's name and summary, and imports one when it is used."""
 
@@ -42,6 +54,8 @@ class Commands(click.Group):
         module = importlib.import_module(f"reconciler.cli.{COMMANDS[cmd_name][0]}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
+        if not any(parameter.name == "config" for parameter in command.params):
+            command.params.append(_config())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

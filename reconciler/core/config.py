@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from reconciler.core.document import Document
 from reconciler.core.errors import ConfigError, Diagnostic
+from reconciler.core.explain import described, explained
 from reconciler.core.settings import (
     PORTS,
     Appliance,
@@ -21,7 +22,7 @@ from reconciler.core.settings import (
     VCenter,
     state_directory,
 )
-from reconciler.core.spec import Name, Strict, described, explained
+from reconciler.core.spec import Name, Strict
 from reconciler.core.units import PortRange, parse_duration
 
 

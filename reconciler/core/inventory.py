@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from reconciler.core.document import Document
 from reconciler.core.errors import Diagnostic
-from reconciler.core.spec import AddressSpec, DiskSpec, Name, Size, Strict, described, explained
+from reconciler.core.explain import described, explained
+from reconciler.core.spec import AddressSpec, DiskSpec, Name, Size, Strict
 from reconciler.core.units import format_size
 
 

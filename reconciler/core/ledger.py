@@ -53,6 +53,8 @@ class Ledger:
     settings: Mapping[str, Any] = field(default_factory=dict)
     transitions: Mapping[tuple[str, str], tuple[str, str, Seconds]] = field(default_factory=dict)
     """(VM, condition type) → status, reason, since when."""
+    busy: str = ""
+    """Who is changing the hub while this is read; nobody, if the reader holds the lock."""
 
     def of(self, vm: str) -> tuple[Lease, ...]:
         return tuple(lease for lease in self.leases if lease.vm == vm)

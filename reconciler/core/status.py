@@ -11,10 +11,11 @@ from reconciler.core.actions import CHANGES
 from reconciler.core.actual import Actual, Server
 from reconciler.core.call import Call, CallState, targets
 from reconciler.core.desired import Export
+from reconciler.core.disk_plan import export_key
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.units import Port, Seconds
-from reconciler.core.vm_plan import VmPlan, export_key
+from reconciler.core.vm_plan import VmPlan
 
 
 @dataclass(frozen=True, slots=True)

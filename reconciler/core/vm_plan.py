@@ -7,29 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from reconciler.core.actions import (
-    Action,
-    Adopt,
-    Conclude,
-    Create,
-    Hold,
-    Notify,
-    Refuse,
-    Release,
-    Restart,
-    Start,
-    Stop,
-    Wait,
-    Witness,
-)
-from reconciler.core.actual import Actual, Image, Server
+from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Witness
+from reconciler.core.actual import Server
 from reconciler.core.call import Call, CallEvent, CallState, difference, request_digest
-from reconciler.core.desired import Desired, Export, Vm
-from reconciler.core.guards import in_use, keeps, unfit, unfit_parent
-from reconciler.core.ledger import Lease, Ledger
-from reconciler.core.mark import argv
-from reconciler.core.ports import Pool
-from reconciler.core.units import Port, Seconds, format_duration, format_size
+from reconciler.core.desired import Export, Vm
+from reconciler.core.disk_plan import Disks, export_key
+from reconciler.core.guards import keeps
+from reconciler.core.units import Port, format_duration
 
 LOST: Final = "ClaimWithoutRecord"
 """Reason of a call that only a claim in the repository tells of."""
@@ -48,25 +32,8 @@ class VmPlan:
     """Disk key → port."""
 
 
-class OneVm:
-    """The planning of one VM."""
-
-    def __init__(
-        self,
-        desired: Desired,
-        actual: Actual,
-        ledger: Ledger,
-        now: Seconds,
-        vm: Vm,
-        servers: list[Server],
-        pool: Pool,
-    ) -> None:
-        self.desired, self.actual, self.ledger, self.now = desired, actual, ledger, now
-        self.vm, self.servers, self.pool = vm, servers, pool
-        self.leases = {lease.key: lease for lease in ledger.of(vm.name)}
-        self.actions: list[Action] = []
-        self.ports: dict[int, Port] = {}
-        self.call = self.remembered()
+class OneVm(Disks):
+    """The planning of one VM: what it was called for, what ends, what comes up, the call."""
 
     def remembered(self) -> Call | None:
         """The call that rules this VM now: the active one, else that of the wanted run."""
@@ -105,6 +72,7 @@ class OneVm:
         return None
 
     def plan(self) -> VmPlan:
+        self.call = self.remembered()
         trouble = self.actual.troubles.get(self.vm.name)
         if trouble:
             self.refuse("StorageUnreadable", f"{trouble}; nothing of this VM is changed")
@@ -304,6 +272,9 @@ class OneVm:
             return
         if call.state is CallState.ACCEPTED:
             return
+        if call.state is CallState.INTENDED and self.ledger.busy:
+            self.wait("Calling", f"it is being called now, by {self.ledger.busy}")
+            return
         if report and report.known:
             why = f"SNA {call.sna} knows the job: {report.status or 'no status'}"
             self.actions.append(
@@ -348,300 +319,3 @@ class OneVm:
                     "is failed although its SNA reports completed"
                 )
         self.actions.append(Conclude(vm=self.vm.name, call=call, event=event, cause=cause, why=why))
-
-    def server_for(self, export: Export) -> Server | None:
-        key = export_key(export)
-        found = [server for server in self.servers if server.mark.key == key]
-        lease = self.leases.get(key)
-        if lease:
-            found.sort(key=lambda server: server.mark.port != lease.port)
-        return found[0] if found else None
-
-    def match(self, wanted: Sequence[Export]) -> tuple[Mapping[int, Server], Sequence[Server]]:
-        """The server of each wanted export, by disk key."""
-        found = {export.key: self.server_for(export) for export in wanted}
-        serving = {key: server for key, server in found.items() if server}
-        return serving, list(serving.values())
-
-    def check(self, wanted: Sequence[Export], serving: Mapping[int, Server]) -> bool:
-        """Whether every image can be served; all or none."""
-        fit = True
-        for export in wanted:
-            if export.key in serving:
-                continue
-            image = self.actual.images.get(export.image) or Image(path=export.image, exists=False)
-            wrong = unfit(export, image, held=self.holds(export))
-            if not image.exists and not wrong and self.call and self.call.state.active:
-                wrong = "ImageMissing", f"{export.image} of the active run is gone"
-            if not wrong and not export.read_only:
-                wrong = self.shared(export)
-            if not wrong and export.backing and not image.exists:
-                parent = self.actual.images.get(export.backing)
-                parent = parent or Image(path=export.backing, exists=False)
-                wrong = unfit_parent(
-                    export, parent, written=self.writer(export.backing) is not None
-                )
-            if wrong:
-                fit = False
-                self.refuse(*wrong, disk=export.key)
-        return fit
-
-    def holds(self, export: Export) -> bool:
-        """The ledger knows this image as this run's."""
-        call = self.call
-        return call is not None and any(
-            (one.image, one.run) == (export.image, export.run) for one in call.exports
-        )
-
-    def writer(self, image: str) -> str | None:
-        """The other VM or run whose server writes an image."""
-        for server in self.actual.servers:
-            if server.argv[-1] == image and "--read-only" not in server.argv:
-                return f"pid {server.pid}, VM {server.mark.vm}"
-        return None
-
-    def shared(self, export: Export) -> tuple[str, str] | None:
-        """An image that another VM of this hub serves, or that another VM's active run writes."""
-        for server in self.actual.servers:
-            if server.argv[-1] == export.image and server.mark.key != export_key(export):
-                return "ImageInUse", (
-                    f"{export.image} is served by pid {server.pid} for VM {server.mark.vm}, "
-                    f"run {server.mark.run}"
-                )
-        for one in self.actual.foreign:
-            if one.image == export.image:
-                return "ImageLocked", (
-                    f"{export.image} is served by {one.what} (pid {one.pid}), which is not ours: "
-                    "it must let go first"
-                )
-        for call in self.ledger.calls:
-            if call.vm != export.vm and call.state.active:
-                for other in call.exports:
-                    if other.image == export.image:
-                        return (
-                            "ImageInUse",
-                            f"{export.image} belongs to the active run of {call.vm}",
-                        )
-        return None
-
-    def serve(self, wanted: Sequence[Export], serving: Mapping[int, Server]) -> bool:
-        """Plan every export up; True if the call may follow."""
-        moved = self.moved(wanted, serving)
-        new = [
-            export
-            for export in wanted
-            if export.key not in serving and (moved or export_key(export) not in self.leases)
-        ]
-        ports = self.pool.take(len(new))
-        if ports is None:
-            self.wait(
-                "PortPoolExhausted",
-                f"{len(new)} port{'s are' if len(new) > 1 else ' is'} needed, "
-                f"{len(self.pool)} of {self.desired.settings.ports} "
-                f"({self.pool.size} ports) {'are' if len(self.pool) != 1 else 'is'} free; "
-                "it goes on when others release theirs",
-            )
-            new_keys = {export.key for export in new}
-            wanted = [export for export in wanted if export.key not in new_keys]
-            if not any(export.key in serving for export in wanted):
-                return False
-        fresh = dict(zip([export.key for export in new], ports or (), strict=False))
-        up = ports is not None
-        for export in sorted(wanted, key=lambda one: one.position):
-            server = serving.get(export.key)
-            up &= self.disk(export, server, fresh.get(export.key))
-        return up
-
-    def moved(self, wanted: Sequence[Export], serving: Mapping[int, Server]) -> bool:
-        """Whether a stranger on a leased port sends the VM to new ones: only before the intent."""
-        if self.call and self.call.state.active:
-            return False
-        return any(
-            lease.port in self.actual.listeners or lease.port in self.actual.unbindable
-            for export in wanted
-            if export.key not in serving and (lease := self.leases.get(export_key(export)))
-        )
-
-    def disk(self, export: Export, server: Server | None, fresh: Port | None) -> bool:
-        """Plan one export; True if nothing stands in the way of its answering."""
-        base: dict[str, Any] = {"vm": self.vm.name, "disk": export.key}
-        lease = self.leases.get(export_key(export))
-        if server is None:
-            return self.down(export, base, lease, fresh)
-        port = server.mark.port
-        self.ports[export.key] = port
-        wanted_lease = lease or self.lease(export, port)
-        if lease is None or lease.port != port:
-            wanted_lease = self.lease(export, port)
-            why = "it runs with our mark, and the ledger does not know it"
-            self.actions.append(
-                Adopt(
-                    **base,
-                    cause="NotInLedger",
-                    why=why,
-                    export=export,
-                    lease=wanted_lease,
-                    server=server,
-                )
-            )
-        if server.starting:
-            self.actions.append(Wait(**base, cause="Starting", why=f"pid {server.pid} is starting"))
-            return False
-        fault = self.fault(export, server)
-        if fault is None:
-            return True
-        cause, why = fault
-        if cause == "SizeMismatch":
-            self.actions.append(Refuse(**base, cause=cause, why=why))
-            return False
-        subject = f"keep pid {server.pid} on {port}"
-        busy = in_use(server)
-        if busy:
-            named = "NoAnswerInUse" if cause == "NoAnswer" else f"{cause}InUse"
-            self.actions.append(
-                Hold(**base, cause=named, why=f"{why}, but {busy}", subject=subject)
-            )
-            return False
-        active = self.call is not None and self.call.state.active
-        if active and cause == "SpecChanged":
-            held = f"{why}, but its run {self.call.run} is {self.call.state}"  # type: ignore[union-attr]
-            self.actions.append(Hold(**base, cause="RunActive", why=held, subject=subject))
-            return True
-        if self.vm.protect:
-            held = f"{why}, but the spec says `protect: true`"
-            self.actions.append(Hold(**base, cause="Protected", why=held, subject=subject))
-            return False
-        self.actions.append(
-            Restart(
-                **base,
-                cause=cause,
-                why=why,
-                export=export,
-                lease=wanted_lease,
-                server=server,
-                taints=self.would_taint(export),
-            )
-        )
-        return True
-
-    def down(
-        self, export: Export, base: dict[str, Any], lease: Lease | None, fresh: Port | None
-    ) -> bool:
-        """Plan an export that nothing serves."""
-        image = self.actual.images.get(export.image)
-        created = image is None or not image.exists
-        if created:
-            why = "it does not exist"
-            self.actions.append(Create(**base, cause="ImageMissing", why=why, export=export))
-        if fresh is not None:
-            self.ports[export.key] = fresh
-            why = "it is not running"
-            if lease:
-                stranger = self.actual.listeners.get(lease.port)
-                why = f"its port {lease.port} was taken by {stranger or 'somebody'}"
-            new = self.lease(export, fresh)
-            cause = "PortTaken" if lease else "NotRunning"
-            self.actions.append(Start(**base, cause=cause, why=why, export=export, lease=new))
-            return True
-        assert lease is not None
-        self.ports[export.key] = lease.port
-        stranger = self.actual.listeners.get(lease.port)
-        if stranger:
-            self.actions.append(
-                Hold(
-                    **base,
-                    cause="PortTaken",
-                    why=f"its port is held by {stranger}, and the appliance was told that port: "
-                    "end that process, and the server comes back",
-                    subject=f"cannot serve on {lease.port}",
-                )
-            )
-            return False
-        if not lease.started:
-            why = "its port is leased, and it is not running"
-            self.actions.append(
-                Start(**base, cause="NotRunning", why=why, export=export, lease=lease)
-            )
-            return True
-        taints = self.would_taint(export)
-        why = "its server is gone"
-        if taints:
-            why += (
-                "; a client had written, so acknowledged writes may be lost and the run will "
-                "count as failed (ServerDied)"
-            )
-        self.actions.append(
-            Restart(
-                **base,
-                cause="ProcessGone",
-                why=why,
-                export=export,
-                lease=lease,
-                server=None,
-                taints=taints,
-            )
-        )
-        return True
-
-    def fault(self, export: Export, server: Server) -> tuple[str, str] | None:
-        """What is wrong with a server that runs."""
-        options = self.desired.settings.qemu_nbd
-        right = argv(export, server.mark.port, self.desired.settings.hub, options)
-        if server.argv[1:] != right[1:]:
-            return "SpecChanged", f"it runs with {_first_difference(server.argv, right)}"
-        if not server.listening:
-            return (
-                "ListensElsewhere",
-                f"pid {server.pid} does not listen on port {server.mark.port}",
-            )
-        shaken = server.handshake
-        if shaken is None or not shaken.answered:
-            return "NoAnswer", f"it does not answer: {shaken.error if shaken else 'not asked'}"
-        if export.size is not None and shaken.size != export.size:
-            return "SizeMismatch", (
-                f"it serves {format_size(shaken.size or 0)} ({shaken.size} bytes), the disk has "
-                f"{format_size(export.size)} ({export.size} bytes)"
-            )
-        return None
-
-    def would_taint(self, export: Export) -> bool:
-        """Whether the death of its server may have lost what a client was told is written."""
-        call = self.call
-        if call is None or not call.state.active or export.read_only:
-            return False
-        if self.desired.settings.qemu_nbd.cache in ("writethrough", "directsync"):
-            return False
-        lease, image = self.leases.get(export_key(export)), self.actual.images.get(export.image)
-        seen = lease is not None and lease.clients_seen
-        return seen or image is None or not image.pristine
-
-    def lease(self, export: Export, port: Port) -> Lease:
-        return Lease(
-            hub=self.desired.settings.hub,
-            vm=self.vm.name,
-            disk=export.key,
-            run=export.run,
-            attempt=export.attempt,
-            port=port,
-            since=self.now,
-        )
-
-    def refuse(self, cause: str, why: str, disk: int | None = None) -> None:
-        self.actions.append(Refuse(vm=self.vm.name, disk=disk, cause=cause, why=why))
-
-    def wait(self, cause: str, why: str) -> None:
-        self.actions.append(Wait(vm=self.vm.name, cause=cause, why=why))
-
-
-def export_key(export: Export) -> tuple[str, int, str, int]:
-    """What a server's mark says of the export it serves."""
-    return (export.vm, export.key, export.run, export.attempt)
-
-
-def _first_difference(have: Sequence[str], want: Sequence[str]) -> str:
-    for index, (one, two) in enumerate(zip(have[1:], want[1:], strict=False), 1):
-        if one != two:
-            option = want[index - 1] if want[index - 1].startswith("--") else ""
-            return f"{option} {one}, wanted is {two}".strip()
-    extra = [*have[len(want) :], *want[len(have) :]]
-    return f"{len(have)} words, wanted are {len(want)}: {' '.join(extra)}"

@@ -102,6 +102,7 @@ def create(path: str, size: Bytes, root: str, backing: str | None = None) -> Non
             timeout=CREATE_TIMEOUT,
             check=False,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in our terminal is for us: what was begun is ended
             env={**os.environ, "LC_ALL": "C"},
         )
         if done.returncode:

@@ -34,6 +34,8 @@ class Socket:
     address: str
     inode: int
     listening: bool
+    peer: tuple[Port, str, Port] = (0, "", 0)
+    """Our port, the other end's address and port: one connection."""
 
 
 def processes(word: bytes = b"qemu-nbd") -> list[Process]:
@@ -194,5 +196,8 @@ def _answers(diag: socket.socket) -> Iterator[Socket]:
             port = struct.unpack_from("!H", data, offset + 20)[0]
             raw = data[offset + 24 : offset + (28 if family == socket.AF_INET else 40)]
             inode = struct.unpack_from("=I", data, offset + 16 + 68)[0]
-            yield Socket(port, socket.inet_ntop(family, raw), inode, state == _LISTEN)
+            far = struct.unpack_from("!H", data, offset + 22)[0]
+            far_raw = data[offset + 40 : offset + (44 if family == socket.AF_INET else 56)]
+            peer = (port, socket.inet_ntop(family, far_raw), far)
+            yield Socket(port, socket.inet_ntop(family, raw), inode, state == _LISTEN, peer)
             offset += (length + 3) & ~3

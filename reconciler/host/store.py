@@ -48,6 +48,7 @@ CREATE TABLE events (
     count INTEGER NOT NULL DEFAULT 1, vm TEXT NOT NULL, disk INTEGER, run TEXT NOT NULL,
     severity TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL, who TEXT NOT NULL) STRICT;
 CREATE INDEX events_by_vm ON events (vm, id);
+CREATE INDEX events_by_age ON events (last);
 CREATE TABLE applied (
     vm TEXT PRIMARY KEY, desired TEXT NOT NULL, generation INTEGER NOT NULL, at REAL NOT NULL)
     STRICT;

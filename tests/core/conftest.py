@@ -1,4 +1,6 @@
-"""How hard the property tests look: `--hypothesis-profile=deep` looks longer and at random."""
+"""How hard the property tests look; `HYPOTHESIS_PROFILE=deep` looks longer, and at random."""
+
+import os
 
 from hypothesis import HealthCheck, settings
 
@@ -9,4 +11,4 @@ COMMON = {
 }
 settings.register_profile("quick", max_examples=100, derandomize=True, **COMMON)
 settings.register_profile("deep", max_examples=3000, **COMMON)
-settings.load_profile("quick")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

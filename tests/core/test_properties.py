@@ -1,0 +1,609 @@
+"""What never happens, and what always comes true, over generated worlds.
+
+The worlds are of tests/fakes.py. `Machine` lives through applies, crashes, deaths, strangers and
+an SNA that misbehaves, in any order, and looks at the world after each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from reconciler.core.actions import Adopt, Notify, Restart, Start, Stop
+from reconciler.core.actual import Actual, Identity, Listener
+from reconciler.core.call import CallEvent, CallState, job_id
+from reconciler.core.desired import Desired, Export, Vm
+from reconciler.core.ledger import Ledger
+from reconciler.core.mark import Mark
+from reconciler.core.plan import Plan, plan
+from reconciler.core.settings import Settings
+from reconciler.core.units import PortRange
+from reconciler.core.vm_plan import export_key
+from tests.core.builders import (
+    HUB,
+    ROOT,
+    a_restore,
+    a_settings,
+    a_vm,
+    absent,
+    an_export,
+    brief,
+    wanting,
+)
+from tests.fakes import Crash, FakeHost, Process, Reply, one_pass, planned, settle
+
+NAMES: Final = ("ctx-1", "ctx-2", "ctx-10")
+DISKS: Final = {("ctx-1", "r1"): 1, ("ctx-1", "r2"): 2, ("ctx-2", "r1"): 2, ("ctx-2", "r2"): 3}
+"""(VM, run) → how many disks it has; 2 if it is not here."""
+ENOUGH: Final = "10100-10149"
+
+T = TypeVar("T")
+
+runs = st.sampled_from(["r1", "r2"])
+names = st.sampled_from(NAMES)
+
+
+def vm_of(name: str, run: str, **changes: Any) -> Vm:
+    return a_vm(name, run, DISKS.get((name, run), 2), **changes)
+
+
+@st.composite
+def desireds(draw: st.DrawFn, settings: Settings) -> Desired:
+    """Some of the VMs, each exported for one of two runs, or absent."""
+    found = {}
+    for name in draw(st.sets(names)):
+        run = draw(st.sampled_from(["r1", "r2", None]))
+        found[name] = vm_of(name, run) if run else absent(name)
+    return Desired(settings=settings, vms=found)
+
+
+def strangers(host: FakeHost) -> dict[str, Any]:
+    """All that is not ours, to be compared later."""
+    return {
+        "processes": {
+            p.identity: (p.argv, p.port) for p in host.processes.values() if not host.is_ours(p)
+        },
+        "listeners": dict(host.listeners),
+    }
+
+
+def move_in(host: FakeHost, kind: str, port: int) -> None:
+    """A stranger takes a port, if it is free."""
+    if port in host.busy():
+        return
+    if kind == "sshd":
+        host.listeners[port] = Listener(port, "127.0.0.1", 77, "sshd")
+        return
+    mark = Mark("hub-b", "ctx-1", 2000, "r1", 1, port)
+    description = str(mark) if kind == "another hub's" else "somebody's"
+    line = ("qemu-nbd", "--export-name", "x", "--description", description, f"/other/{port}")
+    host.spawn(line, port)
+
+
+KINDS: Final = st.sampled_from(["sshd", "another hub's", "a qemu-nbd"])
+
+
+@st.composite
+def lived_in(draw: st.DrawFn, ports: str = ENOUGH) -> FakeHost:
+    """A host where something was applied, and to which things have happened since."""
+    settings = a_settings(ports)
+    host = FakeHost(settings)
+    first, last = settings.ports.first, settings.ports.last
+    for port in draw(st.sets(st.integers(first, last), max_size=3)):
+        move_in(host, draw(KINDS), port)
+    settle(host, draw(desireds(settings)))
+    for process in host.mine():
+        match draw(st.sampled_from(["lives", "lives", "dies", "falls silent", "is left alone"])):
+            case "dies":
+                host.kill(process)
+            case "falls silent":
+                process.silent = True
+            case "is left alone":  # its lease is lost
+                mark = process.served.mark
+                assert mark is not None
+                host.records.leases.pop(mark.key, None)
+    for call in list(host.records.calls.values()):
+        if call.state is CallState.ACCEPTED and draw(st.booleans()):
+            host.records.advance(call, CallEvent.END, host.now())
+    for port in draw(st.sets(st.integers(first, last), max_size=3)):
+        move_in(host, draw(KINDS), port)
+    return host
+
+
+def shuffled(value: Mapping[Any, T], order: random.Random) -> dict[Any, T]:
+    items = list(value.items())
+    order.shuffle(items)
+    return dict(items)
+
+
+# -- the planner
+
+
+@given(data=st.data(), order=st.randoms(use_true_random=False))
+def test_the_same_state_gives_the_same_plan_in_whatever_order_it_was_found(
+    data: st.DataObject, order: random.Random
+) -> None:
+    host = data.draw(lived_in("10100-10107"))
+    desired = data.draw(desireds(host.settings))
+    ledger = host.records.ledger()
+    actual = host.look(desired, ledger)
+
+    def in_another_order() -> tuple[Desired, Actual, Ledger]:
+        rows = list(ledger.leases)
+        calls = list(ledger.calls)
+        order.shuffle(rows)
+        order.shuffle(calls)
+        return (
+            dataclasses.replace(desired, vms=shuffled(desired.vms, order)),
+            dataclasses.replace(
+                actual,
+                images=shuffled(actual.images, order),
+                listeners=shuffled(actual.listeners, order),
+                claims=shuffled(actual.claims, order),
+                reports=shuffled(actual.reports, order),
+            ),
+            dataclasses.replace(ledger, leases=tuple(rows), calls=tuple(calls)),
+        )
+
+    first = plan(desired, actual, ledger, host.now())
+    assert plan(desired, actual, ledger, host.now()) == first
+    assert plan(*in_another_order(), host.now()) == first
+
+
+@given(data=st.data())
+def test_planning_changes_nothing(data: st.DataObject) -> None:
+    host = data.draw(lived_in())
+    desired = data.draw(desireds(host.settings))
+    before = (strangers(host), list(host.mine()), host.records.ledger(), dict(host.images))
+    planned(host, desired)
+    assert (strangers(host), list(host.mine()), host.records.ledger(), dict(host.images)) == before
+
+
+@given(data=st.data())
+def test_what_has_converged_is_left_alone(data: st.DataObject) -> None:
+    host = FakeHost(a_settings(ENOUGH))
+    desired = data.draw(desireds(host.settings))
+    settle(host, desired)
+    assert planned(host, desired).actions == ()
+
+
+@given(data=st.data())
+def test_one_pass_is_enough_when_nothing_fails(data: st.DataObject) -> None:
+    host = data.draw(lived_in())
+    desired = data.draw(desireds(host.settings))
+    done = one_pass(host, desired)
+    note(brief(done).__str__())
+    assert brief(planned(host, desired).changes) == []
+
+
+@given(data=st.data())
+def test_a_port_is_planned_once_within_the_range_and_never_a_strangers(
+    data: st.DataObject,
+) -> None:
+    host = data.draw(lived_in("10100-10107"))
+    taken = set(host.busy()) - {p.port for p in host.mine()}
+    found = planned(host, data.draw(desireds(host.settings)))
+    ports = Counter(
+        action.lease.port
+        for action in found.actions
+        if isinstance(action, Start | Restart | Adopt)
+    )
+    assert all(count == 1 for count in ports.values())
+    assert all(port in host.settings.ports for port in ports)
+    assert not taken & set(ports)
+
+
+@given(data=st.data())
+def test_no_plan_speaks_of_a_process_that_is_not_ours(data: st.DataObject) -> None:
+    host = data.draw(lived_in())
+    before = strangers(host)
+    desired = data.draw(desireds(host.settings))
+    ours = {p.identity for p in host.mine()}
+    for action in planned(host, desired).actions:
+        if isinstance(action, Stop | Adopt | Restart) and action.server:
+            assert action.server.identity in ours
+    settle(host, desired)
+    assert strangers(host) == before
+
+
+def rank(host: FakeHost, desired: Desired) -> dict[str, set[int]]:
+    """VM → the disks that have a lease, of the run that is wanted."""
+    return {
+        vm.name: {
+            export.key for export in vm.exports if export_key(export) in host.records.leases
+        }
+        for vm in desired.vms.values()
+    }
+
+
+@given(data=st.data(), size=st.integers(1, 8))
+def test_a_vm_gets_all_of_its_ports_or_none(data: st.DataObject, size: int) -> None:
+    host = FakeHost(a_settings(f"10100-{10099 + size}"))
+    for port in data.draw(st.sets(st.sampled_from(list(host.settings.ports)), max_size=3)):
+        move_in(host, "sshd", port)
+    desired = data.draw(desireds(host.settings))
+    settle(host, desired)
+    for name, disks in rank(host, desired).items():
+        assert disks in (set(), {export.key for export in desired.vms[name].exports})
+
+
+# -- one appliance, in all its moods
+
+
+@given(replies=st.lists(st.sampled_from(list(Reply)), max_size=6), applies=st.integers(1, 8))
+def test_an_appliance_starts_a_run_once_whatever_it_answers(
+    replies: list[Reply], applies: int
+) -> None:
+    host = FakeHost(a_settings())
+    desired = wanting(vm_of("ctx-1", "r2"))
+    sna = host.snas["site-a"]
+    sna.script.extend(replies)
+    for _ in range(applies):
+        settle(host, desired)
+        sna.wake()
+        sna.forget()
+        host.clock += 1000
+    assert len(sna.started) <= 1
+    assert all(post.silent == () and post.disks == (2000, 2001) for post in sna.posts)
+
+
+@given(steps=st.integers(0, 80), reply=st.sampled_from(list(Reply)), forget=st.booleans())
+def test_a_crash_at_any_step_costs_neither_a_second_call_nor_a_port(
+    steps: int, reply: Reply, forget: bool
+) -> None:
+    host = FakeHost(a_settings())
+    desired = wanting(vm_of("ctx-1", "r2"))
+    sna = host.snas["site-a"]
+    sna.script.append(reply)
+    host.fuse.left = steps
+    try:
+        settle(host, desired)
+    except Crash:
+        host.crash()
+    host.fuse.left = None
+    sna.wake()
+    if forget:
+        sna.forget()
+    for _ in range(3):
+        host.clock += 1000
+        settle(host, desired)
+    assert len(sna.started) <= 1
+    assert sorted(p.port or 0 for p in host.mine()) == [10100, 10101]
+    assert {lease.port for lease in host.records.leases.values()} == {10100, 10101}
+    assert planned(host, desired).changes == ()
+
+
+@given(steps=st.integers(0, 60))
+def test_a_crash_while_stopping_leaves_no_server_and_no_lease(steps: int) -> None:
+    host = FakeHost(a_settings())
+    settle(host, wanting(vm_of("ctx-2", "r2")))
+    (call,) = host.records.calls.values()
+    host.records.advance(call, CallEvent.END, host.now())
+    desired = wanting(absent("ctx-2"))
+    host.fuse.left = steps
+    try:
+        settle(host, desired)
+    except Crash:
+        host.crash()
+    host.fuse.left = None
+    settle(host, desired)
+    assert host.mine() == []
+    assert host.records.leases == {}
+
+
+@given(failing=st.sets(st.sampled_from([2000, 2001, 2002]), min_size=1))
+def test_no_call_while_a_disk_does_not_answer(failing: set[int]) -> None:
+    host = FakeHost(a_settings())
+    desired = wanting(vm_of("ctx-2", "r2"))
+    host.failing |= {("ctx-2", key) for key in failing}
+    settle(host, desired)
+    assert host.snas["site-a"].posts == []
+    host.failing.clear()
+    settle(host, desired)
+    assert [post.disks for post in host.snas["site-a"].posts] == [(2000, 2001, 2002)]
+
+
+@given(st.lists(st.tuples(names, st.sampled_from([2000, 2001])), min_size=1, max_size=3))
+def test_vms_side_by_side_do_not_get_into_each_others_way(failing: list[tuple[str, int]]) -> None:
+    host = FakeHost(a_settings())
+    desired = wanting(*(vm_of(name, "r1") for name in NAMES))
+    host.failing |= set(failing)
+    for _ in range(3):
+        one_pass(host, desired, parallel=8)
+    host.failing.clear()
+    for _ in range(2):
+        one_pass(host, desired, parallel=8)
+    assert planned(host, desired).actions == ()
+    assert sorted(host.started().values()) == [1, 1, 1]
+
+
+# -- everything at once
+
+
+class Machine(RuleBasedStateMachine):
+    """A hub, its operators and its bad days."""
+
+    host: FakeHost
+    vms: dict[str, Vm]
+
+    @initialize(
+        size=st.sampled_from([3, 5, 12]), reports_end=st.booleans(), max_running=st.integers(1, 3)
+    )
+    def begin(self, size: int, reports_end: bool, max_running: int) -> None:
+        self.settings = a_settings(
+            f"10100-{10099 + size}", reports_end=reports_end, max_running=max_running
+        )
+        self.host = FakeHost(self.settings)
+        self.vms = {}
+        self.resent: Counter[tuple[str, str]] = Counter()
+        self.foreign = strangers(self.host)
+        self.checked = 0
+        self.amnesia = False
+        move_in(self.host, "another hub's", 10101)
+        self.foreign = strangers(self.host)
+
+    @property
+    def sna(self) -> Any:
+        return self.host.snas["site-a"]
+
+    def desired(self) -> Desired:
+        return Desired(settings=self.settings, vms=dict(self.vms))
+
+    # -- what people do
+
+    @rule(name=names, run=runs, apply=st.booleans())
+    def declare(self, name: str, run: str, apply: bool) -> None:
+        self.vms[name] = vm_of(name, run)
+        if apply:
+            self.apply()
+
+    @rule(name=names, apply=st.booleans())
+    def make_absent(self, name: str, apply: bool) -> None:
+        self.vms[name] = absent(name)
+        if apply:
+            self.apply()
+
+    @rule(name=names)
+    def forget_a_vm(self, name: str) -> None:
+        self.vms.pop(name, None)
+
+    @rule()
+    def apply(self) -> None:
+        desired = self.desired()
+        settle(self.host, desired)
+        self.look_at_the_posts(desired)
+        self.a_vm_that_waits_has_no_port()
+
+    @rule(steps=st.integers(0, 60))
+    def apply_and_crash(self, steps: int) -> None:
+        desired = self.desired()
+        self.host.fuse.left = steps
+        try:
+            settle(self.host, desired)
+        except Crash:
+            self.host.crash()
+        self.host.fuse.left = None
+        self.look_at_the_posts(desired)
+
+    @rule(data=st.data(), says=st.sampled_from(["completed", "failed", "resend", "accepted"]))
+    def resolve(self, data: st.DataObject, says: str) -> None:
+        """An operator, who has seen to it that what they say is so."""
+        calls = [c for c in self.host.records.calls.values() if c.state.active]
+        if not calls:
+            return
+        call = data.draw(st.sampled_from(calls))
+        if call.state is CallState.INTENDED:
+            call = self.host.records.advance(call, CallEvent.CRASH, self.host.now())
+        if says == "accepted":
+            if call.state is CallState.UNKNOWN and call.job_id in self.sna.started:
+                self.host.records.advance(call, CallEvent.SAY_ACCEPTED, self.host.now())
+            return
+        self.sna.late = [job for job in self.sna.late if job != call.job_id]
+        if call.job_id in self.sna.jobs:
+            self.sna.jobs[call.job_id] = "failed"
+        if says == "resend":
+            if any(self.serves(p, call.vm) and p.clients for p in self.host.mine()):
+                return
+            self.host.records.another_attempt(call, self.host.now(), "by order")
+            self.resent[call.vm, call.run] += 1
+            vm = self.vms.get(call.vm)
+            if vm and vm.run == call.run:
+                exports = tuple(
+                    an_export(e.vm, e.position, e.run, call.attempt + 1,
+                              name=f"{e.vm}-{e.run}-a{call.attempt + 1}-disk{e.position}",
+                              image=f"{ROOT}/{e.vm}/{e.key}/{e.run}-a{call.attempt + 1}.qcow2")
+                    for e in vm.exports
+                )  # fmt: skip
+                self.vms[call.vm] = dataclasses.replace(vm, exports=exports)
+            return
+        tainted = (call.vm, call.run, call.attempt) in self.host.losses
+        event = CallEvent.SAY_FAILED
+        if says == "completed" and not tainted:
+            event = CallEvent.SAY_COMPLETED
+        self.host.records.advance(call, event, self.host.now())
+
+    def serves(self, process: Process, vm: str) -> bool:
+        mark = process.served.mark
+        return mark is not None and mark.vm == vm
+
+    # -- what the world does
+
+    @rule(data=st.data())
+    def a_server_dies(self, data: st.DataObject) -> None:
+        if self.host.mine():
+            self.host.kill(data.draw(st.sampled_from(self.host.mine())))
+
+    @rule(data=st.data(), clients=st.sampled_from([0, 2, 10]), writes=st.booleans())
+    def clients_come_and_go(self, data: st.DataObject, clients: int, writes: bool) -> None:
+        if self.host.mine():
+            process = data.draw(st.sampled_from(self.host.mine()))
+            process.clients = clients
+            if writes and clients:
+                self.host.write(process)
+
+    @rule(data=st.data())
+    def a_server_falls_silent(self, data: st.DataObject) -> None:
+        if self.host.mine():
+            process = data.draw(st.sampled_from(self.host.mine()))
+            process.silent = not process.silent
+
+    @rule(kind=KINDS, port=st.integers(10100, 10104))
+    def a_stranger_comes(self, kind: str, port: int) -> None:
+        move_in(self.host, kind, port)
+        self.foreign = strangers(self.host)
+
+    @rule()
+    def the_strangers_leave(self) -> None:
+        self.host.listeners.clear()
+        for process in list(self.host.processes.values()):
+            if not self.host.is_ours(process):
+                del self.host.processes[process.identity]
+        self.foreign = strangers(self.host)
+
+    @rule(reply=st.sampled_from(list(Reply)))
+    def the_next_answer_will_be(self, reply: Reply) -> None:
+        self.sna.script.append(reply)
+
+    @rule(name=names, key=st.sampled_from([2000, 2001]))
+    def a_server_will_not_start(self, name: str, key: int) -> None:
+        self.host.failing ^= {(name, key)}
+
+    @rule()
+    def the_appliance_restarts(self) -> None:
+        self.sna.wake()
+        self.sna.forget()
+
+    @rule(status=st.sampled_from(["completed", "failed"]))
+    def the_appliance_ends_its_jobs(self, status: str) -> None:
+        self.sna.wake()
+        self.sna.jobs = dict.fromkeys(self.sna.jobs, status)
+
+    @rule()
+    def time_passes(self) -> None:
+        self.sna.wake()
+        self.host.clock += 1000
+
+    @precondition(lambda self: not self.amnesia)
+    @rule()
+    def the_state_is_lost(self) -> None:
+        self.host.lose_state()
+        self.amnesia = True
+
+    # -- what must be so at any time
+
+    @invariant()
+    def a_run_is_started_once(self) -> None:
+        if not hasattr(self, "host"):
+            return
+        attempts = Counter(self.sna.started)
+        assert all(count == 1 for count in attempts.values()), attempts
+        for name in NAMES:
+            for run in ("r1", "r2"):
+                jobs = {job_id(HUB, name, run, n) for n in range(1, 12)}
+                count = sum(job in jobs for job in self.sna.started)
+                assert count <= 1 + self.resent[name, run]
+
+    @invariant()
+    def strangers_are_left_alone(self) -> None:
+        if hasattr(self, "host"):
+            assert strangers(self.host) == self.foreign
+
+    @invariant()
+    def ports_are_ours_and_each_ones_own(self) -> None:
+        if not hasattr(self, "host"):
+            return
+        leased = Counter(lease.port for lease in self.host.records.leases.values())
+        assert all(count == 1 for count in leased.values())
+        assert all(port in self.settings.ports for port in leased)
+        for process in self.host.mine():
+            mark = process.served.mark
+            assert mark is not None
+            assert process.port == mark.port in self.settings.ports
+            lease = self.host.records.leases.get(mark.key)
+            twin = lease is None or lease.port == mark.port
+            assert twin or self.amnesia
+
+    @invariant()
+    def nobody_was_cut_off(self) -> None:
+        if hasattr(self, "host"):
+            for one in self.host.ended:
+                assert one.clients == 0
+                assert not (one.active and one.answered)
+
+    @invariant()
+    def what_lost_writes_is_no_backup(self) -> None:
+        if hasattr(self, "host"):
+            for key in self.host.losses:
+                call = self.host.records.calls.get(key)
+                assert call is None or call.state is not CallState.COMPLETED
+
+    def a_vm_that_waits_has_no_port(self) -> None:
+        """A run that nothing serves yet must not keep a port from others."""
+        for vm in self.vms.values():
+            serving = any(self.serves(process, vm.name) for process in self.host.mine())
+            if not serving and not self.host.records.ledger().active(vm.name):
+                have = rank(self.host, self.desired())[vm.name]
+                assert len(have) in (0, len(vm.exports)), (vm.name, have)
+
+    def look_at_the_posts(self, desired: Desired) -> None:
+        """Every call was made with all disks of its VM, and all of them answering."""
+        for post in self.sna.posts[self.checked :]:
+            vm = desired.vms[post.request["vm_name"]]
+            assert post.silent == ()
+            assert post.disks == tuple(export.key for export in vm.exports)
+        self.checked = len(self.sna.posts)
+
+    # -- and in the end
+
+    def teardown(self) -> None:
+        if not hasattr(self, "host"):
+            return
+        host = self.host
+        self.the_strangers_leave()
+        for process in host.mine():
+            process.clients, process.silent = 0, False
+        host.failing.clear()
+        self.sna.script.clear()
+        self.sna.deaf = True
+        host.clock += 1000
+        self.settings = dataclasses.replace(self.settings, ports=PortRange.parse(ENOUGH))
+        host.settings = self.settings
+        desired = self.desired()
+        settle(host, desired, most=8)
+        assert brief(planned(host, desired).changes) == []
+        for vm in desired.vms.values():
+            wanted = Counter(export_key(export) for export in self.wanted(vm))
+            there = Counter(
+                mark.key for p in host.mine() if (mark := p.served.mark) and mark.vm == vm.name
+            )
+            call = host.records.ledger().active(vm.name)
+            if call and (not vm.exported or call.reason == "ClaimWithoutRecord"):
+                assert there <= wanted | there  # kept as they were
+                assert all(count == 1 for count in there.values())
+            else:
+                assert there == wanted, vm.name
+                leases = {k for k in host.records.leases if k[0] == vm.name}
+                assert leases == set(wanted), vm.name
+
+    def wanted(self, vm: Vm) -> tuple[Export, ...]:
+        """What should be served of a VM when all is well."""
+        ledger = self.host.records.ledger()
+        call = ledger.active(vm.name)
+        if call:
+            return call.exports
+        if not vm.exported:
+            return ()
+        latest = ledger.latest(vm.name, vm.run)
+        return () if latest and latest.state.terminal else vm.exports
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(stateful_step_count=25)
