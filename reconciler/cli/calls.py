@@ -136,6 +136,7 @@ def _nobody_connected(hub: Hub, ledger: Ledger, call: Call) -> None:
         if server.mark.vm == call.vm and server.clients:
             raise HostError(
                 f"cannot resend run {call.run} of {call.vm}: {server.clients} clients are "
-                f"connected to port {server.mark.port}, so the first attempt is alive; say --accepted, or "
-                f"cut them off with reconciler stop {call.vm} --kill-clients --cancel-run"
+                f"connected to port {server.mark.port}, so the first attempt is alive; say "
+                f"--accepted, or cut them off: reconciler stop {call.vm} --kill-clients "
+                "--cancel-run"
             )

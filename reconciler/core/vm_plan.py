@@ -13,6 +13,7 @@ from reconciler.core.call import Call, CallEvent, CallState, difference, request
 from reconciler.core.desired import Export, Vm
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import keeps
+from reconciler.core.ledger import Lease
 from reconciler.core.units import Port, format_duration
 
 LOST: Final = "ClaimWithoutRecord"
