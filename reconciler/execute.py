@@ -10,8 +10,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reconciler.core.actions import (
     Action,
@@ -35,6 +37,7 @@ from reconciler.core.call import (
     Call,
     CallEvent,
     CallState,
+    job_id,
     judge,
     request_digest,
     targets,
@@ -92,8 +95,7 @@ class Host(Protocol):
     def password(self, vcenter: str) -> Secret: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """How an action went."""
 
     action: Action
@@ -280,9 +282,10 @@ class _OneVm:
         if vm.purpose != "backup" or (call and call.state is not CallState.DUE):
             return None
         now = self.host.now()
-        attempt = vm.exports[0].attempt
+        attempt, hub = vm.exports[0].attempt, self.host.settings.hub
         return Call(
-            hub=self.host.settings.hub,
+            hub=hub,
+            job_id=job_id(hub, vm.name, vm.run, attempt),
             vm=vm.name,
             run=vm.run,
             attempt=attempt,

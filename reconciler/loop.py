@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual
@@ -28,6 +30,7 @@ from reconciler.host import files, lock
 from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Event, Store, WrongHubError, read
 from reconciler.hub import Hub
+from reconciler.look import Observer
 
 if TYPE_CHECKING:
     from reconciler.core.inventory import Inventory
@@ -58,13 +61,12 @@ def load_settings(config: str | None, environment: Mapping[str, str]) -> Setting
         environment,
         base=base,
         cwd=os.getcwd(),
-        host_name=platform.node(),
+        host_name=os.uname().nodename,
         root=os.geteuid() == 0,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """What was written: specs and inventory, read once."""
 
     specs: Specs
@@ -160,8 +162,8 @@ def dry_run(settings: Settings, wanted: Desire, environment: Mapping[str, str]) 
     """The plan, and nothing else: no lock, no file, no port, no row. Raises HostError."""
     ledger = current(settings)
     desired = wanted(ledger)
-    hub = Hub(settings, environment)
-    return plan(desired, hub.look(desired, ledger), ledger, hub.now())
+    eyes = Observer(settings, environment)
+    return plan(desired, eyes.look(desired, ledger), ledger, eyes.now())
 
 
 @dataclass(slots=True)
@@ -311,7 +313,7 @@ class Applier:
         changed = {
             name: vm
             for name, vm in vms.items()
-            if name not in ledger.applied or ledger.applied[name].vm != _plain(vm)
+            if name not in ledger.applied or ledger.applied[name].vm != vm
         }
         settings = self.settings.to_json()
         if changed or ledger.settings != settings:
@@ -370,13 +372,6 @@ class Applier:
                     found[key] = value
         if found:
             store.transitions(found, now)
-
-
-def _plain(value: object) -> object:
-    """A value as it comes back from JSON."""
-    import json
-
-    return json.loads(json.dumps(value))
 
 
 def without_backoff(ledger: Ledger) -> Ledger:

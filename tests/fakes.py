@@ -7,14 +7,15 @@ sockets and nothing else.
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Image, Listener, Server
@@ -31,6 +32,20 @@ from reconciler.execute import Step, execute
 START: Final[Seconds] = 1_800_000_000.0
 """When the fake clock begins. Seconds since the epoch."""
 PASSWORD: Final = "of the vCenter"
+
+
+T = TypeVar("T")
+
+
+@cache
+def _parameters(kind: type) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind).parameters)
+
+
+def altered(value: T, **changes: Any) -> T:
+    """A copy of a frozen value with some of its fields changed."""
+    fields = {name: getattr(value, name) for name in _parameters(type(value))}
+    return type(value)(**{**fields, **changes})
 
 
 class Crash(BaseException):  # noqa: N818 not an error: the process is gone
@@ -84,7 +99,7 @@ class FakeRecords:
             for lease in leases:
                 before = after.get(lease.key)
                 after[lease.key] = (
-                    dataclasses.replace(before, port=lease.port, since=lease.since, started=False)
+                    altered(before, port=lease.port, since=lease.since, started=False)
                     if before
                     else lease
                 )
@@ -101,7 +116,7 @@ class FakeRecords:
             for lease in leases:
                 known = self.leases.get(lease.key)
                 if known:
-                    self.leases[lease.key] = dataclasses.replace(
+                    self.leases[lease.key] = altered(
                         known, started=True, restarts=known.restarts + int(again)
                     )
         self.fuse.burn()
@@ -130,7 +145,7 @@ class FakeRecords:
             told: dict[str, Any] = dict(changes)
             if "targets" in told:
                 self.targets[call.key] = told.pop("targets")
-            done = dataclasses.replace(
+            done = altered(
                 known, state=state, changed=now, **{"reason": str(event), **told}
             )
             self.calls[call.key] = done
@@ -141,7 +156,7 @@ class FakeRecords:
         self.fuse.burn()
         with self._lock:
             if call.key in self.calls:
-                self.calls[call.key] = dataclasses.replace(self.calls[call.key], tainted=True)
+                self.calls[call.key] = altered(self.calls[call.key], tainted=True)
         self.fuse.burn()
 
     # -- what the loop and the operator's orders write
@@ -150,16 +165,16 @@ class FakeRecords:
         with self._lock:
             for lease in leases:
                 if lease.key in self.leases:
-                    self.leases[lease.key] = dataclasses.replace(
+                    self.leases[lease.key] = altered(
                         self.leases[lease.key], clients_seen=True
                     )
 
     def another_attempt(self, call: Call, now: Seconds, reason: str) -> None:
         with self._lock:
-            self.calls[call.key] = dataclasses.replace(
+            self.calls[call.key] = altered(
                 call, state=step(call.state, CallEvent.RESEND), changed=now, message=reason
             )
-            again = dataclasses.replace(
+            again = altered(
                 call,
                 attempt=call.attempt + 1,
                 state=CallState.DUE,
@@ -180,7 +195,7 @@ class FakeRecords:
         if known is None:
             self.calls[call.key] = call
         elif replace_due and known.state in (CallState.DUE, CallState.REJECTED):
-            self.calls[call.key] = dataclasses.replace(
+            self.calls[call.key] = altered(
                 known, sna=call.sna, type=call.type, request=call.request, exports=call.exports
             )
 
@@ -584,7 +599,7 @@ class FakeHost:
         process = self.processes.get(server.identity)
         if process is None:
             return None
-        return dataclasses.replace(
+        return altered(
             server, clients=process.clients, handshake=self._handshake(process, export.name)
         )
 
@@ -682,7 +697,7 @@ class FakeHost:
     def write(self, process: Process) -> None:
         """A client writes; nothing of it is flushed yet."""
         image = self.images[process.argv[-1]]
-        self.images[image.path] = dataclasses.replace(image, pristine=False)
+        self.images[image.path] = altered(image, pristine=False)
 
     def kill(self, process: Process) -> None:
         """kill -9: what its clients were told is written, and was not flushed, is gone."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from reconciler.cli import options, text
+from reconciler.cli import options, tables, text
 from reconciler.cli.progress import Display
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallEvent, CallState
@@ -201,7 +201,7 @@ class Session:
 
     def show(self, planned: Plan) -> str:
         if not self.quiet:
-            click.echo(text.plan_text(planned, colour=text.coloured(sys.stdout)) + "\n")
+            click.echo(text.plan_text(planned, colour=tables.coloured(sys.stdout)) + "\n")
         return text.plan_text(planned)
 
     def ask(self, planned: Plan) -> bool:

@@ -13,7 +13,7 @@ from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Exit, HostError, nearest
 from reconciler.core.ledger import Ledger
-from reconciler.hub import Hub
+from reconciler.look import Observer
 from reconciler.loop import load_settings
 
 _ANSWERS = {
@@ -62,7 +62,7 @@ def resolve(
         if not yes and options.can_ask() and not click.confirm("Say so?", default=False, err=True):
             return Exit.OK
         if event is CallEvent.RESEND:
-            _nobody_connected(Hub(settings, os.environ, store), ledger, call)
+            _nobody_connected(Observer(settings, os.environ), ledger, call)
         now = time.time()
         if call.state is CallState.INTENDED:
             call = store.advance(call, CallEvent.CRASH, now)
@@ -128,10 +128,10 @@ def _open_call(ledger: Ledger, vm: str) -> Call:
     )
 
 
-def _nobody_connected(hub: Hub, ledger: Ledger, call: Call) -> None:
+def _nobody_connected(eyes: Observer, ledger: Ledger, call: Call) -> None:
     """Another attempt while a client of this one is connected would be two writers."""
     vms = {call.vm: Vm(name=call.vm, exported=False)}
-    seen = hub.look(Desired(settings=hub.settings, vms=vms), ledger, ask=False, secrets=False)
+    seen = eyes.look(Desired(settings=eyes.settings, vms=vms), ledger, ask=False, secrets=False)
     for server in seen.servers:
         if server.mark.vm == call.vm and server.clients:
             raise HostError(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
+import re
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from reconciler import __version__
-from reconciler.cli import options, text
+from reconciler.cli import options, tables
 from reconciler.core.actual import Actual
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
@@ -24,7 +24,7 @@ from reconciler.core.settings import Settings, state_directory
 from reconciler.core.status import by_type, conditions, document, since
 from reconciler.core.units import format_duration
 from reconciler.host import files, lock, store
-from reconciler.hub import Hub
+from reconciler.look import Observer
 
 
 @click.command()
@@ -46,7 +46,7 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
     ledger, holder = read(state)
     if ledger is None:
         if output == "json":
-            options.print_json({"format_version": "1.0", "hub": platform.node(), "vms": []})
+            options.print_json({"format_version": "1.0", "hub": os.uname().nodename, "vms": []})
         elif output != "name":
             click.echo(f"Nothing was applied here yet (state: {state}).")
             click.echo("next: reconciler plan -f specs/")
@@ -62,10 +62,10 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
         return
     if value["vms"]:
         wide = output == "wide"
-        click.echo(text.status_text(value, wide=wide, colour=text.coloured(sys.stdout)))
+        click.echo(tables.status_text(value, wide=wide, colour=tables.coloured(sys.stdout)))
     else:
         click.echo("No VM is exported.")
-    for note in text.foreign_notes(plan):
+    for note in tables.foreign_notes(plan):
         click.echo(note)
     if plan.untouched:
         click.echo(
@@ -89,7 +89,7 @@ def explain(config: str | None, vm: str) -> None:
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
     plan, actual, now = looked(ledger, [vm])
     one = plan.vms[0]
-    click.echo(text.header(one))
+    click.echo(tables.header(one))
     found = by_type(conditions(one, actual, ledger))
     ready = found["Ready"]
     for_long = format_duration(now - since(vm, ready, ledger, now))
@@ -112,7 +112,7 @@ def explain(config: str | None, vm: str) -> None:
             )
     for action in one.actions:
         where = f"disk {action.disk}" if action.disk is not None else "VM"
-        click.echo(f"  {text.SYMBOL[action.kind]:>3} {where}: {action.what()}: {action.why}")
+        click.echo(f"  {tables.SYMBOL[action.kind]:>3} {where}: {action.what()}: {action.why}")
     if holder:
         click.echo(f"  being changed now by {holder}")
     past = store.events(state, vm, 5)
@@ -167,7 +167,10 @@ def directory(config: str | None) -> Path:
         read = files.read(path)
         if read.error:
             raise ConfigError([Diagnostic("error", read.error)])
-        if "state" in read.text:
+        plain = re.findall(r"(?m)^state:[ \t]*([\w./-]+)[ \t]*(?:#.*)?$", read.text)
+        if len(plain) == 1:
+            written = plain[0]  # as nearly every config has it: YAML need not be loaded for it
+        elif "state" in read.text:
             from reconciler.core.document import parse
 
             parsed, wrong = parse(read.text, path)
@@ -175,8 +178,8 @@ def directory(config: str | None) -> Path:
                 raise ConfigError(wrong)
             value = parsed.value if parsed else None
             written = value.get("state") if isinstance(value, dict) else None
-            if isinstance(written, str):
-                written = os.path.join(os.path.dirname(os.path.abspath(path)), written)
+        if isinstance(written, str):
+            written = os.path.join(os.path.dirname(os.path.abspath(path)), written)
     return Path(os.path.normpath(state_directory(written, os.environ, root=os.geteuid() == 0)))
 
 
@@ -195,7 +198,6 @@ def looked(ledger: Ledger, vms: Collection[str]) -> tuple[Plan, Actual, float]:
         if name in vms or (not vms and (vm.exported or name in leased)):
             wanted[name] = vm
     desired = Desired(settings=settings, vms=wanted)
-    hub = Hub(settings, os.environ)
-    actual = hub.look(desired, ledger, ask=False, secrets=False)
+    actual = Observer(settings, os.environ).look(desired, ledger, ask=False, secrets=False)
     now = time.time()
     return planned(desired, actual, ledger, now), actual, now

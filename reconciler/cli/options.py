@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -69,11 +67,16 @@ def paths(files: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def print_json(value: object) -> None:
+    """A document on stdout."""
+    import json
+
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def who(command: str) -> str:
     """Who asked, for the events: `reconciler apply (root)`."""
+    import getpass
+
     try:
         name = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli import options, text
+from reconciler.cli import options, tables, text
 from reconciler.core.errors import Exit
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def validate(config: str | None, files: tuple[str, ...], output: str) -> int:
             {"format_version": FORMAT_VERSION, "diagnostics": diagnostics_json(found)}
         )
     else:
-        for line in text.findings(found, colour=text.coloured(sys.stdout)):
+        for line in text.findings(found, colour=tables.coloured(sys.stdout)):
             click.echo(line)
         errors = sum(one.severity == "error" for one in found)
         warnings = len(found) - errors
@@ -61,7 +61,7 @@ def _show(planned: Plan, output: str, detailed: bool) -> int:
     if output == "json":
         options.print_json(planned.to_json())
     else:
-        click.echo(text.plan_text(planned, colour=text.coloured(sys.stdout)))
+        click.echo(text.plan_text(planned, colour=tables.coloured(sys.stdout)))
     if any(one.severity == "error" for one in planned.diagnostics):
         return Exit.INVALID
     return Exit.CHANGES if detailed and planned.changes else Exit.OK

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
+
+from msgspec import Struct
 
 from reconciler.core.actual import Server
 from reconciler.core.call import Call, CallEvent
@@ -17,8 +18,7 @@ CHANGES = frozenset(KINDS[:7])
 """Those that change something; the other three say why nothing does."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Action:
+class _Action(Struct, frozen=True, kw_only=True):
     kind: ClassVar[str]
     vm: str
     disk: int | None = None
@@ -28,8 +28,7 @@ class _Action:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Create(_Action):
+class Create(_Action, frozen=True, kw_only=True):
     """Make an image of the right size where none is."""
 
     kind = "create"
@@ -40,8 +39,7 @@ class Create(_Action):
         return f"create {size} qcow2" + (" overlay" if self.export.backing else "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start(_Action):
+class Start(_Action, frozen=True, kw_only=True):
     """Bind the port, lease it and serve the image on it."""
 
     kind = "start"
@@ -52,8 +50,7 @@ class Start(_Action):
         return f"serve as {self.export.name} on {self.lease.port}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restart(_Action):
+class Restart(_Action, frozen=True, kw_only=True):
     """Serve again on the same port; `server` is what still runs, None if it is gone."""
 
     kind = "restart"
@@ -67,8 +64,7 @@ class Restart(_Action):
         return f"restart on {self.lease.port}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adopt(_Action):
+class Adopt(_Action, frozen=True, kw_only=True):
     """Take a running server of ours into the ledger; it is not touched."""
 
     kind = "adopt"
@@ -80,8 +76,7 @@ class Adopt(_Action):
         return f"adopt pid {self.server.pid} on {self.lease.port}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Witness(_Action):
+class Witness(_Action, frozen=True, kw_only=True):
     """A witness knows what became of a call; the ledger takes it."""
 
     kind = "adopt"
@@ -92,8 +87,7 @@ class Witness(_Action):
         return "note what became of the call"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop(_Action):
+class Stop(_Action, frozen=True, kw_only=True):
     """End a server, wait until it is gone, release its port."""
 
     kind = "stop"
@@ -104,8 +98,7 @@ class Stop(_Action):
         return f"stop pid {self.server.pid}, port {self.server.mark.port} released"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release(_Action):
+class Release(_Action, frozen=True, kw_only=True):
     """Give back a port that no server holds any more."""
 
     kind = "release"
@@ -115,8 +108,7 @@ class Release(_Action):
         return f"release port {self.lease.port}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conclude(_Action):
+class Conclude(_Action, frozen=True, kw_only=True):
     """The run is over; its exports are no longer protected."""
 
     kind = "release"
@@ -127,8 +119,7 @@ class Conclude(_Action):
         return f"end run {self.call.run}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notify(_Action):
+class Notify(_Action, frozen=True, kw_only=True):
     """The one call, made when every disk of the VM answers."""
 
     kind = "call"
@@ -139,8 +130,7 @@ class Notify(_Action):
         return f"POST backup/start, once, when {count} of {count} disks answer"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait(_Action):
+class Wait(_Action, frozen=True, kw_only=True):
     """Nothing to do until something else has happened; no person is needed."""
 
     kind = "wait"
@@ -149,8 +139,7 @@ class Wait(_Action):
         return "wait"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold(_Action):
+class Hold(_Action, frozen=True, kw_only=True):
     """A guard keeps us from a change; a person, or time, can lift it."""
 
     kind = "hold"
@@ -165,8 +154,7 @@ class Hold(_Action):
         return self.subject
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refuse(_Action):
+class Refuse(_Action, frozen=True, kw_only=True):
     """What was asked for cannot be right; an edit or an order is needed."""
 
     kind = "refuse"

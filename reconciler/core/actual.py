@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from reconciler.core.call import Report
 from reconciler.core.mark import Mark
 from reconciler.core.units import Bytes, Port
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """One process for good: the kernel reuses `pid`, never the pair.
 
     `started` is in clock ticks since boot. Source: proc(5), /proc/PID/stat, field 22.
@@ -21,8 +21,7 @@ class Identity:
     started: int
 
 
-@dataclass(frozen=True, slots=True)
-class Handshake:
+class Handshake(Struct, frozen=True):
     """What a server answered to an NBD handshake under an export name."""
 
     size: Bytes | None = None
@@ -36,8 +35,7 @@ class Handshake:
         return self.size is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class Server(Struct, frozen=True, kw_only=True):
     """A qemu-nbd of ours."""
 
     identity: Identity
@@ -55,8 +53,7 @@ class Server:
         return self.identity.pid
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
+class Foreign(Struct, frozen=True, kw_only=True):
     """A qemu-nbd that is not ours: reported, never touched."""
 
     pid: int
@@ -65,8 +62,7 @@ class Foreign:
     ports: tuple[Port, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(Struct, frozen=True):
     """Somebody's listening socket in the range. `pid` None: not ours to see."""
 
     port: Port
@@ -79,8 +75,7 @@ class Listener:
         return f"{who} on {self.address}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+class Image(Struct, frozen=True, kw_only=True):
     """A file where an image should be."""
 
     path: str
@@ -99,8 +94,7 @@ class Image:
     """A foreign process that holds it open for writing, with its pid."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Actual:
+class Actual(Struct, frozen=True, kw_only=True):
     """One look at the host."""
 
     servers: tuple[Server, ...] = ()

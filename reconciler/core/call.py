@@ -5,13 +5,13 @@ The call is the only thing that cannot be looked at: it is remembered, in the le
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
+
+from msgspec import Struct
 
 from reconciler.core.desired import Export, Vm
 from reconciler.core.settings import Settings
@@ -109,8 +109,7 @@ def step(state: CallState, event: CallEvent) -> CallState:
         raise ImpossibleStepError(f"cannot take {event} in state {state}") from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(Struct, frozen=True, kw_only=True):
     """The ledger's row of one attempt. Times in seconds since the epoch, None: not yet."""
 
     hub: str
@@ -122,6 +121,8 @@ class Call:
     type: str
     request: str
     """Digest of what else the SNA is told; see `request_digest`."""
+    job_id: str
+    """See `job_id`."""
     exports: tuple[Export, ...]
     created: Seconds
     changed: Seconds
@@ -134,10 +135,6 @@ class Call:
     """A server died under a client: acknowledged writes may be gone, the run can only fail."""
 
     @property
-    def job_id(self) -> str:
-        return job_id(self.hub, self.vm, self.run, self.attempt)
-
-    @property
     def key(self) -> tuple[str, str, int]:
         return (self.vm, self.run, self.attempt)
 
@@ -147,6 +144,8 @@ def job_id(hub: str, vm: str, run: str, attempt: int) -> str:
 
     A function of what the call is for, so that a process that lost its memory asks for the same.
     """
+    import hashlib  # late: who only looks reads the id from the ledger
+
     digest = hashlib.sha256(json.dumps([hub, vm, run, attempt]).encode()).hexdigest()[:32]
     readable = re.sub(r"[^A-Za-z0-9._-]", "-", vm)[:31].strip("-._")
     return f"{readable or 'vm'}-{digest}"
@@ -157,6 +156,8 @@ def request_digest(vm: Vm, settings: Settings) -> str:
 
     A refused call is made again by itself when this changes.
     """
+    import hashlib
+
     sna, vcenter = settings.snas.get(vm.sna), settings.vcenters.get(vm.vcenter)
     told = [vm.display_name, vm.path, vm.vcenter]
     told += [sna.url, str(sna.token)] if sna else []
@@ -192,8 +193,7 @@ def difference(call: Call, sna: str, kind: str, exports: Sequence[Export]) -> st
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What came of one try to call: `sent` is False only when nothing can have left."""
 
     sent: bool
@@ -228,8 +228,7 @@ def judge(answer: Answer, expected_job: str) -> tuple[CallEvent, str]:
     return CallEvent.ACCEPT, "it started the job"
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """What an SNA's status says of a job. `known` None: it could not be asked."""
 
     known: bool | None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, convert, field, to_builtins
 
 from reconciler.core.errors import Diagnostic, nearest
 from reconciler.core.settings import Settings
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from reconciler.core.spec import Declared, DiskSpec, Specs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Export:
+class Export(Struct, frozen=True, kw_only=True):
     """One disk to be served; everything but its port."""
 
     vm: str
@@ -40,11 +39,11 @@ class Export:
     """Absolute path of the parent image of an incremental."""
 
     def to_json(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        value: dict[str, Any] = to_builtins(self)
+        return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vm:
+class Vm(Struct, frozen=True, kw_only=True):
     """What should be true of one VM."""
 
     name: str
@@ -69,17 +68,15 @@ class Vm:
     """file:line of its declaration."""
 
     def to_json(self) -> dict[str, Any]:
-        value = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**value, "exports": [export.to_json() for export in self.exports]}
+        value: dict[str, Any] = to_builtins(self)
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Vm:
-        exports = tuple(Export(**export) for export in value["exports"])
-        return cls(**{**value, "exports": exports})
+        return convert(value, cls)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Desired:
+class Desired(Struct, frozen=True, kw_only=True):
     """What should be true, of the VMs in scope."""
 
     settings: Settings

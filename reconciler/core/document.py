@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import yaml
+from msgspec import Struct
 
 from reconciler.core.errors import Diagnostic, Place, nearest
 
@@ -55,14 +55,13 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Struct, frozen=True):
     """One file's value, with the line and column (from 1) of every value and every key in it."""
 
     file: str
     value: object
-    values: Mapping[Path, tuple[int, int]] = field(repr=False)
-    keys: Mapping[Path, tuple[int, int]] = field(repr=False)
+    values: Mapping[Path, tuple[int, int]]
+    keys: Mapping[Path, tuple[int, int]]
 
     def place(self, path: Path, *, key: bool = False) -> Place:
         """Where the value (or its key) at `path` stands; the nearest thing around it if absent."""

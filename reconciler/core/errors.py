@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
+
+from msgspec import Struct
 
 
 class Exit(IntEnum):
@@ -27,8 +28,7 @@ class Exit(IntEnum):
     TERMINATED = 143
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Place(Struct, frozen=True, order=True):
     """Where in a file; line and column count from 1."""
 
     file: str
@@ -39,8 +39,7 @@ class Place:
         return f"{self.file}:{self.line}:{self.column}"
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnostic:
+class Diagnostic(Struct, frozen=True):
     """One thing that is wrong with what somebody wrote, or that they should know."""
 
     severity: str  # "error" | "warning"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from msgspec import Struct
 from pydantic import ValidationError
 
 from reconciler.core.document import Document
@@ -32,8 +32,7 @@ class _File(Strict):
     vms: Mapping[Name, KnownVm]
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
+class Inventory(Struct, frozen=True):
     """What is known about VMs by somebody who can count their disks."""
 
     file: str

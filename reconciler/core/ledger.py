@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
 from reconciler.core.units import Port, Seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+class Lease(Struct, frozen=True, kw_only=True):
     """A port that belongs to one disk of one run, from before its server until after it."""
 
     hub: str
@@ -32,8 +32,7 @@ class Lease:
         return (self.vm, self.disk, self.run, self.attempt)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
+class Applied(Struct, frozen=True, kw_only=True):
     """The last applied desired state of one VM."""
 
     vm: Mapping[str, Any]
@@ -41,8 +40,7 @@ class Applied:
     at: Seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
+class Ledger(Struct, frozen=True, kw_only=True):
     """One consistent reading of the store."""
 
     hub: str

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from reconciler.core.desired import Export
 from reconciler.core.settings import QemuNbd
@@ -20,8 +21,7 @@ ENTER: Final = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"'
 """The small step that knows its own pid, as socket activation wants; it carries the mark too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """Whose server this is, and for what."""
 
     hub: str
@@ -81,8 +81,7 @@ def argv(export: Export, port: Port, hub: str, options: QemuNbd) -> tuple[str, .
     return (*line, export.image)
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(Struct, frozen=True):
     """What a qemu-nbd's argv says that it serves."""
 
     argv: tuple[str, ...]

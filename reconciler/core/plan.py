@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, KINDS, Action, Notify, Wait
 from reconciler.core.actual import Actual, Foreign, Listener, Server
@@ -20,8 +21,7 @@ from reconciler.core.vm_plan import OneVm, VmPlan
 FORMAT_VERSION: Final = "1.0"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Struct, frozen=True, kw_only=True):
     """Everything that would make the two states one."""
 
     hub: str
@@ -129,7 +129,7 @@ def _with_places(plans: Sequence[VmPlan], desired: Desired, ledger: Ledger) -> l
             )
         running[sna] += 1
     return [
-        dataclasses.replace(
+        replace(
             one,
             actions=tuple(
                 Wait(vm=one.name, cause="SnaBusy", why=busy[one.name])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from reconciler.core.units import PortRange, Seconds
 
@@ -30,8 +31,7 @@ class Secret:
         raise TypeError("cannot serialise a secret")
 
 
-@dataclass(frozen=True, slots=True)
-class SecretRef:
+class SecretRef(Struct, frozen=True):
     """Where a secret is kept: `file` (a path), `env` (a name) or `credential` (systemd's)."""
 
     kind: str
@@ -41,8 +41,7 @@ class SecretRef:
         return f"{self.kind} {self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QemuNbd:
+class QemuNbd(Struct, frozen=True, kw_only=True):
     """How servers are run. Durations in seconds."""
 
     binary: str = "qemu-nbd"
@@ -58,8 +57,7 @@ class QemuNbd:
     """Servers started at once; 0: four per core, where more gains nothing (measured)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Appliance:
+class Appliance(Struct, frozen=True, kw_only=True):
     """One SNA. Durations in seconds."""
 
     url: str
@@ -74,8 +72,7 @@ class Appliance:
     token: SecretRef | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VCenter:
+class VCenter(Struct, frozen=True, kw_only=True):
     """What the SNA needs to log in at a vCenter."""
 
     host: str
@@ -87,8 +84,7 @@ PORTS: Final = PortRange(10100, 10200)
 """The range that the field's tunnel forwards. Source: Sendense, October 2025."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """What holds for the whole hub."""
 
     hub: str
@@ -114,7 +110,7 @@ class Settings:
             "ports": str(self.ports),
             "bind": self.bind,
             "advertise": self.advertise,
-            "qemu_nbd": {name: getattr(qemu, name) for name in QemuNbd.__slots__},
+            "qemu_nbd": {name: getattr(qemu, name) for name in QemuNbd.__struct_fields__},
             "snas": {
                 name: {"url": sna.url, "max_running": sna.max_running, "poll": sna.poll}
                 for name, sna in self.snas.items()

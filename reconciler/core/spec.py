@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal
 
+from msgspec import Struct
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from reconciler.core.document import Document, Path
@@ -158,20 +158,18 @@ class VmSpec(Strict):
     of: RestoreSpec | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(Struct, frozen=True):
     """A checked VM with the way back to the text that declares it."""
 
     spec: VmSpec
-    document: Document = field(repr=False)
+    document: Document
     path: Path
 
     def place(self, *path: str | int, key: bool = False) -> Place:
         return self.document.place((*self.path, *path), key=key)
 
 
-@dataclass(frozen=True, slots=True)
-class Specs:
+class Specs(Struct, frozen=True):
     """All that could be read of all files, and all that is wrong with the rest."""
 
     vms: tuple[Declared, ...]

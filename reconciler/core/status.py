@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from msgspec import Struct
 
 from reconciler.core.actions import CHANGES
 from reconciler.core.actual import Actual, Server
@@ -18,8 +19,7 @@ from reconciler.core.units import Port, Seconds
 from reconciler.core.vm_plan import VmPlan
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(Struct, frozen=True):
     """One thing that is true, false or unknown of a VM, and why. Kubernetes-shaped."""
 
     type: str
@@ -28,8 +28,7 @@ class Condition:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class DiskView:
+class DiskView(Struct, frozen=True):
     """One disk as it is now."""
 
     export: Export

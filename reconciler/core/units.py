@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 Seconds: TypeAlias = float
 """A span of time, or a moment as seconds since the epoch."""
@@ -101,8 +102,7 @@ def format_duration(seconds: Seconds) -> str:
     return f"{rest} s"
 
 
-@dataclass(frozen=True, slots=True)
-class PortRange:
+class PortRange(Struct, frozen=True):
     """The TCP ports that exports may use, both ends included."""
 
     first: Port

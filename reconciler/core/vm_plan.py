@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Witness
 from reconciler.core.actual import Server
-from reconciler.core.call import Call, CallEvent, CallState, difference, request_digest
+from reconciler.core.call import Call, CallEvent, CallState, difference, job_id, request_digest
 from reconciler.core.desired import Export, Vm
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import keeps
@@ -20,8 +21,7 @@ LOST: Final = "ClaimWithoutRecord"
 """Reason of a call that only a claim in the repository tells of."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmPlan:
+class VmPlan(Struct, frozen=True, kw_only=True):
     """What is to be done about one VM, in order, and where its disks are or will be."""
 
     name: str
@@ -54,11 +54,14 @@ class OneVm(Disks):
                 if owner == self.ledger.state_id
                 else "another state directory"
             )
+            hub = self.desired.settings.hub
+            attempt = max([s.mark.attempt for s in self.servers if s.mark.run == run] or [1])
             return Call(
-                hub=self.desired.settings.hub,
+                hub=hub,
                 vm=vm,
                 run=run,
-                attempt=max([s.mark.attempt for s in self.servers if s.mark.run == run] or [1]),
+                attempt=attempt,
+                job_id=job_id(hub, vm, run, attempt),
                 state=CallState.UNKNOWN,
                 sna=self.vm.sna,
                 type=self.vm.type,
@@ -174,7 +177,7 @@ class OneVm(Disks):
             return None
         for action in self.actions:
             if isinstance(action, Conclude):
-                return dataclasses.replace(
+                return replace(
                     self.call,
                     state=CallState.COMPLETED
                     if action.event is CallEvent.END

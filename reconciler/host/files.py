@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from reconciler.core.errors import Exit, HostError
 from reconciler.core.settings import Secret, SecretRef
@@ -15,8 +16,7 @@ from reconciler.core.settings import Secret, SecretRef
 MAX_SECRET: Final = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Struct, frozen=True):
     """A file as it was read; `error` if it could not be."""
 
     file: str

@@ -8,9 +8,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from reconciler.core.errors import HostError, LockError
 from reconciler.core.units import Seconds, format_duration
@@ -18,8 +19,7 @@ from reconciler.core.units import Seconds, format_duration
 _PAUSE: Final[Seconds] = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(Struct, frozen=True):
     """Who holds the lock, by their own word."""
 
     pid: int

@@ -13,8 +13,9 @@ import socket
 import struct
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from reconciler.core.actual import Handshake
 from reconciler.core.units import Port, Seconds
@@ -77,8 +78,7 @@ def negotiate(name: str) -> Generator[tuple[bytes, int], bytes, Handshake]:
     return Handshake(size, bool(flags & _READ_ONLY), description)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """Where an export should answer. With `pidfd`, the end of that process ends the wait."""
 
     host: str

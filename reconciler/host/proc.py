@@ -10,24 +10,23 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from reconciler.core.actual import Identity
 from reconciler.core.errors import HostError
 from reconciler.core.units import Port
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Struct, frozen=True):
     """A process whose argv speaks of qemu-nbd."""
 
     identity: Identity
     argv: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Socket:
+class Socket(Struct, frozen=True):
     """A TCP socket of this network namespace."""
 
     port: Port

@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from reconciler.core.call import Call, CallEvent, CallState, step
+from msgspec import Struct
+
+from reconciler.core.call import Call, CallEvent, CallState, job_id, step
 from reconciler.core.desired import Export
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Applied, Lease, Ledger
@@ -58,8 +58,7 @@ CREATE TABLE conditions (
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True):
     """Something that happened, once or `count` times in a row."""
 
     vm: str
@@ -139,7 +138,7 @@ class Store:
             if statement.strip():
                 db.execute(statement)
         db.execute(f"PRAGMA user_version = {VERSION}")
-        values = (("hub", self.hub), ("state_id", secrets.token_hex(8)))
+        values = (("hub", self.hub), ("state_id", os.urandom(8).hex()))
         db.executemany("INSERT INTO meta VALUES (?, ?)", values)
 
     def close(self) -> None:
@@ -252,6 +251,7 @@ class Store:
     def another_attempt(self, call: Call, now: Seconds, reason: str) -> None:
         """Close an attempt and open the next, DUE, in one step."""
         state = step(call.state, CallEvent.RESEND)
+        following = job_id(self.hub, call.vm, call.run, call.attempt + 1)
         with self._write() as db:
             db.execute(
                 "UPDATE calls SET state = ?, changed = ?, reason = ?, message = ? "
@@ -261,9 +261,9 @@ class Store:
             db.execute(
                 "INSERT INTO calls (hub, vm, run, attempt, state, job_id, sna, type, request, "
                 "exports, created, changed, reason, message) SELECT hub, vm, run, attempt + 1, "
-                "'DUE', '', sna, type, '', '[]', ?, ?, 'ResolvedResend', ? FROM calls "
+                "'DUE', ?, sna, type, '', '[]', ?, ?, 'ResolvedResend', ? FROM calls "
                 "WHERE hub = ? AND vm = ? AND run = ? AND attempt = ?",
-                (now, now, reason, self.hub, *call.key),
+                (following, now, now, reason, self.hub, *call.key),
             )
 
     # -- for people
@@ -389,7 +389,7 @@ def _newer(path: Path, version: int) -> str:
 
 
 _CALL: Final = (
-    "hub, vm, run, attempt, state, sna, type, request, exports, created, changed, reason, "
+    "hub, vm, run, attempt, state, job_id, sna, type, request, exports, created, changed, reason, "
     "message, failures, retry_at, tainted"
 )
 
@@ -405,14 +405,14 @@ def _insert(db: sqlite3.Connection, call: Call, *, replace_due: bool) -> None:
             "WHERE state IN ('DUE', 'REJECTED')"
         )
     db.execute(
-        f"INSERT INTO calls ({_CALL}, job_id) VALUES "  # noqa: S608 names are ours
-        f"(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT {conflict}",
+        f"INSERT INTO calls ({_CALL}) VALUES ({', '.join('?' * len(_CALL.split(', ')))}) "  # noqa: S608
+        f"ON CONFLICT {conflict}",
         (
-            call.hub, call.vm, call.run, call.attempt, str(call.state), call.sna, call.type,
-            call.request, exports, call.created, call.changed, call.reason, call.message,
-            call.failures, call.retry_at, int(call.tainted), call.job_id,
+            *(call.hub, call.vm, call.run, call.attempt, str(call.state), call.job_id, call.sna),
+            *(call.type, call.request, exports, call.created, call.changed, call.reason),
+            *(call.message, call.failures, call.retry_at, int(call.tainted)),
         ),
-    )  # fmt: skip
+    )
 
 
 def _call(row: Sequence[Any]) -> Call:

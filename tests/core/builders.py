@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ from reconciler.core.plan import Plan
 from reconciler.core.settings import Appliance, QemuNbd, SecretRef, Settings, VCenter
 from reconciler.core.spec import Specs
 from reconciler.core.units import Bytes, Port, PortRange, Seconds
-from tests.fakes import START
+from tests.fakes import START, altered
 
 HUB: Final = "hub-a"
 ROOT: Final = "/backup"
@@ -254,7 +253,7 @@ def says(text: str, *words: str) -> None:
 def changed(vm: Vm, **changes: Any) -> Vm:
     """The same VM, its first disk changed."""
     first, *rest = vm.exports
-    return dataclasses.replace(vm, exports=(dataclasses.replace(first, **changes), *rest))
+    return altered(vm, exports=(altered(first, **changes), *rest))
 
 
 def told(call: Call | None) -> Mapping[str, Any]:

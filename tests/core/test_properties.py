@@ -6,7 +6,6 @@ an SNA that misbehaves, in any order, and looks at the world after each.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from reconciler.core.actions import Adopt, Notify, Restart, Start, Stop
 from reconciler.core.actual import Actual, Identity, Listener
 from reconciler.core.call import CallEvent, CallState, job_id
-from reconciler.core.desired import Desired, Export, Vm
+from reconciler.core.desired import Desired, Export, Vm, attempted, attempted_image
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import Mark
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Settings
 from reconciler.core.units import PortRange
-from reconciler.core.vm_plan import export_key
+from reconciler.core.vm_plan import LOST, export_key
 from tests.core.builders import (
     HUB,
     ROOT,
@@ -38,7 +37,7 @@ from tests.core.builders import (
     brief,
     wanting,
 )
-from tests.fakes import Crash, FakeHost, Process, Reply, one_pass, planned, settle
+from tests.fakes import Crash, FakeHost, Process, Reply, altered, one_pass, planned, settle
 
 NAMES: Final = ("ctx-1", "ctx-2", "ctx-10")
 DISKS: Final = {("ctx-1", "r1"): 1, ("ctx-1", "r2"): 2, ("ctx-2", "r1"): 2, ("ctx-2", "r2"): 3}
@@ -142,15 +141,15 @@ def test_the_same_state_gives_the_same_plan_in_whatever_order_it_was_found(
         order.shuffle(rows)
         order.shuffle(calls)
         return (
-            dataclasses.replace(desired, vms=shuffled(desired.vms, order)),
-            dataclasses.replace(
+            altered(desired, vms=shuffled(desired.vms, order)),
+            altered(
                 actual,
                 images=shuffled(actual.images, order),
                 listeners=shuffled(actual.listeners, order),
                 claims=shuffled(actual.claims, order),
                 reports=shuffled(actual.reports, order),
             ),
-            dataclasses.replace(ledger, leases=tuple(rows), calls=tuple(calls)),
+            altered(ledger, leases=tuple(rows), calls=tuple(calls)),
         )
 
     first = plan(desired, actual, ledger, host.now())
@@ -355,7 +354,22 @@ class Machine(RuleBasedStateMachine):
         return self.host.snas["site-a"]
 
     def desired(self) -> Desired:
-        return Desired(settings=self.settings, vms=dict(self.vms))
+        """What is declared, with the attempt that the ledger knows of."""
+        ledger = self.host.records.ledger()
+        found = {}
+        for name, vm in self.vms.items():
+            attempt = ledger.attempt(name, vm.run)
+            exports = tuple(
+                altered(
+                    export,
+                    attempt=attempt,
+                    name=attempted(export.name, attempt),
+                    image=attempted_image(export.image, attempt),
+                )
+                for export in vm.exports
+            )
+            found[name] = altered(vm, exports=exports)
+        return Desired(settings=self.settings, vms=found)
 
     # -- what people do
 
@@ -414,15 +428,6 @@ class Machine(RuleBasedStateMachine):
                 return
             self.host.records.another_attempt(call, self.host.now(), "by order")
             self.resent[call.vm, call.run] += 1
-            vm = self.vms.get(call.vm)
-            if vm and vm.run == call.run:
-                exports = tuple(
-                    an_export(e.vm, e.position, e.run, call.attempt + 1,
-                              name=f"{e.vm}-{e.run}-a{call.attempt + 1}-disk{e.position}",
-                              image=f"{ROOT}/{e.vm}/{e.key}/{e.run}-a{call.attempt + 1}.qcow2")
-                    for e in vm.exports
-                )  # fmt: skip
-                self.vms[call.vm] = dataclasses.replace(vm, exports=exports)
             return
         tainted = (call.vm, call.run, call.attempt) in self.host.losses
         event = CallEvent.SAY_FAILED
@@ -547,7 +552,7 @@ class Machine(RuleBasedStateMachine):
 
     def a_vm_that_waits_has_no_port(self) -> None:
         """A run that nothing serves yet must not keep a port from others."""
-        for vm in self.vms.values():
+        for vm in self.desired().vms.values():
             serving = any(self.serves(process, vm.name) for process in self.host.mine())
             if not serving and not self.host.records.ledger().active(vm.name):
                 have = rank(self.host, self.desired())[vm.name]
@@ -574,7 +579,7 @@ class Machine(RuleBasedStateMachine):
         self.sna.script.clear()
         self.sna.deaf = True
         host.clock += 1000
-        self.settings = dataclasses.replace(self.settings, ports=PortRange.parse(ENOUGH))
+        self.settings = altered(self.settings, ports=PortRange.parse(ENOUGH))
         host.settings = self.settings
         desired = self.desired()
         settle(host, desired, most=8)
@@ -585,8 +590,8 @@ class Machine(RuleBasedStateMachine):
                 mark.key for p in host.mine() if (mark := p.served.mark) and mark.vm == vm.name
             )
             call = host.records.ledger().active(vm.name)
-            if call and (not vm.exported or call.reason == "ClaimWithoutRecord"):
-                assert there <= wanted | there  # kept as they were
+            if call and (not vm.exported or not call.exports or call.reason == LOST):
+                # What is there is kept; what is not there is not known of.
                 assert all(count == 1 for count in there.values())
             else:
                 assert there == wanted, vm.name

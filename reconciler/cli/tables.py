@@ -1,0 +1,154 @@
+"""Status as text for people; light, as `status` is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+from reconciler.core.desired import summary
+from reconciler.core.plan import Plan
+from reconciler.core.vm_plan import VmPlan
+
+SYMBOL: Final = {
+    "create": "+",
+    "start": "+",
+    "restart": "-/+",
+    "adopt": "=",
+    "stop": "-",
+    "release": "-",
+    "call": ">",
+    "wait": "~",
+    "hold": "!",
+    "refuse": "x",
+}
+MOST: Final = 5
+"""Strangers that are named one by one."""
+
+
+def coloured(stream: Any) -> bool:
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR")
+
+
+def paint(text: str, colour: str | None, on: bool, *, bold: bool = False) -> str:
+    return click.style(text, fg=colour, bold=bold) if on and (colour or bold) else text
+
+
+def header(one: VmPlan) -> str:
+    """`ctx-123   run nightly   full   2 disks, 140 GiB → sna site-a`"""
+    vm = one.vm
+    if not vm.exported:
+        return f"{one.name}   absent"
+    parts = [one.name]
+    if vm.purpose == "backup":
+        parts += [f"run {vm.run}", vm.type, f"{summary(vm)} → sna {vm.sna}"]
+    else:
+        parts += ["restore", summary(vm)]
+    if not vm.verified:
+        parts.append("DisksUnverified")
+    return "   ".join(parts)
+
+
+def foreign_notes(plan: Plan) -> list[str]:
+    """The servers that are not ours: those in our way each, the rest as a number."""
+    near = [one for one in plan.foreign if any(port in plan.ports for port in one.ports)]
+    notes = [f"not ours: {one.what}, pid {one.pid}{_where(one)}" for one in near[:MOST]]
+    rest = len(plan.foreign) - len(notes)
+    if rest:
+        also = "also " if notes else ""
+        notes.append(
+            f"not ours: {also}{rest} qemu-nbd server{'s' if rest > 1 else ''} outside the port "
+            f"range {plan.ports} (`-o json` names all)"
+            if len(near) <= MOST
+            else f"not ours: also {rest} other qemu-nbd servers (`-o json` names all)"
+        )
+    return notes
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _where(one: Any) -> str:
+    parts = [f"port {', '.join(map(str, one.ports))}"] if one.ports else []
+    parts += [one.image] if one.image else []
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
+    """Columns as wide as they need to be."""
+    everything = [heads, *rows]
+    widths = [max(len(row[i]) for row in everything) for i in range(len(heads))]
+    return [
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in everything
+    ]
+
+
+def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str:
+    """A block per VM: how it stands, and a line per disk."""
+    rows = []
+    for vm in document["vms"]:
+        found = {one["type"]: one for one in vm["conditions"]}
+        ready = found["Ready"]
+        call = vm["call"]
+        up = sum(disk["ready"] for disk in vm["disks"])
+        served = vm["state"] == "exported" and not released(vm)
+        rows.append(
+            [
+                vm["name"],
+                vm["run"] or "-",
+                "Ready" if ready["status"] == "True" else "NotReady",
+                ready["reason"],
+                f"{up}/{len(vm['disks'])}" if served else "-",
+                call["state"] if call else "-",
+            ]
+        )
+    lines = table(rows, ["VM", "RUN", "READY", "REASON", "DISKS", "CALL"])
+    out = [paint(lines[0], None, colour, bold=True)]
+    for line, vm in zip(lines[1:], document["vms"], strict=True):
+        ready = next(one for one in vm["conditions"] if one["type"] == "Ready")
+        good = ready["status"] == "True"
+        out.append(paint(line, "green" if good else "yellow", colour))
+        if not good:
+            out.append(f"    {ready['message']}")
+        if any(one["type"] == "DisksUnverified" for one in vm["conditions"]):
+            out.append("    DisksUnverified: no inventory confirms that these are all its disks")
+        shown = wide or not released(vm)
+        out.extend(_disk(disk, wide) for disk in vm["disks"] if shown or disk["pid"])
+        if wide:
+            if vm["nbd_targets"]:
+                out.append(f"    targets {vm['nbd_targets']}")
+            if vm["call"]:
+                call = vm["call"]
+                out.append(f"    job {call['job_id']} at {call['sna']}, {call['at']}")
+                if call["message"]:
+                    out.append(f"    {call['message']}")
+    return "\n".join(out)
+
+
+def released(vm: Mapping[str, Any]) -> bool:
+    """Its run has ended, so that nothing of it should be served."""
+    return any(
+        one["type"] == "Exported" and one["reason"] == "Released" for one in vm["conditions"]
+    )
+
+
+def _disk(disk: Mapping[str, Any], wide: bool) -> str:
+    if disk["pid"] is None:
+        line = f"    disk {disk['key']:<8} not served"
+    else:
+        state = "answers" if disk["ready"] else "does not answer"
+        clients = f"{disk['clients']} client{'s' if disk['clients'] != 1 else ''}"
+        line = (
+            f"    disk {disk['key']:<8} port {disk['port']:<6} pid {disk['pid']:<8} "
+            f"{state:<15} {clients}"
+        )
+        if disk["restarts"]:
+            line += f"   {disk['restarts']} restarts"
+    if wide:
+        line += f"   {disk['export']}   {disk['image']}"
+    return line

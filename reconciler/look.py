@@ -1,0 +1,318 @@
+"""One look at the hub: processes, sockets, handshakes, images, claims; light enough for status."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
+
+from reconciler.core.actual import Actual, Foreign, Handshake, Image, Listener, Server
+from reconciler.core.call import Call, CallState, Report
+from reconciler.core.desired import Desired, Export
+from reconciler.core.errors import HostError
+from reconciler.core.ledger import Ledger
+from reconciler.core.mark import Served, parse
+from reconciler.core.settings import Secret, Settings
+from reconciler.core.units import Port, Seconds
+from reconciler.host import images, nbd, proc
+
+if TYPE_CHECKING:
+    from reconciler.host.sna import Line
+
+HANDSHAKE: Final[Seconds] = 3.0
+"""Deadline of a look at a running server. One that is well answers in under 1 ms."""
+PROBE: Final[Seconds] = 0.01
+"""A probe is over within 1 ms; a client stays."""
+SETTLE: Final[Seconds] = 0.3
+"""How long a stop waits for a connection to go that may be another's probe."""
+
+
+class Observer:
+    """Looks at one hub. Needs its settings and nothing else; changes nothing."""
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.environment = environment
+        self.unbindable: set[Port] = set()
+
+    @property
+    def probe_host(self) -> str:
+        return "127.0.0.1" if self.settings.bind == "0.0.0.0" else self.settings.bind  # noqa: S104
+
+    def now(self) -> Seconds:
+        return time.time()
+
+    # -- looking
+
+    def look(
+        self, desired: Desired, ledger: Ledger, *, ask: bool = True, secrets: bool = True
+    ) -> Actual:
+        """One look at everything that the VMs in scope depend on. Changes nothing.
+
+        Without `ask` no SNA is asked, without `secrets` none is read: `status` does neither.
+        """
+        sockets_seen = self._settled()
+        listening: dict[Port, set[int]] = defaultdict(set)
+        clients: Counter[Port] = Counter()
+        for one in sockets_seen:
+            if one.listening:
+                listening[one.port].add(one.inode)
+            else:
+                clients[one.port] += 1
+        ours, foreign_processes = self._sorted()
+        servers = [self._server(process, served, listening, clients) for process, served in ours]
+        names = self._names(desired, ledger)
+        servers = self._shaken(servers, names, desired.vms)
+        own_inodes = {proc.listener_inode(server.pid) for server in servers}
+        strangers = [
+            one
+            for one in sockets_seen
+            if one.listening
+            and one.port in self.settings.ports
+            and one.inode not in own_inodes
+            and self._conflicts(one.address)
+            and not any(s.mark.port == one.port and s.listening for s in servers)
+        ]
+        claims, troubles = self._claims(desired, servers)
+        return Actual(
+            servers=tuple(servers),
+            foreign=tuple(self._foreign(foreign_processes, sockets_seen)),
+            listeners=self._listeners(strangers),
+            images=self._images(desired, ledger, servers),
+            claims=claims,
+            troubles=troubles,
+            reports=self._reports(desired, ledger) if ask else {},
+            secrets=self._secrets(desired, ledger) if secrets else {},
+            unbindable=frozenset(self.unbindable),
+        )
+
+    def _settled(self) -> list[proc.Socket]:
+        """The sockets, without connections that come and go: another command's probes."""
+        seen = proc.tcp_sockets()
+        if not any(one.port in self.settings.ports and not one.listening for one in seen):
+            return seen
+        time.sleep(PROBE)
+        again = {one.peer for one in proc.tcp_sockets() if not one.listening}
+        return [one for one in seen if one.listening or one.peer in again]
+
+    def _sorted(
+        self,
+    ) -> tuple[list[tuple[proc.Process, Served]], list[tuple[proc.Process, Served]]]:
+        ours: list[tuple[proc.Process, Served]] = []
+        foreign: list[tuple[proc.Process, Served]] = []
+        for process in proc.processes():
+            served = parse(process.argv)
+            if served is None:
+                continue
+            mine = served.mark is not None and served.mark.hub == self.settings.hub
+            (ours if mine else foreign).append((process, served))
+        return ours, foreign
+
+    def _server(
+        self,
+        process: proc.Process,
+        served: Served,
+        listening: Mapping[Port, set[int]],
+        clients: Mapping[Port, int],
+    ) -> Server:
+        assert served.mark is not None
+        port = served.mark.port
+        inode = proc.listener_inode(process.identity.pid)
+        there = listening.get(port, set())
+        return Server(
+            identity=process.identity,
+            argv=served.argv,
+            mark=served.mark,
+            starting=served.starting,
+            # Another user's descriptors are not ours to see: then somebody listening must do.
+            listening=inode in there if inode else bool(there),
+            clients=clients.get(port, 0),
+        )
+
+    def _names(self, desired: Desired, ledger: Ledger) -> Mapping[tuple[str, int, str, int], str]:
+        """The export name that each server should answer to."""
+        exports: list[Export] = [e for vm in desired.vms.values() for e in vm.exports]
+        for call in ledger.calls:
+            if call.state.active:
+                exports.extend(call.exports)
+        return {(e.vm, e.key, e.run, e.attempt): e.name for e in exports}
+
+    def _shaken(
+        self,
+        servers: Sequence[Server],
+        names: Mapping[tuple[str, int, str, int], str],
+        scope: Collection[str],
+    ) -> list[Server]:
+        """The servers with what they answered, those in scope only."""
+        asked = [
+            server
+            for server in servers
+            if server.mark.vm in scope and not server.starting and server.listening
+        ]
+        full = [s for s in asked if s.clients >= self.settings.qemu_nbd.shared]
+        asked = [server for server in asked if server not in full]
+        targets = [
+            nbd.Target(
+                self.probe_host,
+                server.mark.port,
+                names.get(server.mark.key) or _option(server.argv, "--export-name"),
+            )
+            for server in asked
+        ]
+        answers = dict(
+            zip([s.identity for s in asked], nbd.handshake(targets, HANDSHAKE), strict=True)
+        )
+        for server in full:
+            slots = self.settings.qemu_nbd.shared
+            answers[server.identity] = Handshake(error=f"all {slots} slots are in use")
+        return [replace(server, handshake=answers.get(server.identity)) for server in servers]
+
+    def _conflicts(self, address: str) -> bool:
+        """Whether a listener at `address` keeps us from binding."""
+        bind = self.settings.bind
+        everywhere = ("0.0.0.0", "::")  # noqa: S104
+        return bind in everywhere or address in (*everywhere, bind, f"::ffff:{bind}")
+
+    def _listeners(self, strangers: Sequence[proc.Socket]) -> dict[Port, Listener]:
+        holders = proc.holders(one.inode for one in strangers)
+        found = {}
+        for one in strangers:
+            pid = holders.get(one.inode)
+            found[one.port] = Listener(one.port, one.address, pid, proc.name_of(pid) if pid else "")
+        return found
+
+    def _foreign(
+        self, found: Iterable[tuple[proc.Process, Served]], seen: Sequence[proc.Socket]
+    ) -> Iterable[Foreign]:
+        for process, served in found:
+            pid = process.identity.pid
+            held = proc.socket_inodes(pid)
+            ports = {one.port for one in seen if one.listening and one.inode in held}
+            if served.port:
+                ports.add(served.port)
+            what = "a qemu-nbd without our mark"
+            if served.mark:
+                what = f"a qemu-nbd of hub {served.mark.hub}"
+            yield Foreign(pid=pid, what=what, image=served.image, ports=tuple(sorted(ports)))
+
+    def _images(
+        self, desired: Desired, ledger: Ledger, servers: Sequence[Server]
+    ) -> dict[str, Image]:
+        roots: dict[str, str] = {}
+        for vm in desired.vms.values():
+            call = ledger.active(vm.name)
+            for export in (*vm.exports, *(call.exports if call else ())):
+                root = vm.root or os.path.dirname(export.image)
+                roots.setdefault(export.image, root)
+                if export.backing:
+                    roots.setdefault(export.backing, root)
+        found = {path: images.look(path, root) for path, root in roots.items()}
+        locked = proc.locked_inodes() if found else frozenset()
+        served: dict[str, list[int]] = defaultdict(list)
+        for server in servers:
+            served[server.argv[-1]].append(server.pid)
+        for path, image in found.items():
+            if not image.exists or path in served or images.inode(path) not in locked:
+                continue
+            who = [f"{proc.name_of(pid)} (pid {pid})" for pid in proc.openers(path)]
+            if who:
+                found[path] = replace(image, holder=", ".join(who))
+        return found
+
+    def _claims(
+        self, desired: Desired, servers: Sequence[Server]
+    ) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
+        """The claims of every run that is wanted or served; and the VMs where one is unreadable."""
+        wanted: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for vm in desired.vms.values():
+            if vm.exported and vm.purpose == "backup":
+                wanted[vm.name, vm.run].add(vm.root)
+        for server in servers:
+            if server.mark.vm in desired.vms and "--read-only" not in server.argv:
+                key = (server.mark.vm, server.mark.run)
+                wanted[key].update(self.settings.repositories.values())
+        found: dict[tuple[str, str], str] = {}
+        troubles: dict[str, str] = {}
+        for (vm_name, run), roots in wanted.items():
+            for root in sorted(roots):
+                try:
+                    owner = images.claimed_by(root, vm_name, run)
+                except HostError as error:
+                    troubles[vm_name] = str(error)
+                    continue
+                if owner:
+                    found[vm_name, run] = owner
+        return found, troubles
+
+    def _reports(self, desired: Desired, ledger: Ledger) -> dict[str, Report]:
+        """What the SNAs say of calls whose outcome or end they may know."""
+        found: dict[str, Report] = {}
+        asked: dict[str, list[Call]] = defaultdict(list)
+        for call in ledger.calls:
+            sna = self.settings.snas.get(call.sna)
+            if call.vm not in desired.vms or not call.state.active or sna is None:
+                continue
+            if call.state is not CallState.ACCEPTED or sna.reports_end:
+                asked[call.sna].append(call)
+        for name, calls in asked.items():
+            found |= self._asked(name, calls)
+        return found
+
+    def _asked(self, sna: str, calls: Sequence[Call]) -> dict[str, Report]:
+        """What one SNA says of its jobs. One that does not answer is not asked for the others."""
+        found: dict[str, Report] = {}
+        try:
+            with self.line(sna) as line:
+                for call in calls:
+                    found[call.job_id] = report = line.ask(call.job_id)
+                    if report.known is None:
+                        break
+        except HostError as error:
+            report = Report(None, message=str(error))
+        for call in calls:
+            found.setdefault(call.job_id, report)
+        return found
+
+    def _secrets(self, desired: Desired, ledger: Ledger) -> dict[str, str]:
+        """Which of the secrets that a due call needs cannot be read, and why."""
+        wrong: dict[str, str] = {}
+        needed: set[tuple[str, str]] = set()
+        for vm in desired.vms.values():
+            if not vm.exported or vm.purpose != "backup":
+                continue
+            call = ledger.latest(vm.name, vm.run)
+            if call is None or call.state in (CallState.DUE, CallState.REJECTED):
+                needed |= {("vcenter", vm.vcenter), ("sna", vm.sna)}
+        for kind, name in sorted(needed):
+            try:
+                if kind == "vcenter":
+                    self.password(name)
+                else:
+                    self._token(name)
+            except HostError as error:
+                wrong[f"{kind} {name}"] = str(error)
+        return wrong
+
+    def line(self, sna: str) -> Line:
+        from reconciler.host.sna import Line
+
+        return Line(self.settings.snas[sna], self._token(sna))
+
+    def _token(self, sna: str) -> Secret | None:
+        from reconciler.host.files import secret
+
+        ref = self.settings.snas[sna].token
+        return secret(ref, self.environment) if ref else None
+
+    def password(self, vcenter: str) -> Secret:
+        from reconciler.host.files import secret
+
+        return secret(self.settings.vcenters[vcenter].password, self.environment)
+
+
+def _option(line: Sequence[str], name: str) -> str:
+    return line[line.index(name) + 1] if name in line[:-1] else ""
