@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from reconciler.core.document import Document
 from reconciler.core.errors import ConfigError, Diagnostic
@@ -103,6 +110,8 @@ class RepositoryModel(Strict):
 
 
 class PortsModel(Strict):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     range: Annotated[PortRange, BeforeValidator(_range)] = PORTS
     bind: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
     advertise: Annotated[str, AfterValidator(_host)] = "127.0.0.1"

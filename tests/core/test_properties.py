@@ -424,7 +424,7 @@ class Machine(RuleBasedStateMachine):
         if call.job_id in self.sna.jobs:
             self.sna.jobs[call.job_id] = "failed"
         if says == "resend":
-            if any(self.serves(p, call.vm) and p.clients for p in self.host.mine()):
+            if self.amnesia or any(self.serves(p, call.vm) and p.clients for p in self.host.mine()):
                 return
             self.host.records.another_attempt(call, self.host.now(), "by order")
             self.resent[call.vm, call.run] += 1
