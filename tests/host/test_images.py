@@ -1,0 +1,137 @@
+"""Images are made whole or not at all, and never over anything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from reconciler.core.errors import HostError
+from reconciler.host import images
+
+MIB = 1 << 20
+
+
+def qemu_img(*arguments: str) -> None:
+    subprocess.run(["qemu-img", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_new_image_is_pristine_and_of_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "vm" / "2000" / "r1.qcow2"
+    images.create(str(path), 3 * MIB, str(tmp_path))
+    found = images.look(str(path), str(tmp_path))
+    assert (found.exists, found.format, found.size, found.pristine) == (
+        True,
+        "qcow2",
+        3 * MIB,
+        True,
+    )
+    assert found.backing is None
+    assert [one.name for one in path.parent.iterdir()] == ["r1.qcow2"]
+
+
+@pytest.mark.parametrize("size", [512, 64 * MIB, 1 << 40, 3 << 40])
+def test_pristine_ends_with_the_first_write_whatever_the_size(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.qcow2"
+    images.create(str(path), size, str(tmp_path))
+    assert images.look(str(path), str(tmp_path)).pristine
+    line = ["qemu-io", "-f", "qcow2", "-c", f"write {max(0, size - 512)} 512", str(path)]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    assert not images.look(str(path), str(tmp_path)).pristine
+
+
+def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "a.qcow2"
+    path.write_bytes(b"precious")
+    with pytest.raises(HostError, match="something is there"):
+        images.create(str(path), MIB, str(tmp_path))
+    assert path.read_bytes() == b"precious"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.qcow2"]
+
+
+def test_what_a_crash_left_at_our_temporary_name_is_swept(tmp_path: Path) -> None:
+    (tmp_path / f"{images.TEMPORARY}a.qcow2").write_bytes(b"half")
+    images.create(str(tmp_path / "a.qcow2"), MIB, str(tmp_path))
+    assert [one.name for one in tmp_path.iterdir()] == ["a.qcow2"]
+
+
+def test_an_overlay_names_its_parent_relatively(tmp_path: Path) -> None:
+    images.create(str(tmp_path / "base" / "b.qcow2"), MIB, str(tmp_path))
+    overlay = tmp_path / "inc" / "o.qcow2"
+    images.create(str(overlay), MIB, str(tmp_path), str(tmp_path / "base" / "b.qcow2"))
+    found = images.look(str(overlay), str(tmp_path))
+    assert found.backing == str(tmp_path / "base" / "b.qcow2")
+    assert found.pristine
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    qemu_img("info", "--backing-chain", str(moved / "inc" / "o.qcow2"))
+
+
+def test_a_directory_that_leads_out_is_not_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (root / "vm").symlink_to(outside)
+    path = str(root / "vm" / "a.qcow2")
+    assert images.look(path, str(root)).outside == str(outside / "a.qcow2")
+    with pytest.raises(HostError, match="leads out of"):
+        images.create(path, MIB, str(root))
+    assert list(outside.iterdir()) == []
+
+
+def test_a_repository_that_is_itself_a_symlink_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "real")
+    images.create(str(tmp_path / "root" / "a.qcow2"), MIB, str(tmp_path / "root"))
+    assert images.look(str(tmp_path / "root" / "a.qcow2"), str(tmp_path / "root")).outside is None
+
+
+@pytest.mark.parametrize(
+    ("content", "format_", "error"),
+    [
+        (b"", "", ""),
+        (b"hello", "raw", ""),
+        (b"QFI\xfb", "", "torn"),
+        (b"QFI\xfb" + b"\xff" * 200, "", "header is damaged"),
+    ],
+)
+def test_what_is_no_image(tmp_path: Path, content: bytes, format_: str, error: str) -> None:
+    path = tmp_path / "a.qcow2"
+    path.write_bytes(content)
+    found = images.look(str(path), str(tmp_path))
+    assert found.exists
+    assert found.format == format_
+    assert error in found.error
+
+
+def test_odd_things_at_the_path(tmp_path: Path) -> None:
+    (tmp_path / "dir.qcow2").mkdir()
+    assert images.look(str(tmp_path / "dir.qcow2"), str(tmp_path)).error == "Is a directory"
+    (tmp_path / "link.qcow2").symlink_to(tmp_path / "gone")
+    assert "symlink to nothing" in images.look(str(tmp_path / "link.qcow2"), str(tmp_path)).error
+    assert not images.look(str(tmp_path / "none.qcow2"), str(tmp_path)).exists
+
+
+def test_qemu_img_missing_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="apt-get install qemu-utils"):
+        images.create(str(tmp_path / "a.qcow2"), MIB, str(tmp_path))
+
+
+def test_a_claim_is_made_once_and_belongs_to_one(tmp_path: Path) -> None:
+    assert images.claimed_by(str(tmp_path), "ctx-1", "r1") is None
+    images.claim(str(tmp_path), "ctx-1", "r1", "aaaa")
+    images.claim(str(tmp_path), "ctx-1", "r1", "aaaa")
+    assert images.claimed_by(str(tmp_path), "ctx-1", "r1") == "aaaa"
+    with pytest.raises(HostError, match="belongs to state directory aaaa"):
+        images.claim(str(tmp_path), "ctx-1", "r1", "bbbb")
+    assert os.listdir(tmp_path / "ctx-1") == [".claim-r1"]
+
+
+def test_a_claim_that_cannot_be_read_is_an_error_and_not_a_no(tmp_path: Path) -> None:
+    (tmp_path / "ctx-1").write_text("a file where a directory should be")
+    with pytest.raises(HostError, match="cannot read the claim"):
+        images.claimed_by(str(tmp_path), "ctx-1", "r1")
