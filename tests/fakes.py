@@ -145,9 +145,7 @@ class FakeRecords:
             told: dict[str, Any] = dict(changes)
             if "targets" in told:
                 self.targets[call.key] = told.pop("targets")
-            done = altered(
-                known, state=state, changed=now, **{"reason": str(event), **told}
-            )
+            done = altered(known, state=state, changed=now, **{"reason": str(event), **told})
             self.calls[call.key] = done
         self.fuse.burn()
         return done
@@ -165,9 +163,7 @@ class FakeRecords:
         with self._lock:
             for lease in leases:
                 if lease.key in self.leases:
-                    self.leases[lease.key] = altered(
-                        self.leases[lease.key], clients_seen=True
-                    )
+                    self.leases[lease.key] = altered(self.leases[lease.key], clients_seen=True)
 
     def another_attempt(self, call: Call, now: Seconds, reason: str) -> None:
         with self._lock:
@@ -682,9 +678,7 @@ class FakeHost:
     def server(self, vm: str, key: int) -> Process:
         """The one server of a disk."""
         (found,) = [
-            p
-            for p in self.mine()
-            if (mark := p.served.mark) and (mark.vm, mark.disk) == (vm, key)
+            p for p in self.mine() if (mark := p.served.mark) and (mark.vm, mark.disk) == (vm, key)
         ]
         return found
 

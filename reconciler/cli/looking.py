@@ -167,7 +167,7 @@ def directory(config: str | None) -> Path:
         read = files.read(path)
         if read.error:
             raise ConfigError([Diagnostic("error", read.error)])
-        plain = re.findall(r"(?m)^state:[ \t]*([\w./-]+)[ \t]*(?:#.*)?$", read.text)
+        plain = re.findall(r"(?m)^state:[ \t]*[\"']?([\w./-]+)[\"']?[ \t]*(?:#.*)?$", read.text)
         if len(plain) == 1:
             written = plain[0]  # as nearly every config has it: YAML need not be loaded for it
         elif "state" in read.text:

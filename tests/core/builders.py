@@ -174,20 +174,12 @@ def an_image(export: Export | None = None, **changes: Any) -> Image:
     return Image(**{**values, **changes})
 
 
-def seen(
-    servers: Iterable[Server] = (), images: Iterable[Image] = (), **changes: Any
-) -> Actual:
-    return Actual(
-        servers=tuple(servers), images={image.path: image for image in images}, **changes
-    )
+def seen(servers: Iterable[Server] = (), images: Iterable[Image] = (), **changes: Any) -> Actual:
+    return Actual(servers=tuple(servers), images={image.path: image for image in images}, **changes)
 
 
-def remembered(
-    leases: Iterable[Lease] = (), calls: Iterable[Call] = (), **changes: Any
-) -> Ledger:
-    return Ledger(
-        hub=HUB, state_id="state-1", leases=tuple(leases), calls=tuple(calls), **changes
-    )
+def remembered(leases: Iterable[Lease] = (), calls: Iterable[Call] = (), **changes: Any) -> Ledger:
+    return Ledger(hub=HUB, state_id="state-1", leases=tuple(leases), calls=tuple(calls), **changes)
 
 
 def brief(found: Plan | Iterable[Action]) -> list[tuple[str, int | None, str]]:

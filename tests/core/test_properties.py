@@ -191,9 +191,7 @@ def test_a_port_is_planned_once_within_the_range_and_never_a_strangers(
     taken = set(host.busy()) - {p.port for p in host.mine()}
     found = planned(host, data.draw(desireds(host.settings)))
     ports = Counter(
-        action.lease.port
-        for action in found.actions
-        if isinstance(action, Start | Restart | Adopt)
+        action.lease.port for action in found.actions if isinstance(action, Start | Restart | Adopt)
     )
     assert all(count == 1 for count in ports.values())
     assert all(port in host.settings.ports for port in ports)
@@ -216,9 +214,7 @@ def test_no_plan_speaks_of_a_process_that_is_not_ours(data: st.DataObject) -> No
 def rank(host: FakeHost, desired: Desired) -> dict[str, set[int]]:
     """VM → the disks that have a lease, of the run that is wanted."""
     return {
-        vm.name: {
-            export.key for export in vm.exports if export_key(export) in host.records.leases
-        }
+        vm.name: {export.key for export in vm.exports if export_key(export) in host.records.leases}
         for vm in desired.vms.values()
     }
 
@@ -235,6 +231,16 @@ def test_a_vm_gets_all_of_its_ports_or_none(data: st.DataObject, size: int) -> N
 
 
 # -- one appliance, in all its moods
+
+
+def apply_until(host: FakeHost, desired: Desired, steps: int) -> None:
+    """Apply, and crash after so many steps."""
+    host.fuse.left = steps
+    try:
+        settle(host, desired)
+    except Crash:
+        host.crash()
+    host.fuse.left = None
 
 
 @given(replies=st.lists(st.sampled_from(list(Reply)), max_size=6), applies=st.integers(1, 8))
@@ -262,12 +268,7 @@ def test_a_crash_at_any_step_costs_neither_a_second_call_nor_a_port(
     desired = wanting(vm_of("ctx-1", "r2"))
     sna = host.snas["site-a"]
     sna.script.append(reply)
-    host.fuse.left = steps
-    try:
-        settle(host, desired)
-    except Crash:
-        host.crash()
-    host.fuse.left = None
+    apply_until(host, desired, steps)
     sna.wake()
     if forget:
         sna.forget()
@@ -287,15 +288,31 @@ def test_a_crash_while_stopping_leaves_no_server_and_no_lease(steps: int) -> Non
     (call,) = host.records.calls.values()
     host.records.advance(call, CallEvent.END, host.now())
     desired = wanting(absent("ctx-2"))
-    host.fuse.left = steps
-    try:
-        settle(host, desired)
-    except Crash:
-        host.crash()
-    host.fuse.left = None
+    apply_until(host, desired, steps)
     settle(host, desired)
     assert host.mine() == []
     assert host.records.leases == {}
+
+
+@given(before=st.integers(0, 60), after=st.integers(0, 20), dies=st.sampled_from([2000, 2001]))
+def test_a_run_that_lost_writes_is_never_completed(before: int, after: int, dies: int) -> None:
+    host = FakeHost(a_settings(reports_end=True))
+    desired = wanting(vm_of("ctx-1", "r2"), settings=host.settings)
+    apply_until(host, desired, before)
+    settle(host, desired)
+    if not host.snas["site-a"].started:
+        return  # the crash hid whether it was called: nobody writes
+    host.write(host.server("ctx-1", dies))
+    host.kill(host.server("ctx-1", dies))
+    apply_until(host, desired, after)
+    settle(host, desired)
+    assert len(host.mine()) == 2
+    sna = host.snas["site-a"]
+    sna.jobs = dict.fromkeys(sna.jobs, "completed")
+    settle(host, desired)
+    (call,) = host.records.calls.values()
+    assert call.state is CallState.FAILED
+    assert call.reason == "ServerDied"
 
 
 @given(failing=st.sets(st.sampled_from([2000, 2001, 2002]), min_size=1))
@@ -399,12 +416,7 @@ class Machine(RuleBasedStateMachine):
     @rule(steps=st.integers(0, 60))
     def apply_and_crash(self, steps: int) -> None:
         desired = self.desired()
-        self.host.fuse.left = steps
-        try:
-            settle(self.host, desired)
-        except Crash:
-            self.host.crash()
-        self.host.fuse.left = None
+        apply_until(self.host, desired, steps)
         self.look_at_the_posts(desired)
 
     @rule(data=st.data(), says=st.sampled_from(["completed", "failed", "resend", "accepted"]))

@@ -127,7 +127,8 @@ class Site:
 
     def write_config(self, **changes: Any) -> None:
         self.config.update(changes)
-        self.dump(self.folder / "reconciler.yaml", self.config)
+        lines = [f"{key}: {json.dumps(value)}\n" for key, value in self.config.items()]
+        (self.folder / "reconciler.yaml").write_text("".join(lines))
 
     def dump(self, path: Path, value: object) -> None:
         path.write_text(json.dumps(value, indent=1))  # JSON is YAML

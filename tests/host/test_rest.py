@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -263,18 +262,3 @@ def test_descriptors_that_we_inherit_are_not_passed_on() -> None:
     assert not os.get_inheritable(writing)
     os.close(reading)
     os.close(writing)
-
-
-def test_tcp_sockets_are_asked_for_without_many_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    real = socket.socket
-
-    def counting(*arguments: int) -> socket.socket:
-        asked.append(arguments)
-        return real(*arguments)
-
-    monkeypatch.setattr(proc.socket, "socket", counting)
-    thread = threading.Thread(target=proc.tcp_sockets)
-    thread.start()
-    thread.join(10)
-    assert len(asked) == 1

@@ -1,0 +1,80 @@
+"""Start-up is a feature: what the light commands load, counted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.site import Appliance, Site
+
+HEAVY = {
+    "asyncio",
+    "httpx2",
+    "jinja2",
+    "psutil",
+    "pydantic",
+    "rich",
+    "stamina",
+    "structlog",
+    "yaml",
+}
+COUNT = """
+import json, sys
+import click
+before = set(sys.modules)
+from reconciler.cli.main import run
+run({arguments!r})
+print("\\n" + json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def loaded(site: Site, *arguments: str) -> set[str]:
+    """The modules that a command loads beyond those of `import click`."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT.format(arguments=list(arguments))],
+        cwd=site.folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "most"),
+    [
+        (["--help"], 36),
+        (["--version"], 36),
+        (["version"], 95),
+        (["status"], 95),
+        (["status", "-o", "json"], 95),
+    ],
+)
+def test_light_commands_load_little(site: Site, arguments: list[str], most: int) -> None:
+    found = loaded(site, *arguments)
+    assert {name.split(".")[0] for name in found} & HEAVY == set()
+    assert len(found) <= most, sorted(found)
+
+
+def test_status_of_what_runs_loads_little(site: Site, appliance: Appliance) -> None:
+    site.spec(site.vm("ctx-1"))
+    site.apply()
+    for arguments in (["status"], ["explain", "ctx-1"], ["status", "-o", "wide"]):
+        found = loaded(site, *arguments)
+        assert {name.split(".")[0] for name in found} & HEAVY == set()
+        assert len(found) <= 110, sorted(found)
+
+
+def test_a_look_that_changes_nothing(site: Site, appliance: Appliance) -> None:
+    """`plan`, `status` and friends leave no file, no port and no row."""
+    site.spec(site.vm("ctx-1"))
+    site.apply()
+    before = {p: p.stat().st_mtime_ns for p in site.folder.rglob("*") if "appliance" not in p.parts}
+    ports, pids = site.listening(), site.pids()
+    site.spec(site.vm("ctx-1"), site.vm("ctx-2"))
+    before[site.specs / "vms.yaml"] = (site.specs / "vms.yaml").stat().st_mtime_ns
+    for command in (["plan"], ["diff"], ["validate"], ["status"], ["explain", "ctx-1"]):
+        site.run(*command, code=None)
+    after = {p: p.stat().st_mtime_ns for p in site.folder.rglob("*") if "appliance" not in p.parts}
+    assert after == before
+    assert (site.listening(), site.pids()) == (ports, pids)
