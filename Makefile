@@ -39,6 +39,11 @@ quick: $(VENV)/.dev ## Run the fast, pure tests
 e2e: $(VENV)/.dev ## Run the tests on real qemu-nbd
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) tests/e2e $(ARGS)
 
+oldest: ## Run the tests with the oldest versions that are allowed
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c tests/oldest.txt -e '.[dev]'
+	@PATH="$(abspath .venv-oldest/bin):$$PATH" .venv-oldest/bin/python -m pytest -q -n $(JOBS) $(ARGS)
+
 check: $(VENV)/.dev ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -49,6 +54,6 @@ bench: $(VENV)/.dev ## Measure against the floor, as ratios within one run
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python bench/bench.py $(ARGS)
 
 clean: ## Remove what was built here
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help system install dev demo test quick e2e check bench clean
+.PHONY: help system install dev demo test quick e2e oldest check bench clean

@@ -52,7 +52,8 @@ def main() -> int:
     text = said.getvalue()
     for name in ("purelib", "platlib", "stdlib"):
         text = text.replace(sysconfig.get_path(name) + "/", "")
-    Path(out).write_text(text.replace(str(Path(__file__).parents[1]) + "/", ""))
+    ours = str(Path(sys.modules["reconciler"].__path__[0]).parent) + "/"
+    Path(out).write_text(text.replace(ours, ""))
     return code
 
 

@@ -7,19 +7,19 @@ sockets and nothing else.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
+
+from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Image, Listener, Server
-from reconciler.core.call import Answer, Call, CallEvent, CallState, Report, step
+from reconciler.core.call import Answer, Call, CallEvent, CallState, Report, job_id, step
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Applied, Lease, Ledger
@@ -34,21 +34,7 @@ START: Final[Seconds] = 1_800_000_000.0
 PASSWORD: Final = "of the vCenter"
 
 
-T = TypeVar("T")
-
-
-@cache
-def _parameters(kind: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind).parameters)
-
-
-def altered(value: T, **changes: Any) -> T:
-    """A copy of a frozen value with some of its fields changed."""
-    fields = {name: getattr(value, name) for name in _parameters(type(value))}
-    return type(value)(**{**fields, **changes})
-
-
-class Crash(BaseException):  # noqa: N818 not an error: the process is gone
+class Crash(BaseException):
     """The process that plans and executes ended in this moment."""
 
 
@@ -99,7 +85,7 @@ class FakeRecords:
             for lease in leases:
                 before = after.get(lease.key)
                 after[lease.key] = (
-                    altered(before, port=lease.port, since=lease.since, started=False)
+                    replace(before, port=lease.port, since=lease.since, started=False)
                     if before
                     else lease
                 )
@@ -116,7 +102,7 @@ class FakeRecords:
             for lease in leases:
                 known = self.leases.get(lease.key)
                 if known:
-                    self.leases[lease.key] = altered(
+                    self.leases[lease.key] = replace(
                         known, started=True, restarts=known.restarts + int(again)
                     )
         self.fuse.burn()
@@ -145,7 +131,7 @@ class FakeRecords:
             told: dict[str, Any] = dict(changes)
             if "targets" in told:
                 self.targets[call.key] = told.pop("targets")
-            done = altered(known, state=state, changed=now, **{"reason": str(event), **told})
+            done = replace(known, state=state, changed=now, **{"reason": str(event), **told})
             self.calls[call.key] = done
         self.fuse.burn()
         return done
@@ -154,7 +140,7 @@ class FakeRecords:
         self.fuse.burn()
         with self._lock:
             if call.key in self.calls:
-                self.calls[call.key] = altered(self.calls[call.key], tainted=True)
+                self.calls[call.key] = replace(self.calls[call.key], tainted=True)
         self.fuse.burn()
 
     # -- what the loop and the operator's orders write
@@ -163,16 +149,17 @@ class FakeRecords:
         with self._lock:
             for lease in leases:
                 if lease.key in self.leases:
-                    self.leases[lease.key] = altered(self.leases[lease.key], clients_seen=True)
+                    self.leases[lease.key] = replace(self.leases[lease.key], clients_seen=True)
 
     def another_attempt(self, call: Call, now: Seconds, reason: str) -> None:
         with self._lock:
-            self.calls[call.key] = altered(
+            self.calls[call.key] = replace(
                 call, state=step(call.state, CallEvent.RESEND), changed=now, message=reason
             )
-            again = altered(
+            again = replace(
                 call,
                 attempt=call.attempt + 1,
+                job_id=job_id(self.hub, call.vm, call.run, call.attempt + 1),
                 state=CallState.DUE,
                 request="",
                 exports=(),
@@ -191,7 +178,7 @@ class FakeRecords:
         if known is None:
             self.calls[call.key] = call
         elif replace_due and known.state in (CallState.DUE, CallState.REJECTED):
-            self.calls[call.key] = altered(
+            self.calls[call.key] = replace(
                 known, sna=call.sna, type=call.type, request=call.request, exports=call.exports
             )
 
@@ -279,6 +266,8 @@ class FakeSna:
                 return Answer(True, 200, '{"job_id": "another", "status": "started"}')
             case Reply.HANG:
                 self.late.append(job)
+            case _:
+                pass
         return Answer(True, None, error="no answer in time")
 
 
@@ -595,7 +584,7 @@ class FakeHost:
         process = self.processes.get(server.identity)
         if process is None:
             return None
-        return altered(
+        return replace(
             server, clients=process.clients, handshake=self._handshake(process, export.name)
         )
 
@@ -691,7 +680,7 @@ class FakeHost:
     def write(self, process: Process) -> None:
         """A client writes; nothing of it is flushed yet."""
         image = self.images[process.argv[-1]]
-        self.images[image.path] = altered(image, pristine=False)
+        self.images[image.path] = replace(image, pristine=False)
 
     def kill(self, process: Process) -> None:
         """kill -9: what its clients were told is written, and was not flushed, is gone."""
@@ -742,7 +731,7 @@ def moves(found: Plan) -> bool:
     return any(
         action.kind in CHANGES
         or action.cause == "Starting"
-        or (isinstance(action, Hold) and action.event is not None)
+        or (isinstance(action, Hold) and (action.event is not None or action.remember))
         for action in found.actions
     )
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    _FloatType = click.ParamType[float]
+else:
+    _FloatType = click.ParamType  # not generic before click 8.2
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,7 +50,7 @@ def lock_timeout(command: F) -> F:
     )(command)
 
 
-class Duration(click.ParamType[float]):
+class Duration(_FloatType):
     """A span like 30s or 5m, as seconds."""
 
     name = "duration"

@@ -251,6 +251,14 @@ class OneVm(Disks):
             return False
         if not up:
             return False
+        owner = self.actual.claims.get((vm.name, vm.run))
+        if owner and owner != self.ledger.state_id:
+            self.refuse(
+                "ClaimedElsewhere",
+                f"the run {vm.run} is claimed by the state directory {owner}, not by this one "
+                f"({self.ledger.state_id}): apply it there, or ask for a new run here",
+            )
+            return False
         secrets = [f"vcenter {vm.vcenter}", f"sna {vm.sna}"]
         for name in secrets:
             if name in self.actual.secrets:
@@ -303,7 +311,7 @@ class OneVm(Disks):
                 f"reconciler resolve {self.vm.name} --accepted | --completed | --failed | --resend",
                 subject="the outcome of the call is unknown",
                 event=CallEvent.CRASH if call.state is CallState.INTENDED else None,
-                remember=call.reason == LOST,
+                remember=call not in self.ledger.calls,
             )
         )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from reconciler.core import inventory, spec
 from reconciler.core.actions import Action
 from reconciler.core.actual import Actual, Handshake, Identity, Image, Server
-from reconciler.core.call import Call, CallState, request_digest
+from reconciler.core.call import Call, CallState, job_id, request_digest
 from reconciler.core.desired import Desired, Export, Vm, build
 from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic
@@ -19,7 +21,7 @@ from reconciler.core.plan import Plan
 from reconciler.core.settings import Appliance, QemuNbd, SecretRef, Settings, VCenter
 from reconciler.core.spec import Specs
 from reconciler.core.units import Bytes, Port, PortRange, Seconds
-from tests.fakes import START, altered
+from tests.fakes import START
 
 HUB: Final = "hub-a"
 ROOT: Final = "/backup"
@@ -128,8 +130,9 @@ def a_call(vm: Vm | None = None, state: CallState = CallState.ACCEPTED, **change
         "exports": vm.exports,
         "created": NOW - 100,
         "changed": NOW - 50,
+        **changes,
     }
-    return Call(**{**values, **changes})
+    return Call(job_id=job_id(HUB, vm.name, values["run"], values["attempt"]), **values)
 
 
 def a_lease(export: Export | None = None, port: Port = 10100, **changes: Any) -> Lease:
@@ -245,7 +248,7 @@ def says(text: str, *words: str) -> None:
 def changed(vm: Vm, **changes: Any) -> Vm:
     """The same VM, its first disk changed."""
     first, *rest = vm.exports
-    return altered(vm, exports=(altered(first, **changes), *rest))
+    return replace(vm, exports=(replace(first, **changes), *rest))
 
 
 def told(call: Call | None) -> Mapping[str, Any]:

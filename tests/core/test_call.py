@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from reconciler.core.call import (
     NEXT,
@@ -27,7 +28,6 @@ from reconciler.core.call import (
 from reconciler.core.desired import Export
 from reconciler.core.settings import Appliance, SecretRef, Settings, VCenter
 from tests.core.builders import a_call, a_settings, a_vm, an_export, changed, says
-from tests.fakes import altered
 
 S, E = CallState, CallEvent
 PAIRS: Final = list(itertools.product(CallState, CallEvent))
@@ -265,12 +265,12 @@ def test_a_changed_request_is_shown_with_both_sides(
 
 def with_sna(**changes: Any) -> Settings:
     appliance = Appliance(url="http://127.0.0.1:9081")
-    return a_settings(snas={"site-a": altered(appliance, **changes)})
+    return a_settings(snas={"site-a": replace(appliance, **changes)})
 
 
 def with_vcenter(**changes: Any) -> Settings:
     vcenter = VCenter(host="vc", user="u", password=SecretRef("env", "P"))
-    return a_settings(vcenters={"vc1": altered(vcenter, **changes)})
+    return a_settings(vcenters={"vc1": replace(vcenter, **changes)})
 
 
 @pytest.mark.parametrize(
@@ -289,10 +289,10 @@ def test_a_changed_config_makes_another_request(settings: Settings) -> None:
 
 @pytest.mark.parametrize("change", [{"path": "/x"}, {"display_name": "x"}, {"vcenter": "vc2"}])
 def test_a_changed_address_makes_another_request(change: dict[str, str]) -> None:
-    assert request_digest(altered(VM, **change), a_settings()) != request_digest(VM, a_settings())
+    assert request_digest(replace(VM, **change), a_settings()) != request_digest(VM, a_settings())
 
 
 def test_what_the_appliance_is_not_told_makes_no_other_request() -> None:
     same = request_digest(VM, a_settings())
-    assert request_digest(altered(VM, protect=True, labels={"a": "b"}), a_settings()) == same
+    assert request_digest(replace(VM, protect=True, labels={"a": "b"}), a_settings()) == same
     assert request_digest(VM, a_settings("10500-10600", max_running=1)) == same

@@ -125,13 +125,15 @@ def test_a_description_that_is_not_quite_our_mark_is_not_ours(description: str) 
     assert Mark.parse(description) is None
 
 
-@pytest.mark.parametrize(
-    ("vm", "run"),
-    [("²", "r1"), ("9" * 5000, "r1"), ("a/../b", "r1"), ("\udcff", "r1"), ("", "r1"), ("v", "")],
-)
-def test_a_mark_with_a_name_that_no_spec_can_have_is_not_ours(vm: str, run: str) -> None:
+def test_a_mark_with_a_name_that_no_spec_can_have_is_not_ours() -> None:
     """Anybody may start a process; its words must not get into plans, paths and messages."""
-    assert Mark.parse(f"nbd-reconciler/1 hub=h vm={vm} disk=1 run={run} attempt=1 port=2") is None
+    impossible = ["²", "9" * 5000, "a/../b", "\udcff", "", "-v"]
+    texts = [
+        f"nbd-reconciler/1 hub=h vm={vm} disk=1 run={run} attempt=1 port=2"
+        for name in impossible
+        for vm, run in ((name, "r1"), ("ctx-1", name))
+    ]
+    assert [text[:60] for text in texts if Mark.parse(text)] == []
 
 
 @pytest.mark.parametrize(
@@ -177,4 +179,4 @@ def test_a_strangers_server_is_reported_with_its_image_and_port(
 def test_no_argv_of_anybody_makes_looking_fail(rest: list[str]) -> None:
     served = parse(["qemu-nbd", *rest])
     assert served is not None
-    assert served.port is None or served.port <= 65535
+    assert served.port is None or served.port >= 0

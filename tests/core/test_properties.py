@@ -11,33 +11,31 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
-import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
-from reconciler.core.actions import Adopt, Notify, Restart, Start, Stop
-from reconciler.core.actual import Actual, Identity, Listener
+from reconciler.core.actions import Adopt, Restart, Start, Stop
+from reconciler.core.actual import Actual, Listener
 from reconciler.core.call import CallEvent, CallState, job_id
 from reconciler.core.desired import Desired, Export, Vm, attempted, attempted_image
+from reconciler.core.disk_plan import export_key
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import Mark
-from reconciler.core.plan import Plan, plan
+from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
 from reconciler.core.units import PortRange
-from reconciler.core.vm_plan import LOST, export_key
+from reconciler.core.vm_plan import LOST
 from tests.core.builders import (
     HUB,
-    ROOT,
-    a_restore,
     a_settings,
     a_vm,
     absent,
-    an_export,
     brief,
     wanting,
 )
-from tests.fakes import Crash, FakeHost, Process, Reply, altered, one_pass, planned, settle
+from tests.fakes import Crash, FakeHost, Process, Reply, one_pass, planned, settle
 
 NAMES: Final = ("ctx-1", "ctx-2", "ctx-10")
 DISKS: Final = {("ctx-1", "r1"): 1, ("ctx-1", "r2"): 2, ("ctx-2", "r1"): 2, ("ctx-2", "r2"): 3}
@@ -100,15 +98,15 @@ def lived_in(draw: st.DrawFn, ports: str = ENOUGH) -> FakeHost:
         move_in(host, draw(KINDS), port)
     settle(host, draw(desireds(settings)))
     for process in host.mine():
-        match draw(st.sampled_from(["lives", "lives", "dies", "falls silent", "is left alone"])):
-            case "dies":
-                host.kill(process)
-            case "falls silent":
-                process.silent = True
-            case "is left alone":  # its lease is lost
-                mark = process.served.mark
-                assert mark is not None
-                host.records.leases.pop(mark.key, None)
+        event = draw(st.sampled_from(["lives", "lives", "dies", "falls silent", "loses its lease"]))
+        if event == "dies":
+            host.kill(process)
+        elif event == "falls silent":
+            process.silent = True
+        elif event == "loses its lease":
+            mark = process.served.mark
+            assert mark is not None
+            host.records.leases.pop(mark.key, None)
     for call in list(host.records.calls.values()):
         if call.state is CallState.ACCEPTED and draw(st.booleans()):
             host.records.advance(call, CallEvent.END, host.now())
@@ -141,15 +139,15 @@ def test_the_same_state_gives_the_same_plan_in_whatever_order_it_was_found(
         order.shuffle(rows)
         order.shuffle(calls)
         return (
-            altered(desired, vms=shuffled(desired.vms, order)),
-            altered(
+            replace(desired, vms=shuffled(desired.vms, order)),
+            replace(
                 actual,
                 images=shuffled(actual.images, order),
                 listeners=shuffled(actual.listeners, order),
                 claims=shuffled(actual.claims, order),
                 reports=shuffled(actual.reports, order),
             ),
-            altered(ledger, leases=tuple(rows), calls=tuple(calls)),
+            replace(ledger, leases=tuple(rows), calls=tuple(calls)),
         )
 
     first = plan(desired, actual, ledger, host.now())
@@ -377,7 +375,7 @@ class Machine(RuleBasedStateMachine):
         for name, vm in self.vms.items():
             attempt = ledger.attempt(name, vm.run)
             exports = tuple(
-                altered(
+                replace(
                     export,
                     attempt=attempt,
                     name=attempted(export.name, attempt),
@@ -385,7 +383,7 @@ class Machine(RuleBasedStateMachine):
                 )
                 for export in vm.exports
             )
-            found[name] = altered(vm, exports=exports)
+            found[name] = replace(vm, exports=exports)
         return Desired(settings=self.settings, vms=found)
 
     # -- what people do
@@ -591,7 +589,7 @@ class Machine(RuleBasedStateMachine):
         self.sna.script.clear()
         self.sna.deaf = True
         host.clock += 1000
-        self.settings = altered(self.settings, ports=PortRange.parse(ENOUGH))
+        self.settings = replace(self.settings, ports=PortRange.parse(ENOUGH))
         host.settings = self.settings
         desired = self.desired()
         settle(host, desired, most=8)

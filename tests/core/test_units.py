@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -79,10 +81,8 @@ def test_a_size_is_shown_so_that_it_can_be_typed_in_again(count: int) -> None:
 @example("1\u212a")  # the Kelvin sign is a K to a regular expression that ignores case
 @example("9" * 5000)
 def test_no_text_makes_reading_a_size_fail_but_with_a_sentence(text: str) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         assert parse_size(text) >= 0
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_duration_is_read(text: str | float, seconds: float) -> None:
     "text", ["10", "", "s", "1h 30", "h1", "-5s", "1w", "1,5s", -1, float("inf"), True]
 )
 def test_a_duration_without_a_unit_or_an_end_is_refused(text: str | float) -> None:
-    with pytest.raises(ValueError, match="cannot (read|use) duration"):
+    with pytest.raises(ValueError, match=r"cannot (read|use) duration"):
         parse_duration(text)
 
 
@@ -141,10 +141,8 @@ def test_a_duration_without_a_unit_or_an_end_is_refused(text: str | float) -> No
 @example(10**400)
 @example(float("nan"))
 def test_no_value_makes_reading_a_duration_fail_but_with_a_sentence(value: str | float) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         assert parse_duration(value) >= 0
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -210,4 +208,5 @@ def test_names_are_in_the_order_that_people_count_in() -> None:
 @example(["²"])  # a digit to isdigit, not to int
 @example(["9" * 5000])
 def test_whatever_stands_in_a_strangers_argv_can_be_sorted(names: list[str]) -> None:
-    assert sorted(sorted(names, key=natural), key=natural) == sorted(names, key=natural)
+    keys = sorted(natural(name) for name in names)
+    assert keys == [natural(name) for name in sorted(names, key=natural)]

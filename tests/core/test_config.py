@@ -1,0 +1,250 @@
+"""The configuration: what it comes to, and what is refused where."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any, Final
+
+import pytest
+
+from reconciler.core.config import default_hub, settings
+from reconciler.core.errors import ConfigError, Exit
+from reconciler.core.settings import (
+    Appliance,
+    QemuNbd,
+    Secret,
+    SecretRef,
+    Settings,
+    VCenter,
+    state_directory,
+)
+from reconciler.core.units import PortRange
+from tests.core.builders import document, lines, says
+
+
+def read(text: str | None = None, environment: dict[str, str] | None = None) -> Settings:
+    """The settings from /etc/r/config.yaml, for a root in /work."""
+    return settings(
+        None if text is None else document(text, "config.yaml"),
+        environment or {},
+        base="/etc/r",
+        cwd="/work",
+        host_name="node.example",
+        root=True,
+    )
+
+
+def wrong(text: str, environment: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as refusal:
+        read(text, environment)
+    assert refusal.value.exit is Exit.CONFIG
+    return "\n".join(lines(refusal.value.diagnostics))
+
+
+FULL: Final = """\
+hub: hub-a
+state: state
+repositories:
+  local: {root: /backup/repository}
+  near: {root: ../near}
+ports: {range: 10300-10310, bind: 0.0.0.0, advertise: hub.example}
+qemu_nbd: {binary: /opt/qemu-nbd, shared: 12, start_timeout: 1m, stop_grace: 250ms, cache: none}
+snas:
+  site-a: {url: "http://127.0.0.1:9081/", timeout: 2m, max_running: 3, token: {file: token}}
+vcenters:
+  vc1: {host: vcenter.example, user: backup@vsphere.local, password: {env: VC1}}
+inventory: {file: inventory.yaml, required: true}
+api: {listen: "127.0.0.1:8082"}
+loop: {resync: 30s, stale_after: 5m, prune: false, max_delete: 25%}
+"""
+
+
+def test_the_full_config_is_read() -> None:
+    found = read(FULL)
+    assert (found.hub, found.state) == ("hub-a", "/etc/r/state")
+    assert found.repositories == {"local": "/backup/repository", "near": "/etc/near"}
+    assert found.ports == PortRange(10300, 10310)
+    assert (found.bind, found.advertise) == ("0.0.0.0", "hub.example")
+    assert found.qemu_nbd == QemuNbd(
+        binary="/opt/qemu-nbd", shared=12, start_timeout=60.0, stop_grace=0.25, cache="none"
+    )
+    assert found.snas == {
+        "site-a": Appliance(
+            url="http://127.0.0.1:9081",
+            timeout=120.0,
+            max_running=3,
+            token=SecretRef("file", "/etc/r/token"),
+        )
+    }
+    assert found.vcenters == {
+        "vc1": VCenter(
+            host="vcenter.example",
+            user="backup@vsphere.local",
+            password=SecretRef("env", "VC1"),
+        )
+    }
+    assert (found.inventory, found.inventory_required) == ("/etc/r/inventory.yaml", True)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}"])
+def test_without_a_config_the_defaults_work(text: str | None) -> None:
+    found = read(text)
+    assert (found.hub, found.state) == ("node.example", "/var/lib/reconciler")
+    assert found.repositories == {"local": "/var/lib/reconciler/repository"}
+    assert found.ports == PortRange(10100, 10200)
+    assert (found.bind, found.qemu_nbd) == ("127.0.0.1", QemuNbd())
+    assert (found.snas, found.vcenters, found.inventory) == ({}, {}, None)
+    sna = read("snas: {a: {url: http://x}}").snas["a"]
+    assert (sna.timeout, sna.connect_timeout, sna.poll, sna.max_running) == (30.0, 5.0, 10.0, 8)
+    assert (sna.remembers_jobs, sna.reports_end, sna.token) == (False, False, None)
+
+
+def test_the_environment_goes_before_the_file() -> None:
+    found = read(
+        FULL,
+        {
+            "RECONCILER_HUB": "hub-z",
+            "RECONCILER_STATE": "here",
+            "RECONCILER_PORTS_RANGE": "10400-10401",
+            "RECONCILER_QEMU_NBD_SHARED": "20",
+            "RECONCILER_QEMU_NBD_START_TIMEOUT": "3s",
+            "RECONCILER_INVENTORY_FILE": "other.yaml",
+            "RECONCILER_INVENTORY_REQUIRED": "false",
+        },
+    )
+    assert (found.hub, found.state) == ("hub-z", "/work/here")
+    assert str(found.ports) == "10400-10401"
+    assert found.bind == "0.0.0.0"
+    assert (found.qemu_nbd.shared, found.qemu_nbd.start_timeout) == (20, 3.0)
+    assert (found.inventory, found.inventory_required) == ("/work/other.yaml", False)
+
+
+@pytest.mark.parametrize("value", ["x", "²", "1.5", "1"])
+def test_a_fault_in_the_environment_is_named(value: str) -> None:
+    found = wrong("hub: a", {"RECONCILER_QEMU_NBD_SHARED": value})
+    says(found, "error: shared", "from the environment: RECONCILER_QEMU_NBD_SHARED")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", ["1:1 error: expected keys and values, found a list"]),
+        ("hubb: a", ["1:1 error: unknown key 'hubb'", "did you mean 'hub'"]),
+        ("hub: a b", ["1:6 error: hub: 'a b' holds ' '"]),
+        ("hub: ''", ["1:6 error: hub: a name cannot be empty"]),
+        ("ports: {rang: 1-2}", ["1:9 error: unknown key 'rang'", "did you mean 'range'"]),
+        ("ports: {range: 10100}", ["1:16 error: range: write a port range like 10100-10200"]),
+        ("ports: {range: 5-1}", ["1:16 error: range: ", "must rise"]),
+        ("ports: {bind: localhost}", ["1:15 error: bind: 'localhost' is not an IPv4 address"]),
+        ("ports: {bind: 1.2.3.256}", ["'1.2.3.256' is not an IPv4 address"]),
+        ("ports: {advertise: 'a,b'}", ["1:20 error: advertise: 'a,b' cannot stand in a target"]),
+        ("ports: {advertise: '::1'}", ["cannot stand in a target"]),
+        ("qemu_nbd: {shared: 1}", ["1:20 error: shared: ", "2"]),
+        ("qemu_nbd: {shared: '10'}", ["shared: expected a whole number", "without quotes"]),
+        ("qemu_nbd: {cache: fast}", ["1:19 error: cache: expected one of none, writeback"]),
+        ("qemu_nbd: {stop_grace: 0s}", ["1:24 error: stop_grace: '0s' is not a usable duration"]),
+        ("qemu_nbd: {stop_grace: 90d}", ["not a usable duration"]),
+        ("qemu_nbd: {stop_grace: soon}", ["cannot read duration 'soon'"]),
+        ("qemu_nbd: {stop_grace: true}", ["write a duration like 10s"]),
+        (f"qemu_nbd: {{stop_grace: {10**400}}}", ["1:24 error: stop_grace"]),
+        ("qemu_nbd: {binary: ''}", ["1:20 error: binary"]),
+        ("repositories: {local: /backup}", ["1:23 error: local: expected keys and values"]),
+        ("repositories: {local: {}}", ["1:23 error: the key 'root' is missing"]),
+        ("repositories: {a/b: {root: /x}}", ["'a/b' holds '/'"]),
+        ("snas: {a: {}}", ["1:11 error: the key 'url' is missing"]),
+        ("snas: {a: {url: 127.0.0.1:9081}}", ["1:17 error: url: ", "is not a URL like http://"]),
+        ("snas: {a: {url: 'ftp://x'}}", ["is not a URL"]),
+        ("snas: {a: {url: 'http://'}}", ["is not a URL"]),
+        ("snas: {a: {url: 'http://u:p@x'}}", ["a URL with a password in it", "token: {file:"]),
+        ("snas: {a: {url: 'http://x', max_running: 0}}", ["1:42 error: max_running"]),
+        ("snas: {a: {url: 'http://x', timeot: 1s}}", ["unknown key 'timeot'", "mean 'timeout'"]),
+        ("vcenters: {a: {host: h, user: u}}", ["1:15 error: the key 'password' is missing"]),
+        ("vcenters: {a: {hots: h}}", ["unknown key 'hots'", "did you mean 'host'"]),
+        ("inventory: {sql: {}}", ["1:13 error: unknown key 'sql'"]),
+        ("loop: {resink: 1s}", ["1:8 error: unknown key 'resink'", "did you mean 'resync'"]),
+    ],
+)
+def test_what_cannot_be_right_is_refused_at_its_place(text: str, words: list[str]) -> None:
+    says(wrong(text), *words)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (
+            "s3cret",
+            [
+                "1:46 error: password",
+                "never written in place",
+                "{file: PATH}",
+                "{env: NAME}",
+                "{credential: NAME}",
+            ],
+        ),
+        ("{}", ["name exactly one of file, env and credential"]),
+        ("{file: a, env: b}", ["name exactly one of file, env and credential"]),
+        ("{file: 3}", ["expected text"]),
+        ("{value: s3cret}", ["unknown key 'value'"]),
+    ],
+)
+def test_a_secret_is_never_written_in_place_nor_repeated(written: str, words: list[str]) -> None:
+    found = wrong(f"vcenters: {{vc1: {{host: h, user: u, password: {written}}}}}")
+    says(found, "error: ", *words)
+    assert "s3cret" not in found
+
+
+def test_a_secret_cannot_get_out_by_accident() -> None:
+    secret = Secret("s3cret")
+    assert secret.reveal() == "s3cret"
+    shown = [repr(secret), str(secret), f"{secret}", f"{[secret]!r}"]
+    assert not any("s3cret" in text for text in shown)
+    for serialise in (pickle.dumps, json.dumps):
+        with pytest.raises(TypeError):
+            serialise(secret)
+    assert not hasattr(secret, "__dict__")
+
+
+def test_what_is_remembered_of_the_settings_holds_no_way_to_a_secret() -> None:
+    text = json.dumps(read(FULL).to_json())
+    assert "VC1" not in text
+    assert "token" not in text
+
+
+def test_what_is_remembered_of_the_settings_is_what_status_needs() -> None:
+    found = read(FULL)
+    again = Settings.from_json(json.loads(json.dumps(found.to_json())))
+    for what in ("hub", "state", "repositories", "ports", "bind", "advertise", "qemu_nbd"):
+        assert getattr(again, what) == getattr(found, what)
+    assert again.snas["site-a"].max_running == 3
+
+
+@pytest.mark.parametrize(
+    ("host", "hub"),
+    [
+        ("hub-a", "hub-a"),
+        ("hub.example.org", "hub.example.org"),
+        ("hübsch host", "h-bsch-host"),
+        ("-.", "hub"),
+        ("", "hub"),
+    ],
+)
+def test_a_hub_without_a_name_takes_its_hosts(host: str, hub: str) -> None:
+    assert default_hub(host) == hub
+
+
+@pytest.mark.parametrize(
+    ("written", "environment", "root", "directory"),
+    [
+        ("/a", {"RECONCILER_STATE": "/b"}, True, "/b"),
+        ("/a", {"STATE_DIRECTORY": "/c"}, True, "/a"),
+        (None, {"STATE_DIRECTORY": "/c:/d"}, True, "/c"),
+        (None, {}, True, "/var/lib/reconciler"),
+        (None, {"XDG_STATE_HOME": "/x"}, False, "/x/reconciler"),
+        (None, {"HOME": "/home/u"}, False, "/home/u/.local/state/reconciler"),
+    ],
+)
+def test_the_state_directory_is_the_first_that_is_named(
+    written: Any, environment: dict[str, str], root: bool, directory: str
+) -> None:
+    assert state_directory(written, environment, root=root) == directory
