@@ -70,7 +70,7 @@ class Records(Protocol):
 
     def hold(self, leases: Sequence[Lease], call: Call | None) -> None: ...
     def started(self, leases: Sequence[Lease], *, again: bool = False) -> None: ...
-    def release(self, lease: Lease) -> None: ...
+    def release(self, leases: Sequence[Lease]) -> None: ...
     def remember(self, call: Call) -> None: ...
     def advance(self, call: Call, event: CallEvent, now: Seconds, **changes: object) -> Call: ...
     def taint(self, call: Call) -> None: ...
@@ -158,6 +158,10 @@ class _OneVm:
         self.records = host.records
         self.claimed: Call | None = None
         """The run's row, once it and its claim are on the disk."""
+        self.up: list[Start | Restart] = []
+        """What was brought up; noted in one commit for the whole VM."""
+        self.down: list[Lease] = []
+        """Leases of what was stopped."""
 
     def run(self) -> None:
         early: list[Action] = []
@@ -176,6 +180,8 @@ class _OneVm:
         for action in ended:
             good &= self.attempt(action, self.perform)
         good &= self.side_by_side(stops, self.perform)
+        if self.down:
+            self.records.release(self.down)
         if not good or self.stopping.is_set():
             return
         if rising and not self.rise(rising):
@@ -226,11 +232,11 @@ class _OneVm:
             case Stop():
                 self.host.stop(action.server, kill_clients=self.kill_clients)
                 if action.lease:
-                    self.records.release(action.lease)
+                    self.down.append(action.lease)
                 gone = f"pid {action.server.pid} stopped, port {action.server.mark.port} released"
                 return Step(action, True, "Stopped", gone)
             case Release():
-                self.records.release(action.lease)
+                self.records.release([action.lease])
                 return Step(action, True, "Released", f"port {action.lease.port} released")
             case Adopt():
                 self.records.hold([action.lease], None)
@@ -271,6 +277,10 @@ class _OneVm:
                 return self.serve(action, listeners)
 
             good = self.side_by_side(serving, one)
+            for again in (False, True):
+                up = [one.lease for one in self.up if isinstance(one, Restart) is again]
+                if up:
+                    self.records.started(up, again=again)
         finally:
             for listener in listeners.values():
                 listener.close()
@@ -315,7 +325,7 @@ class _OneVm:
             if action.server:
                 listeners[action.disk] = self.host.reserve(action.lease.port)
         self.host.start(action.export, action.lease, listeners[action.disk])
-        self.records.started([action.lease], again=isinstance(action, Restart))
+        self.up.append(action)
         word = "Restarted" if isinstance(action, Restart) else "Started"
         return Step(action, True, word, f"{action.export.name} answers on {action.lease.port}")
 

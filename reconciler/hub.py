@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -16,10 +19,13 @@ from reconciler.core.errors import HostError
 from reconciler.core.ledger import Lease
 from reconciler.core.mark import argv
 from reconciler.core.settings import Settings
-from reconciler.core.units import Port
+from reconciler.core.units import Port, Seconds
 from reconciler.host import images, nbd, proc, processes, qemu_nbd, sockets
 from reconciler.host.store import Store
 from reconciler.look import HANDSHAKE, SETTLE, Observer
+
+MOMENT: Final[Seconds] = 0.005
+"""How old an answer about connections may be."""
 
 
 class Hub(Observer):
@@ -29,6 +35,9 @@ class Hub(Observer):
         super().__init__(settings, environment)
         self.records = store
         self._binary: str | None = None
+        self._asking = threading.Lock()
+        self._answered = 0.0
+        self._connected: Counter[Port] = Counter()
 
     def reserve(self, port: Port) -> socket.socket:
         try:
@@ -119,7 +128,13 @@ class Hub(Observer):
         return replace(server, clients=clients, handshake=nbd.handshake([target], HANDSHAKE)[0])
 
     def _clients(self, port: Port) -> int:
-        return sum(one.port == port and not one.listening for one in proc.tcp_sockets())
+        """Connections to a port; many servers that stop at one moment share one question."""
+        with self._asking:
+            now = time.monotonic()
+            if now - self._answered > MOMENT:
+                self._connected = Counter(s.port for s in proc.tcp_sockets() if not s.listening)
+                self._answered = now
+            return self._connected[port]
 
     def stop(self, server: Server, *, kill_clients: bool) -> None:
         """End a server and wait until it is gone. Raises HostError if clients are connected."""

@@ -211,12 +211,11 @@ class Observer:
                 if export.backing:
                     roots.setdefault(export.backing, root)
         found = {path: images.look(path, root) for path, root in roots.items()}
-        locked = proc.locked_inodes() if found else frozenset()
         served: dict[str, list[int]] = defaultdict(list)
         for server in servers:
             served[server.argv[-1]].append(server.pid)
         for path, image in found.items():
-            if not image.exists or path in served or images.inode(path) not in locked:
+            if not image.locked or path in served:
                 continue
             who = [f"{proc.name_of(pid)} (pid {pid})" for pid in proc.openers(path)]
             if who:

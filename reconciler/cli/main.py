@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -147,4 +148,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    # One command, then the end: what it made is not worth collecting, nor taking apart at exit.
+    gc.set_threshold(50_000, 50, 50)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = code or Exit.ERROR  # what was printed did not arrive: a full disk, a closed pipe
+    os._exit(code)

@@ -90,6 +90,8 @@ class Image(Struct, frozen=True, kw_only=True):
     outside: str | None = None
     """Where it really is, if symlinks lead out of its repository."""
     error: str = ""
+    locked: bool = False
+    """Some process holds a lock on it."""
     holder: str = ""
     """A foreign process that holds it open for writing, with its pid."""
 

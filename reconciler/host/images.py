@@ -7,11 +7,14 @@ the image's lock. Source: qemu's docs/interop/qcow2.txt.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import posixpath
 import struct
 from pathlib import Path
 from typing import Final
+
+from msgspec.structs import replace
 
 from reconciler.core.actual import Image
 from reconciler.core.errors import HostError
@@ -33,7 +36,7 @@ def look(path: str, root: str) -> Image:
         return Image(path=path, exists=os.path.lexists(path), outside=real)
     try:
         with open(path, "rb") as file:
-            return _header(path, file.fileno())
+            return replace(_header(path, file.fileno()), locked=_locked(file.fileno()))
     except FileNotFoundError:
         if os.path.islink(path):
             return Image(path=path, exists=True, error="it is a symlink to nothing")
@@ -67,12 +70,16 @@ def _header(path: str, fd: int) -> Image:
     )
 
 
-def inode(path: str) -> int:
-    """The inode of a file, 0 if there is none."""
-    try:
-        return os.stat(path).st_ino
-    except OSError:
-        return 0
+def _locked(fd: int) -> bool:
+    """Whether anybody holds a lock on the file, as qemu does on every image it has open.
+
+    Asked of the file itself: reading /proc/locks stops the kernel for 10 ms. Source: fcntl(2).
+    """
+    question = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+    with contextlib.suppress(OSError):  # a file system without locks has no holder to name
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, question)
+        return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
+    return False
 
 
 def create(path: str, size: Bytes, root: str, backing: str | None = None) -> None:

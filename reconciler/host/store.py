@@ -193,13 +193,13 @@ class Store:
                 [(self.hub, *lease.key) for lease in leases],
             )
 
-    def release(self, lease: Lease) -> None:
-        """Give a port back, if it is still this lease's."""
+    def release(self, leases: Sequence[Lease]) -> None:
+        """Give ports back, those that are still these leases'."""
         with self._write() as db:
-            db.execute(
+            db.executemany(
                 "DELETE FROM leases WHERE hub = ? AND vm = ? AND disk = ? AND run = ? "
                 "AND attempt = ? AND port = ?",
-                (self.hub, *lease.key, lease.port),
+                [(self.hub, *lease.key, lease.port) for lease in leases],
             )
 
     # -- calls

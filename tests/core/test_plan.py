@@ -219,6 +219,18 @@ def test_with_writethrough_nothing_is_lost_and_nothing_tainted() -> None:
     assert not call_of(host).tainted
 
 
+def test_writethrough_after_the_fact_does_not_undo_a_loss() -> None:
+    """What counts is how the server ran that died, not how the next one will."""
+    host, _ = a_hub(a_vm())
+    host.write(host.server("ctx-1", 2000))
+    host.settings = a_settings(cache="writethrough")
+    desired = wanting(a_vm(), settings=host.settings)
+    settle(host, desired)
+    host.kill(host.server("ctx-1", 2000))
+    settle(host, desired)
+    assert call_of(host).tainted
+
+
 def test_a_server_that_was_left_behind_in_the_act_of_starting_taints_as_any_other() -> None:
     """The process that started it ended before it could note that it had come up."""
     host = FakeHost(a_settings(reports_end=True))
@@ -319,7 +331,7 @@ def test_drift_before_the_call_is_mended_before_the_call() -> None:
 
 
 def test_drift_under_a_client_is_held() -> None:
-    host, desired = an_unreached_hub(a_vm())
+    host, _ = an_unreached_hub(a_vm())
     host.settings = a_settings(cache="writethrough")
     host.server("ctx-1", 2000).clients = 1
     hold = only(planned(host, wanting(a_vm(), settings=host.settings)))
@@ -1073,6 +1085,28 @@ def test_a_lost_run_whose_servers_died_is_never_completed() -> None:
     sna_of(host).jobs[job] = "completed"
     settle(host, desired)
     assert call_of(host).state is not S.COMPLETED
+
+
+def test_a_lost_run_of_which_a_server_had_died_unseen_is_never_completed() -> None:
+    settings = a_settings(reports_end=True)
+    host, desired = a_hub(a_vm(disks=2), settings=settings)
+    job = call_of(host).job_id
+    host.write(host.server("ctx-1", 2001))
+    host.lose_state()
+    host.kill(host.server("ctx-1", 2001))
+    settle(host, desired)
+    settle(host, desired)
+    assert call_of(host).state is S.ACCEPTED
+    sna_of(host).jobs[job] = "completed"
+    settle(host, desired)
+    assert call_of(host).state is not S.COMPLETED
+
+
+def test_a_call_that_is_being_made_right_now_is_no_crash() -> None:
+    ledger = remembered([a_lease()], [a_call(state=S.INTENDED)], busy="reconciler apply (pid 7)")
+    wait = only(plan(wanting(a_vm()), seen([a_server()], [an_image()]), ledger, NOW))
+    assert (wait.kind, wait.cause) == ("wait", "Calling")
+    says(wait.why, "pid 7")
 
 
 # -- what is to be gone

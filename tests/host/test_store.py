@@ -57,10 +57,10 @@ def test_two_owners_of_a_port_are_refused_and_nothing_of_the_second_stays(store:
 
 def test_a_port_is_released_by_its_owner_only(store: Store) -> None:
     store.hold([lease()], None)
-    store.release(replace(lease(), port=10101))
-    store.release(lease("ctx-2"))
+    store.release([replace(lease(), port=10101)])
+    store.release([lease("ctx-2")])
     assert len(store.ledger().leases) == 1
-    store.release(lease())
+    store.release([lease()])
     assert store.ledger().leases == ()
 
 
