@@ -39,7 +39,6 @@ from reconciler.core.call import (
     CallState,
     job_id,
     judge,
-    request_digest,
     targets,
 )
 from reconciler.core.desired import Export, Vm
@@ -86,6 +85,8 @@ class Host(Protocol):
     def now(self) -> Seconds: ...
     def reserve(self, port: Port) -> Listener: ...
     def claim(self, vm: Vm) -> None: ...
+    def intend(self, vm: Vm, call: Call) -> None: ...
+    def unintend(self, vm: Vm, call: Call) -> None: ...
     def create(self, export: Export, root: str) -> None: ...
     def start(self, export: Export, lease: Lease, listener: Listener) -> None: ...
     def look_again(self, server: Server, export: Export) -> Server | None: ...
@@ -219,13 +220,14 @@ class _OneVm:
                 if action.call and action.remember:
                     self.records.remember(action.call)
                 if action.call and action.event:
-                    message = "we ended between the intent and the answer"
-                    self.records.advance(action.call, action.event, now, message=message)
+                    self.records.advance(action.call, action.event, now, message=action.why)
                 return None
             case Witness() | Conclude():
                 call = action.call
                 if call.state is CallState.INTENDED:
                     call = self.records.advance(call, CallEvent.CRASH, now)
+                if action.event is CallEvent.DENY:
+                    self.host.unintend(self.plan.vm, call)
                 call = self.records.advance(call, action.event, now, message=action.why)
                 good = action.event not in (CallEvent.FAIL, CallEvent.SERVER_DIED)
                 return Step(action, good, action.cause, action.why, call)
@@ -267,7 +269,7 @@ class _OneVm:
                     self.host.claim(self.plan.vm)
                 self.claimed = due
             except HostError as error:
-                self.tell(Step(serving[0], False, error.reason, str(error)))
+                self.tell(Step(replace(serving[0], disk=None), False, error.reason, str(error)))
                 return False
 
             def one(action: Action) -> Step | None:
@@ -302,7 +304,7 @@ class _OneVm:
             state=CallState.DUE,
             sna=vm.sna,
             type=vm.type,
-            request=request_digest(vm, self.host.settings),
+            request=vm.request,
             exports=vm.exports,
             created=now,
             changed=now,
@@ -366,8 +368,7 @@ class _OneVm:
         assert call is not None
         if call.state is CallState.REJECTED:
             fresh = replace(call, sna=vm.sna, type=vm.type, exports=vm.exports)
-            digest = request_digest(vm, self.host.settings)
-            self.records.hold([], replace(fresh, request=digest))
+            self.records.hold([], replace(fresh, request=vm.request))
             call = self.records.advance(call, CallEvent.REARM, self.host.now(), message="")
         password = self.host.password(vm.vcenter)
         vcenter = self.host.settings.vcenters[vm.vcenter]
@@ -388,10 +389,9 @@ class _OneVm:
                 call = self.records.advance(
                     call, CallEvent.INTEND, self.host.now(), targets=request["nbd_targets"]
                 )
+                self.host.intend(vm, call)
                 answer = line.start(request, password)
-        except HostError as error:
-            if call.state is CallState.INTENDED:
-                raise  # the intent may be on disk: the next pass takes it as a crash
+        except HostError as error:  # of a step before the POST, which itself raises nothing
             answer = Answer(False, error=str(error))
         return self.answered(action, call, answer)
 
@@ -404,6 +404,8 @@ class _OneVm:
             changes |= {"failures": failures, "retry_at": now + pause(failures)}
         else:
             changes |= {"failures": 0, "retry_at": 0.0}
+        if event in (CallEvent.NOTHING_SENT, CallEvent.REJECT):
+            self.host.unintend(action.target, call)
         call = self.records.advance(call, event, now, **changes)
         ok = event is CallEvent.ACCEPT
         reason = "CallAccepted" if ok else f"Call{event}"

@@ -14,6 +14,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from reconciler.core.actual import Handshake, Server
+from reconciler.core.call import Call
 from reconciler.core.desired import Export, Vm
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Lease
@@ -48,6 +49,12 @@ class Hub(Observer):
 
     def claim(self, vm: Vm) -> None:
         images.claim(vm.root, vm.name, vm.run, self.records.state_id)
+
+    def intend(self, vm: Vm, call: Call) -> None:
+        images.intend(vm.root, vm.name, call.run, call.attempt, call.job_id)
+
+    def unintend(self, vm: Vm, call: Call) -> None:
+        images.unintend(vm.root, vm.name, call.run, call.attempt)
 
     def create(self, export: Export, root: str) -> None:
         assert export.size is not None

@@ -77,13 +77,14 @@ class Observer:
             and self._conflicts(one.address)
             and not any(s.mark.port == one.port and s.listening for s in servers)
         ]
-        claims, troubles = self._claims(desired, servers)
+        claims, intents, troubles = self._claims(desired, ledger, servers)
         return Actual(
             servers=tuple(servers),
             foreign=tuple(self._foreign(foreign_processes, sockets_seen)),
             listeners=self._listeners(strangers),
             images=self._images(desired, ledger, servers),
             claims=claims,
+            intents=frozenset(intents),
             troubles=troubles,
             reports=self._reports(desired, ledger) if ask else {},
             secrets=self._secrets(desired, ledger) if secrets else {},
@@ -223,9 +224,10 @@ class Observer:
         return found
 
     def _claims(
-        self, desired: Desired, servers: Sequence[Server]
-    ) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
-        """The claims of every run that is wanted or served; and the VMs where one is unreadable."""
+        self, desired: Desired, ledger: Ledger, servers: Sequence[Server]
+    ) -> tuple[dict[tuple[str, str], str], set[tuple[str, str, int]], dict[str, str]]:
+        """The claims of every run that is wanted or served, the intents of those that are due,
+        and the VMs where that cannot be read."""
         wanted: dict[tuple[str, str], set[str]] = defaultdict(set)
         for vm in desired.vms.values():
             if vm.exported and vm.purpose == "backup":
@@ -234,18 +236,23 @@ class Observer:
             if server.mark.vm in desired.vms and "--read-only" not in server.argv:
                 key = (server.mark.vm, server.mark.run)
                 wanted[key].update(self.settings.repositories.values())
-        found: dict[tuple[str, str], str] = {}
+        claims: dict[tuple[str, str], str] = {}
+        intents: set[tuple[str, str, int]] = set()
         troubles: dict[str, str] = {}
         for (vm_name, run), roots in wanted.items():
+            call = ledger.latest(vm_name, run)
             for root in sorted(roots):
                 try:
                     owner = images.claimed_by(root, vm_name, run)
+                    if owner is None:
+                        continue
+                    claims[vm_name, run] = owner
+                    due = call is not None and call.state is CallState.DUE
+                    if call and due and images.intended(root, vm_name, run, call.attempt):
+                        intents.add(call.key)
                 except HostError as error:
                     troubles[vm_name] = str(error)
-                    continue
-                if owner:
-                    found[vm_name, run] = owner
-        return found, troubles
+        return claims, intents, troubles
 
     def _reports(self, desired: Desired, ledger: Ledger) -> dict[str, Report]:
         """What the SNAs say of calls whose outcome or end they may know."""

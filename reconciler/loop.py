@@ -27,6 +27,7 @@ from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Emit, Step, execute
 from reconciler.host import files, lock
+from reconciler.host.images import claim, claimed_by
 from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Event, Store, WrongHubError, read
 from reconciler.hub import Hub
@@ -149,7 +150,12 @@ def pruned(inner: Desire) -> Desire:
         if desired.failed:
             return desired  # a file that cannot be read may hold what seems to be gone
         gone = {
-            name: Vm(name=name, exported=False, protect=bool(applied.vm.get("protect")))
+            name: Vm(
+                name=name,
+                exported=False,
+                protect=bool(applied.vm.get("protect")),
+                order="no spec declares it any more",
+            )
             for name, applied in ledger.applied.items()
             if name not in desired.vms
         }
@@ -162,6 +168,8 @@ def dry_run(settings: Settings, wanted: Desire, environment: Mapping[str, str]) 
     """The plan, and nothing else: no lock, no file, no port, no row. Raises HostError."""
     ledger = current(settings)
     desired = wanted(ledger)
+    # Who types `apply` next is not made to wait for a back-off, so the plan does not say so.
+    ledger = without_backoff(ledger)
     eyes = Observer(settings, environment)
     return plan(desired, eyes.look(desired, ledger), ledger, eyes.now())
 
@@ -200,7 +208,7 @@ class Outcome:
             return Exit.UNKNOWN
         one = next(one for one in self.plan.vms if one.name == vm)
         kinds = {action.kind for action in one.actions}
-        if call and call.state is CallState.FAILED and (one.vm.run, one.name) == call.key[1::-1]:
+        if one.lost_run:
             return Exit.ERROR
         failed = [
             s for s in self.steps if s.action.vm == vm and not s.ok and s.reason != "PortTaken"
@@ -256,10 +264,12 @@ class Applier:
         *,
         approved: Callable[[Plan], bool] = lambda _: True,
         impatient: bool = True,
+        order: bool = False,
     ) -> Outcome | None:
         """Make it true. None: `approved` said no to what it would do. Raises ReconcilerError.
 
-        `impatient`: an operator is asking, so a back-off does not make them wait.
+        `impatient`: an operator is asking, so a back-off does not make them wait. `order`: what is
+        wanted is no spec but an order; it becomes what was applied only where it was carried out.
         """
         close_inherited()
         with self.opened() as store:
@@ -279,7 +289,8 @@ class Applier:
                 if not number:
                     if not approved(planned):
                         return None
-                    self.note(store, desired, ledger)
+                    if not order:
+                        self.note(store, desired, ledger)
                 todo = worth(planned, failed)
                 if not todo.vms or number == PASSES - 1 or self.stopping.is_set():
                     break
@@ -301,8 +312,13 @@ class Applier:
                 steps += done
                 # A lost race for a port is planned anew; what failed otherwise waits for its cause.
                 failed |= {s.action.vm for s in done if not s.ok and s.reason != "PortTaken"}
+            outcome = Outcome(planned, steps, self.stopping.is_set())
+            if order:
+                fine = {n: v for n, v in desired.vms.items() if outcome.verdict(n) is Exit.OK}
+                self.note(store, replace(desired, vms=fine), ledger)
+            self.note_failures(store, outcome, ledger)
             self.note_conditions(store, planned, actual, store.ledger(), hub.now())
-            return Outcome(planned, steps, self.stopping.is_set())
+            return outcome
 
     def parallel(self) -> int:
         """Servers started at once. Four per core: more gains nothing, measured on two cores."""
@@ -354,10 +370,31 @@ class Applier:
         if events:
             store.record(events, self.command, hub.now())
 
+    def take_over(self, store: Store, call: Call) -> None:
+        """By an operator's order, what another state directory claimed of this run is ours."""
+        for root in self.settings.repositories.values():
+            owner = claimed_by(root, call.vm, call.run)
+            if owner and owner != store.state_id:
+                claim(root, call.vm, call.run, store.state_id, take_over=True)
+
     def say(self, store: Store, vm: str, run: str, reason: str, message: str) -> None:
         """One event of an operator's order."""
         event = Event(vm=vm, run=run, reason=reason, message=message)
         store.record([event], self.command, time.time())
+
+    def note_failures(self, store: Store, outcome: Outcome, ledger: Ledger) -> None:
+        """What could not be done, for `status`, which cannot see it by looking."""
+        found: dict[str, tuple[str, str]] = {}
+        scope = [one.name for one in outcome.plan.vms]
+        for step in outcome.steps:
+            if not step.ok and outcome.verdict(step.action.vm) is not Exit.OK:
+                found[step.action.vm] = (step.reason, step.message)
+        for action in outcome.plan.actions:
+            if action.kind == "refuse":
+                found.setdefault(action.vm, (action.cause, action.why))
+        known = {vm: why for vm, why in ledger.failures.items() if vm in scope}
+        if found != known:
+            store.failures(scope, found)
 
     def note_conditions(
         self, store: Store, planned: Plan, actual: Actual, ledger: Ledger, now: Seconds

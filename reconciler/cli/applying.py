@@ -22,7 +22,8 @@ from reconciler.core.errors import Exit, HostError, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan
 from reconciler.core.settings import Settings
-from reconciler.core.units import Seconds
+from reconciler.core.units import Seconds, format_duration
+from reconciler.execute import Step
 from reconciler.loop import Applier, Desire, Outcome, desire, dry_run, load_settings, load_source
 from reconciler.loop import pruned as with_removals
 
@@ -95,7 +96,8 @@ def stop(
     """Stop the exports of VMs, whatever the specs say. Images and history stay.
 
     A server that a client is using, or whose run an appliance may be writing, is held unless the
-    options say otherwise. The next apply of a spec that says `exported` starts them again.
+    options say otherwise. The next apply of a spec that says `exported` starts them again, unless
+    the run has ended.
     """
     settings = load_settings(config, os.environ)
     session = Session(settings, "reconciler stop", lock_timeout)
@@ -111,13 +113,15 @@ def stop(
                 )
                 raise click.UsageError(f"this hub never applied a VM {name!r}{hint}")
             protect = bool(applied and applied.vm.get("protect"))
-            gone[name] = Vm(name=name, exported=False, protect=protect)
+            gone[name] = Vm(
+                name=name, exported=False, protect=protect, order="by order of `reconciler stop`"
+            )
         return Desired(settings=settings, vms=gone, kill_clients=kill_clients)
 
     if cancel_run:
         session.cancel_runs(vms, wanted, yes=yes)
         yes = True
-    outcome = session.apply(wanted, yes=yes)
+    outcome = session.apply(wanted, yes=yes, order=True)
     if outcome is None:
         click.echo("nothing was changed", err=True)
         return Exit.OK
@@ -137,14 +141,20 @@ class Session:
         self.applier = Applier(
             settings,
             os.environ,
-            emit=self.display.step,
+            emit=self.emit,
             command=options.who(command),
             lock_timeout=lock_timeout,
             waiting=lambda holder: click.echo(f"waiting for {holder} …", err=True),
             looked=self.looked,
         )
         self.signal_code: int | None = None
+        self.steps: list[Step] = []
+        """Everything that was done, over all passes."""
         self.last: tuple[Plan, Actual] | None = None
+
+    def emit(self, step: Step) -> None:
+        self.steps.append(step)
+        self.display.step(step)
 
     def looked(self, planned: Plan, actual: Actual) -> None:
         self.last = (planned, actual)
@@ -173,7 +183,7 @@ class Session:
             for one, handler in before.items():
                 signal.signal(one, handler)
 
-    def apply(self, wanted: Desire, *, yes: bool) -> Outcome | None:
+    def apply(self, wanted: Desire, *, yes: bool, order: bool = False) -> Outcome | None:
         """Show, ask if asked to, do."""
         shown: list[str] = []
         if not yes:
@@ -195,13 +205,14 @@ class Session:
         with self.signals():
             self.display.begin()
             try:
-                return self.applier.apply(wanted, approved=approved)
+                return self.applier.apply(wanted, approved=approved, order=order)
             finally:
                 self.display.end()
 
     def show(self, planned: Plan) -> str:
-        if not self.quiet:
-            click.echo(text.plan_text(planned, colour=tables.coloured(sys.stdout)) + "\n")
+        out = sys.stderr if self.quiet else sys.stdout
+        if not self.quiet or options.can_ask():
+            click.echo(text.plan_text(planned, colour=tables.coloured(out)) + "\n", file=out)
         return text.plan_text(planned)
 
     def ask(self, planned: Plan) -> bool:
@@ -244,6 +255,11 @@ class Session:
             try:
                 while waits := self.open_runs(outcome):
                     if deadline is not None and time.monotonic() >= deadline:
+                        click.echo(
+                            f"not waiting any longer than {format_duration(timeout or 0)}; still "
+                            f"open: {', '.join(sorted(waits))}",
+                            err=True,
+                        )
                         return outcome, True
                     if not told and (deaf := self.deaf(waits)):
                         told = True
@@ -308,13 +324,13 @@ class Session:
                     "reason": step.reason,
                     "message": step.message,
                 }
-                for step in outcome.steps
+                for step in self.steps
             ]
             value["diagnostics"] = outcome.plan.to_json()["diagnostics"]
             options.print_json(value)
             return
         failed = [step for step in outcome.steps if not step.ok and step.reason != "PortTaken"]
-        done = len([step for step in outcome.steps if step.ok])
+        done = len([step for step in self.steps if step.ok])
         lines: list[str] = []
         for one in outcome.plan.vms:
             verdict = outcome.verdict(one.name)
@@ -324,9 +340,8 @@ class Session:
                 if action.kind in ("wait", "hold", "refuse"):
                     where = f" disk {action.disk}" if action.disk is not None else ""
                     lines.append(f"{one.name}{where}: {action.kind}: {action.cause}: {action.why}")
-            call = outcome.calls().get(one.name)
-            if call and call.state is CallState.FAILED and call.run == one.vm.run:
-                lines.append(f"{one.name}: run {call.run} is FAILED: {call.message}")
+            if one.lost_run:
+                lines.append(f"{one.name}: {one.lost_run}")
         for line in dict.fromkeys(lines):
             click.echo(line)
         fine = sum(outcome.verdict(one.name) is Exit.OK for one in outcome.plan.vms)

@@ -59,6 +59,11 @@ def resolve(
         if call.state is CallState.ACCEPTED and event is CallEvent.SAY_ACCEPTED:
             click.echo("it is ACCEPTED already: nothing to do", err=True)
             return Exit.OK
+        if call.tainted and event is CallEvent.SAY_COMPLETED:
+            raise HostError(
+                f"cannot call run {call.run} of {vm} completed: a server of it died under a "
+                "client, so acknowledged writes may be gone; say --failed, and ask for a new run"
+            )
         if not yes and options.can_ask() and not click.confirm("Say so?", default=False, err=True):
             return Exit.OK
         if event is CallEvent.RESEND:
@@ -67,6 +72,7 @@ def resolve(
         if call.state is CallState.INTENDED:
             call = store.advance(call, CallEvent.CRASH, now)
         if event is CallEvent.RESEND:
+            session.applier.take_over(store, call)
             store.another_attempt(call, now, reason)
         else:
             store.advance(call, event, now, message=reason)

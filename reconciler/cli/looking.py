@@ -46,7 +46,7 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
     ledger, holder = read(state)
     if ledger is None:
         if output == "json":
-            options.print_json({"format_version": "1.0", "hub": os.uname().nodename, "vms": []})
+            options.print_json({"format_version": "1.0", "hub": None, "vms": []})
         elif output != "name":
             click.echo(f"Nothing was applied here yet (state: {state}).")
             click.echo("next: reconciler plan -f specs/")
@@ -146,6 +146,8 @@ def next_command(vm: Vm, plan: Plan, reason: str) -> str:
         return f"edit {vm.place or 'the spec'}, then {apply}"
     if plan.changes or any(action.kind == "wait" for action in actions):
         return apply
+    if reason == "ServerDied":
+        return f"let the appliance end, then write another `run:` into {vm.place or 'the spec'}"
     if reason in ("RunFailed", "RunCancelled"):
         return f"write another `run:` into {vm.place or 'the spec'}, then {apply}"
     return "nothing"

@@ -148,7 +148,7 @@ def _disk(disk: Mapping[str, Any], wide: bool) -> str:
             f"{state:<15} {clients}"
         )
         if disk["restarts"]:
-            line += f"   {disk['restarts']} restarts"
+            line += f"   {disk['restarts']} restart{'s' if disk['restarts'] != 1 else ''}"
     if wide:
         line += f"   {disk['export']}   {disk['image']}"
     return line

@@ -55,6 +55,8 @@ def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> 
     quiet = [one for one in plan.vms if not one.actions]
     parts = ["\n".join(lines)] if lines else []
     parts += blocks
+    notes += [f"{one.name}: {one.lost_run}" for one in plan.vms if one.lost_run]
+    quiet = [one for one in quiet if not one.lost_run]
     if quiet and blocks:
         notes.append(f"as declared: {some([one.name for one in quiet])}")
     if notes:
@@ -72,7 +74,7 @@ def total(plan: Plan) -> str:
     errors = sum(one.severity == "error" for one in plan.diagnostics)
     tail = f" {errors} error{'s' if errors > 1 else ''} in the specs." if errors else ""
     if not plan.changes:
-        count = sum(not one.actions for one in plan.vms)
+        count = sum(not one.actions and not one.lost_run for one in plan.vms)
         fine = f"{count} VM{'s are' if count != 1 else ' is'} as declared"
         rest = f"; {', '.join(said)}" if said else ""
         return f"No changes: {fine}{rest}.{tail}"

@@ -106,6 +106,8 @@ class Actual(Struct, frozen=True, kw_only=True):
     images: Mapping[str, Image] = field(default_factory=dict)
     claims: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(VM, run) → id of the state directory that claimed it."""
+    intents: frozenset[tuple[str, str, int]] = frozenset()
+    """(VM, run, attempt) whose repository says that an SNA may have been called."""
     troubles: Mapping[str, str] = field(default_factory=dict)
     """VM → why its repository could not be looked at."""
     reports: Mapping[str, Report] = field(default_factory=dict)

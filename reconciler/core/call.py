@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from reconciler.core.desired import Export, Vm
-from reconciler.core.settings import Settings
+from reconciler.core.desired import Export
 from reconciler.core.units import Seconds
 
 
@@ -61,6 +60,7 @@ class CallEvent(StrEnum):
     SAY_FAILED = "ResolvedFailed"
     RESEND = "ResolvedResend"
     CANCEL = "Cancelled"
+    EVIDENCE = "IntentInRepository"
 
 
 _S, _E = CallState, CallEvent
@@ -69,6 +69,7 @@ NEXT: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (_S.DUE, _E.NOTHING_SENT): _S.DUE,
     (_S.DUE, _E.REARM): _S.DUE,
     (_S.DUE, _E.CANCEL): _S.CANCELLED,
+    (_S.DUE, _E.EVIDENCE): _S.UNKNOWN,
     (_S.INTENDED, _E.NOTHING_SENT): _S.DUE,
     (_S.INTENDED, _E.ACCEPT): _S.ACCEPTED,
     (_S.INTENDED, _E.REJECT): _S.REJECTED,
@@ -120,7 +121,7 @@ class Call(Struct, frozen=True, kw_only=True):
     sna: str
     type: str
     request: str
-    """Digest of what else the SNA is told; see `request_digest`."""
+    """Digest of what else the SNA is told; see desired.Vm."""
     job_id: str
     """See `job_id`."""
     exports: tuple[Export, ...]
@@ -149,20 +150,6 @@ def job_id(hub: str, vm: str, run: str, attempt: int) -> str:
     digest = hashlib.sha256(json.dumps([hub, vm, run, attempt]).encode()).hexdigest()[:32]
     readable = re.sub(r"[^A-Za-z0-9._-]", "-", vm)[:31].strip("-._")
     return f"{readable or 'vm'}-{digest}"
-
-
-def request_digest(vm: Vm, settings: Settings) -> str:
-    """What spec and config say to the SNA besides the disks; no secret goes into it.
-
-    A refused call is made again by itself when this changes.
-    """
-    import hashlib
-
-    sna, vcenter = settings.snas.get(vm.sna), settings.vcenters.get(vm.vcenter)
-    told = [vm.display_name, vm.path, vm.vcenter]
-    told += [sna.url, str(sna.token)] if sna else []
-    told += [vcenter.host, vcenter.user, str(vcenter.password)] if vcenter else []
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def targets(exports: Sequence[Export], ports: Mapping[int, int], host: str) -> str:

@@ -128,6 +128,12 @@ class QemuModel(Strict):
     detect_zeroes: Literal["off", "on", "unmap"] | None = None
     parallel: Annotated[int, Field(ge=0, le=256)] = 0
 
+    @model_validator(mode="after")
+    def _native_is_direct(self) -> QemuModel:
+        if self.aio == "native" and self.cache not in ("none", "directsync"):
+            raise ValueError("aio: native needs `cache: none` or `cache: directsync`")
+        return self
+
 
 class ApplianceModel(Strict):
     url: Annotated[str, AfterValidator(_url)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, convert, field, to_builtins
 
 from reconciler.core.errors import Diagnostic, nearest
-from reconciler.core.settings import Settings
+from reconciler.core.settings import Appliance, Settings, VCenter
 from reconciler.core.units import Bytes, format_size
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class Vm(Struct, frozen=True, kw_only=True):
     exports: tuple[Export, ...] = ()
     verified: bool = True
     """An inventory confirms that these are all disks."""
+    request: str = ""
+    """Digest of what else its SNA is told; a refused call is made again when it changes."""
+    order: str = ""
+    """Why it is to be absent, where no spec says so."""
     place: str = ""
     """file:line of its declaration."""
 
@@ -200,17 +204,29 @@ def _definite(
                 position,
                 "backing",
             )
+    sna, display_name = _chosen("sna", spec.sna, settings.snas, "snas"), address["name"]
+    told = [display_name, address["path"], vcenter]
     return Vm(
         **common,
-        sna=_chosen("sna", spec.sna, settings.snas, "snas"),
-        display_name=address["name"] or spec.name,
+        sna=sna,
+        display_name=display_name or spec.name,
         path=address["path"],
+        request=_digest(told, settings.snas[sna], settings.vcenters[vcenter]),
         vcenter=vcenter,
         run=run,
         type=spec.backup.type,
         exports=tuple(exports),
         verified=known is not None,
     )
+
+
+def _digest(told: list[str | None], sna: Appliance, vcenter: VCenter) -> str:
+    """What an SNA is told besides the disks, without secrets: only where they are kept."""
+    import hashlib
+    import json
+
+    words = [*told, sna.url, str(sna.token), vcenter.host, vcenter.user, str(vcenter.password)]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
 
 def attempted(export: str, attempt: int) -> str:
@@ -307,7 +323,7 @@ def _parent(
 ) -> str:
     """The image that an incremental builds on: as written, as it was, or the newest there is."""
     if disk.backing:
-        return posixpath.join(root, disk.backing)
+        return _complete(posixpath.join(root, disk.backing), disk.key, ledger)
     was = frozen.get(disk.key)
     if was and was.backing:
         return was.backing
@@ -320,6 +336,18 @@ def _parent(
             "backup",
         )
     return newest.image
+
+
+def _complete(image: str, key: int, ledger: Ledger) -> str:
+    """An image that may be built on or read as a backup, as far as the ledger knows it."""
+    for call in ledger.calls:
+        if call.state != "COMPLETED" and any(one.image == image for one in call.exports):
+            raise _Refused(
+                f"disk {key}: {image} is of the run {call.run} of {call.vm}, which is "
+                f"{call.state} and so not a backup; name an image of a completed run",
+                "disks",
+            )
+    return image
 
 
 def _restore(declared: Declared, root: str, ledger: Ledger) -> dict[str, Any]:

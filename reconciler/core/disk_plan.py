@@ -119,13 +119,20 @@ class Disks:
             for export in wanted
             if export.key not in serving and (moved or export_key(export) not in self.leases)
         ]
+        if len(new) > self.pool.size:
+            self.refuse(
+                "RangeTooSmall",
+                f"{len(new)} ports are needed, and {self.desired.settings.ports} has "
+                f"{_ports(self.pool.size)}: widen `ports: {{range: …}}` in the config",
+            )
+            return False
         ports = self.pool.take(len(new))
         if ports is None:
             self.wait(
                 "PortPoolExhausted",
-                f"{len(new)} port{'s are' if len(new) > 1 else ' is'} needed, "
-                f"{len(self.pool)} of {self.desired.settings.ports} "
-                f"({self.pool.size} ports) {'are' if len(self.pool) != 1 else 'is'} free; "
+                f"{len(new)} port{'s are' if len(new) > 1 else ' is'} needed, {len(self.pool)} of "
+                f"{self.desired.settings.ports} ({_ports(self.pool.size)}) "
+                f"{'are' if len(self.pool) != 1 else 'is'} free; "
                 "it goes on when others release theirs",
             )
             new_keys = {export.key for export in new}
@@ -192,7 +199,7 @@ class Disks:
         active = self.call is not None and self.call.state.active
         if active and cause == "SpecChanged":
             held = f"{why}, but its run {self.call.run} is {self.call.state}"  # type: ignore[union-attr]
-            self.actions.append(Hold(**base, cause="RunActive", why=held, subject=subject))
+            self.actions.append(Hold(**base, cause="SpecChangedHeld", why=held, subject=subject))
             return True
         if self.vm.protect:
             held = f"{why}, but the spec says `protect: true`"
@@ -325,10 +332,33 @@ def export_key(export: Export) -> tuple[str, int, str, int]:
     return (export.vm, export.key, export.run, export.attempt)
 
 
+def _ports(count: int) -> str:
+    return f"{count} port{'s' if count != 1 else ''}"
+
+
 def _first_difference(have: Sequence[str], want: Sequence[str]) -> str:
-    for index, (one, two) in enumerate(zip(have[1:], want[1:], strict=False), 1):
-        if one != two:
-            option = want[index - 1] if want[index - 1].startswith("--") else ""
-            return f"{option} {one}, wanted is {two}".strip()
-    extra = [*have[len(want) :], *want[len(have) :]]
-    return f"{len(have)} words, wanted are {len(want)}: {' '.join(extra)}"
+    """`--shared 5, wanted is --shared 10`: the first option in which two command lines differ."""
+    one, two = _options(have), _options(want)
+    for name in [*two, *one]:
+        before, after = one.get(name), two.get(name)
+        if before != after:
+            shown = [
+                f"{name} {value}".strip() if value is not None else "" for value in (before, after)
+            ]
+            return f"{shown[0] or f'no {name}'}, wanted is {shown[1] or f'no {name}'}"
+    return "the same options in another order"
+
+
+def _options(line: Sequence[str]) -> dict[str, str]:
+    """Option → value; the image under its own name."""
+    found: dict[str, str] = {}
+    words = list(line[1:])
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            found["image"] = word
+        elif words and not words[0].startswith("-") and (len(words) > 1 or "image" in found):
+            found[word] = words.pop(0)
+        else:
+            found[word] = ""
+    return found

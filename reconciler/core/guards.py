@@ -22,11 +22,14 @@ def keeps(
     """(cause, why) for which a server is not stopped; None: nothing speaks against it."""
     vm = server.mark.vm
     if protect:
-        return "Protected", "the spec says `protect: true`"
+        return "Protected", (
+            "the spec says `protect: true`: to stop it, remove that, apply, and stop it then"
+        )
     if call and call.state.active and (call.run, call.attempt) == server.mark.key[2:]:
         return "RunActive", (
             f"its run {call.run} is {call.state}, so the appliance may be writing; "
-            f"when it is not: reconciler resolve {vm} --completed | --failed --reason WHY"
+            f"when it is not: reconciler resolve {vm} --completed | --failed --reason WHY; to end "
+            f"the run unfinished: reconciler stop {vm} --cancel-run"
         )
     busy = in_use(server)
     if busy and not kill_clients:

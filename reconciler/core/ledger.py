@@ -51,6 +51,8 @@ class Ledger(Struct, frozen=True, kw_only=True):
     settings: Mapping[str, Any] = field(default_factory=dict)
     transitions: Mapping[tuple[str, str], tuple[str, str, Seconds]] = field(default_factory=dict)
     """(VM, condition type) → status, reason, since when."""
+    failures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """VM → (reason, message) of what its last apply could not do; gone when one could."""
     busy: str = ""
     """Who is changing the hub while this is read; nobody, if the reader holds the lock."""
 

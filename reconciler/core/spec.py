@@ -77,8 +77,8 @@ def _inside(value: str) -> str:
         )
     if not path.parts or "\0" in value or "\n" in value:
         raise ValueError(f"{value!r} is not a file name")
-    if path.name.startswith(".claim-"):
-        raise ValueError(f"{value!r} is the name of a claim, not of an image")
+    if path.name.startswith("."):
+        raise ValueError(f"{value!r} begins with a dot, as only files of our own do")
     return str(path)
 
 
@@ -313,7 +313,7 @@ class _File:
             if not self.wanted(item, path, scope):
                 continue
             merged = merge(
-                {k: v for k, v in defaults.items() if _applies(k, item)},
+                {k: v for k, v in defaults.items() if _applies(k, item, defaults)},
                 {k: v for k, v in item.items() if k not in _ITEM},
             )
             raw = self.evaluated(merged, item, path, scope)
@@ -431,9 +431,9 @@ def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, o
     return merged
 
 
-def _applies(key: str, item: Mapping[str, object]) -> bool:
+def _applies(key: str, item: Mapping[str, object], defaults: Mapping[str, object]) -> bool:
     """Whether a default means this VM: a restore has no backup, and `of` names its disks."""
-    if key == "backup" and item.get("for") == "restore":
+    if key == "backup" and item.get("for", defaults.get("for")) == "restore":
         return False
     return not (key == "disks" and "of" in item)
 
@@ -475,7 +475,7 @@ def _contradictions(declared: Declared) -> Iterator[Diagnostic]:
         return
     if not spec.disks:
         yield error("`disks` is an empty list: name at least one disk", "disks")
-    run = spec.backup.run if spec.backup else "restore"
+    run = spec.backup.run if spec.backup else ""
     seen: dict[tuple[str, object], int] = {}
     for index, disk in enumerate(spec.disks):
         for what, value in (("key", disk.key), ("export", disk.export), ("image", disk.image)):

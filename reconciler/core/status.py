@@ -63,7 +63,7 @@ def disks(one: VmPlan, actual: Actual, ledger: Ledger) -> list[DiskView]:
 
 
 _TROUBLE: Final = ("hold", "refuse")
-_NO_TROUBLE: Final = frozenset({"RunActive"})
+_NO_TROUBLE: Final = frozenset({"RunActive", "SpecChangedHeld"})
 """Holds that are the ordinary way of things and not a fault."""
 
 
@@ -83,11 +83,22 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
 
     found = []
     blocked = [*faults, *waits, *pending]
+    failure = ledger.failures.get(one.name)
+    tainted = call is not None and call.tainted and call.state.active
     failed = over and call is not None and call.state is not CallState.COMPLETED
     if failed:
         assert call is not None
-        message = f"run {call.run} is {call.state}: {call.message}; ask for a new run"
+        message = one.lost_run
         found.append(said("Ready", False, f"Run{call.state.capitalize()}", message))
+    elif tainted and not faults:
+        assert call is not None
+        message = (
+            f"a server of run {call.run} died under a client: acknowledged writes may be gone, "
+            "and the run can only fail; when the appliance has ended, ask for a new run"
+        )
+        found.append(said("Ready", False, "ServerDied", message))
+    elif failure and blocked and not faults:
+        found.append(said("Ready", False, *failure))
     elif blocked:
         found.append(said("Ready", False, blocked[0].cause, blocked[0].why))
     elif over:
@@ -110,6 +121,8 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     found.append(
         said("Stalled", True, stalled[0].cause, stalled[0].why)
         if stalled
+        else said("Stalled", True, *failure)
+        if failure and blocked
         else said("Stalled", False, "NotStalled", "nothing stands in the way")
     )
     if not vm.exported:

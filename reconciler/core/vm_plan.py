@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Witness
 from reconciler.core.actual import Server
-from reconciler.core.call import Call, CallEvent, CallState, difference, job_id, request_digest
+from reconciler.core.call import Call, CallEvent, CallState, difference, job_id
 from reconciler.core.desired import Export, Vm
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import keeps
@@ -31,6 +31,16 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     """The ledger's call of the run, as it was when this was planned."""
     ports: Mapping[int, Port] = field(default_factory=dict)
     """Disk key → port."""
+
+    @property
+    def lost_run(self) -> str:
+        """Why the run that is wanted can never be a backup; empty: it can."""
+        call = self.call
+        if call is None or not self.vm.exported or call.run != self.vm.run:
+            return ""
+        if call.state not in (CallState.FAILED, CallState.CANCELLED):
+            return ""
+        return f"run {call.run} is {call.state}: {call.message}; ask for a new run"
 
 
 class OneVm(Disks):
@@ -157,7 +167,7 @@ class OneVm(Disks):
 
     def unwanted(self, server: Server) -> tuple[str, str]:
         if not self.vm.exported:
-            return "Absent", "the spec says `state: absent`"
+            return "Absent", self.vm.order or "the spec says `state: absent`"
         if self.over:
             return "RunEnded", f"its run {self.over.run} is {self.over.state}"
         if server.mark.run != self.vm.run:
@@ -229,7 +239,8 @@ class OneVm(Disks):
         elif self.calling(up and cleared):
             why = "run not yet requested"
             if call and call.failures:
-                why = f"tried {call.failures} times, last: {call.message}"
+                times = f"{call.failures} times" if call.failures > 1 else "once"
+                why = f"tried {times}, last: {call.message}"
             cause = "RunDue"
             if call and call.state is CallState.REJECTED:
                 cause, why = "RunRearmed", "the spec or the config was changed since it was refused"
@@ -240,7 +251,7 @@ class OneVm(Disks):
         vm, call = self.vm, self.call
         if call and call.state is CallState.REJECTED:
             same = difference(call, vm.sna, vm.type, vm.exports) is None
-            if same and call.request == request_digest(vm, self.desired.settings):
+            if same and call.request == vm.request:
                 self.refuse(
                     "CallRejected",
                     f"SNA {call.sna}: {call.message}; when that is mended: "
@@ -273,6 +284,15 @@ class OneVm(Disks):
     def outcome(self) -> None:
         """What is known of a call that was made, from its SNA or from the crash that hid it."""
         call = self.call
+        if call is not None and call.key in self.actual.intents:
+            self.unknown(
+                call,
+                "its record says that it was never called, its repository that it may have been: "
+                "the record is older",
+                CallEvent.EVIDENCE,
+            )
+            self.call = replace(call, state=CallState.UNKNOWN, reason=CallEvent.EVIDENCE)
+            return
         if call is None or not call.state.active:
             return
         base: dict[str, Any] = {"vm": self.vm.name, "call": call}
@@ -299,18 +319,24 @@ class OneVm(Disks):
                 Witness(**base, cause="DeniedByAppliance", why=why, event=CallEvent.DENY)
             )
             return
-        asked = ""
-        if report:
-            asked = f" (its status says: {report.message})" if report.message else ""
         said = call.message or "we ended between the intent and the answer"
+        if report and report.message:
+            said += f" (its status says: {report.message})"
+        crash = CallEvent.CRASH if call.state is CallState.INTENDED else None
+        self.unknown(call, said, crash)
+
+    def unknown(self, call: Call, said: str, event: CallEvent | None) -> None:
+        """Hold, say what is not known, and wait for a person."""
+        asked = said.split(". It is not called again")[0]
         self.actions.append(
             Hold(
-                **base,
+                vm=self.vm.name,
+                call=call,
                 cause="CallUnknown",
-                why=f"{said}{asked}. It is not called again by itself; when you know: "
+                why=f"{asked}. It is not called again by itself; when you know: "
                 f"reconciler resolve {self.vm.name} --accepted | --completed | --failed | --resend",
                 subject="the outcome of the call is unknown",
-                event=CallEvent.CRASH if call.state is CallState.INTENDED else None,
+                event=event,
                 remember=call not in self.ledger.calls,
             )
         )

@@ -165,25 +165,24 @@ def claimed_by(root: str, vm: str, run: str) -> str | None:
         raise HostError(f"cannot read the claim {path}: {error.strerror}", "Storage") from error
 
 
-def claim(root: str, vm: str, run: str, state_id: str) -> None:
+def claim(root: str, vm: str, run: str, state_id: str, *, take_over: bool = False) -> None:
     """Say on the repository itself that a run is being asked for. Raises HostError.
 
     Written whole at another name and linked, so that a crash leaves a claim or none. Doing it
-    again for the same state directory changes nothing.
+    again for the same state directory changes nothing. `take_over`: an operator's order to make
+    another state directory's claim ours.
     """
     path = claim_path(root, vm, run)
     temporary = path.with_name(f".claiming-{run}-{state_id}")
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
-        try:
-            os.write(fd, f"{state_id}\n".encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-        os.unlink(temporary)
+        _write(str(temporary), f"{state_id}\n")
+        if take_over:
+            os.rename(temporary, path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+            os.unlink(temporary)
         _sync(str(path.parent))
     except OSError as error:
         raise HostError(
@@ -195,3 +194,52 @@ def claim(root: str, vm: str, run: str, state_id: str) -> None:
             f"cannot claim run {run} of {vm}: {path} belongs to state directory {owner}",
             "ClaimedElsewhere",
         )
+
+
+def intent_path(root: str, vm: str, run: str, attempt: int) -> Path:
+    return Path(root) / vm / f".intent-{run}-a{attempt}"
+
+
+def intended(root: str, vm: str, run: str, attempt: int) -> bool:
+    """Whether an SNA may have been called for this attempt. Raises HostError."""
+    path = intent_path(root, vm, run, attempt)
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise HostError(f"cannot look for {path}: {error.strerror}", "Storage") from error
+    return True
+
+
+def intend(root: str, vm: str, run: str, attempt: int, job_id: str) -> None:
+    """Say on the repository that an SNA is about to be called. Raises HostError.
+
+    The ledger can be put back to what it was last week; the repository tells what it forgot.
+    """
+    path = intent_path(root, vm, run, attempt)
+    try:
+        _write(str(path), f"{job_id}\n")
+        _sync(str(path.parent))
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}", "CannotClaim") from error
+
+
+def unintend(root: str, vm: str, run: str, attempt: int) -> None:
+    """Take it back: it is known that the SNA did not act. Raises HostError."""
+    path = intent_path(root, vm, run, attempt)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            _sync(str(path.parent))
+    except OSError as error:
+        raise HostError(f"cannot remove {path}: {error.strerror}", "CannotClaim") from error
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+    try:
+        os.write(fd, text.encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -28,7 +28,7 @@ class Holder(Struct, frozen=True):
 
     def __str__(self) -> str:
         for_long = format_duration(max(0.0, time.time() - self.since))
-        return f"pid {self.pid} ({self.command}), for {for_long}"
+        return f"pid {self.pid} ({self.command}) for {for_long}"
 
 
 def holder(path: Path) -> Holder | None:
@@ -75,8 +75,8 @@ def held(
                 who = _read(path)
                 if time.monotonic() >= deadline:
                     raise LockError(
-                        f"cannot change this hub: {who or 'another process'} is at it; try again "
-                        "when it has ended, or wait longer with --lock-timeout"
+                        f"cannot change this hub: it is being changed by {who or 'another process'}"
+                        "; try again when that has ended, or wait longer with --lock-timeout"
                     ) from None
                 if not told and who:
                     told = True

@@ -6,6 +6,7 @@ Nothing here tries the POST twice, follows a redirect or takes a proxy from the 
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -77,6 +78,7 @@ class Line:
         except httpx2.HTTPError:
             import stamina
 
+            stamina.instrumentation.set_on_retry_hooks([])  # what failed is said once, by us
             try:
                 for attempt in stamina.retry_context(
                     on=httpx2.HTTPError, attempts=2, wait_initial=0.2, wait_max=1.0
@@ -179,5 +181,5 @@ def _said(error: httpx2.HTTPError) -> str:
     }
     if name == "HTTPStatusError":
         return f"it answers {error.response.status_code}"  # type: ignore[attr-defined]
-    text = str(error)
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error))
     return words.get(name) or (f"{text[:1].lower()}{text[1:]}" if text else name)

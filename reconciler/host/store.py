@@ -55,6 +55,7 @@ CREATE TABLE applied (
 CREATE TABLE conditions (
     vm TEXT NOT NULL, type TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
     since REAL NOT NULL, PRIMARY KEY (vm, type)) STRICT;
+CREATE TABLE failures (vm TEXT PRIMARY KEY, reason TEXT NOT NULL, message TEXT NOT NULL) STRICT;
 """
 
 
@@ -299,13 +300,21 @@ class Store:
         with self._write() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('settings', ?)", (text,))
             for name, vm in vms.items():
-                desired = json.dumps(vm, sort_keys=True)
+                row = db.execute("SELECT desired FROM applied WHERE vm = ?", (name,)).fetchone()
+                moved = row is not None and _same(json.loads(row[0]), vm)
                 db.execute(
                     "INSERT INTO applied VALUES (?, ?, 1, ?) ON CONFLICT (vm) DO UPDATE SET "
-                    "desired = excluded.desired, at = excluded.at, generation = generation + 1 "
-                    "WHERE desired != excluded.desired",
-                    (name, desired, now),
+                    "desired = excluded.desired, at = excluded.at, generation = generation + ?",
+                    (name, json.dumps(vm, sort_keys=True), now, int(not moved)),
                 )
+
+    def failures(self, scope: Iterable[str], found: Mapping[str, tuple[str, str]]) -> None:
+        """Note what could not be done about the VMs in scope, and forget what could."""
+        with self._write() as db:
+            db.executemany("DELETE FROM failures WHERE vm = ?", [(vm,) for vm in scope])
+            db.executemany(
+                "INSERT INTO failures VALUES (?, ?, ?)", [(vm, *why) for vm, why in found.items()]
+            )
 
     def transitions(self, found: Mapping[tuple[str, str], tuple[str, str]], now: Seconds) -> None:
         """Note (VM, condition) → (status, reason); `since` moves only with the status."""
@@ -388,6 +397,11 @@ def _newer(path: Path, version: int) -> str:
     )
 
 
+def _same(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Whether two desired states of a VM differ at most in where they are written."""
+    return {**one, "place": ""} == {**two, "place": ""}
+
+
 _CALL: Final = (
     "hub, vm, run, attempt, state, job_id, sna, type, request, exports, created, changed, reason, "
     "message, failures, retry_at, tainted"
@@ -455,6 +469,10 @@ def _ledger(db: sqlite3.Connection) -> Ledger:
             for vm, desired, generation, at in db.execute("SELECT * FROM applied")
         },
         settings=json.loads(meta.get("settings", "{}")),
+        failures={
+            vm: (reason, message)
+            for vm, reason, message in db.execute("SELECT vm, reason, message FROM failures")
+        },
         transitions={
             (vm, kind): (status, reason, since)
             for vm, kind, status, reason, since in db.execute("SELECT * FROM conditions")
