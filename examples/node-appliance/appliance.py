@@ -208,14 +208,18 @@ class Disk:
     size: int  # bytes; 0 if there is no source
     phase: Phase = Phase.STARTED
     percent: int = 0  # as nbdcopy tells it: in steps of 128 MiB
+    pid: int = 0  # of its nbdcopy
     previous: str = ""  # the change id that the hub knew before
     change_id: str = ""  # invented when the disk has arrived
     error: str = ""
 
     @property
     def copied(self) -> int:
-        """Bytes that have arrived, holes included."""
-        return self.size * self.percent // 100
+        """Bytes that are on their way or have arrived; between nbdcopy's steps, what it has read."""
+        told = self.size * self.percent // 100
+        if self.phase is not Phase.RUNNING or not self.pid:
+            return told
+        return max(told, min(bytes_read(self.pid), self.size * 99 // 100))
 
 
 @dataclass(slots=True)
@@ -276,7 +280,7 @@ class Job:
                 "bytes_transferred": disk.copied,
                 "total_bytes": disk.size,
                 "status": disk.phase,
-                "progress_percent": float(disk.percent),
+                "progress_percent": 100 * disk.copied / disk.size if disk.size else 0.0,
             }
             for disk in self.disks
         ]
@@ -466,7 +470,7 @@ class Appliance:
                 command, stdin=none, stdout=out, stderr=subprocess.STDOUT, text=True
             )
             self._children.add(process)
-        disk.phase = Phase.RUNNING
+        disk.pid, disk.phase = process.pid, Phase.RUNNING
         if pacing:
             pace = (process, disk, until, job.dies)
             threading.Thread(target=self._pace, args=pace, daemon=True).start()
