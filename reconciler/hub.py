@@ -78,9 +78,11 @@ class Hub(Observer):
             target = nbd.Target(self.probe_host, lease.port, export.name, pidfd)
             answer = nbd.handshake([target], options.start_timeout)[0]
             wrong = self._wrong(export, pid, answer, listener)
-            if wrong is None:
-                return
             identity = proc.identify(pid)
+            if wrong is None and identity:
+                self.answered[identity] = answer
+                return
+            wrong = wrong or "it ended"
             if identity:
                 with processes.Handle(identity, proc.identify) as handle:
                     handle.end(options.stop_grace)

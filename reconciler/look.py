@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from reconciler.core.actual import Actual, Foreign, Handshake, Image, Listener, Server
+from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Image, Listener, Server
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Export
 from reconciler.core.errors import HostError
@@ -38,6 +38,8 @@ class Observer:
         self.settings = settings
         self.environment = environment
         self.unbindable: set[Port] = set()
+        self.answered: dict[Identity, Handshake] = {}
+        """What servers answered that were started since the last look: not asked again at once."""
 
     @property
     def probe_host(self) -> str:
@@ -152,7 +154,10 @@ class Observer:
         asked = [
             server
             for server in servers
-            if server.mark.vm in scope and not server.starting and server.listening
+            if server.mark.vm in scope
+            and not server.starting
+            and server.listening
+            and server.identity not in self.answered
         ]
         full = [s for s in asked if s.clients >= self.settings.qemu_nbd.shared]
         asked = [server for server in asked if server not in full]
@@ -164,9 +169,9 @@ class Observer:
             )
             for server in asked
         ]
-        answers = dict(
-            zip([s.identity for s in asked], nbd.handshake(targets, HANDSHAKE), strict=True)
-        )
+        fresh = nbd.handshake(targets, HANDSHAKE)
+        answers = {**self.answered, **dict(zip([s.identity for s in asked], fresh, strict=True))}
+        self.answered.clear()
         for server in full:
             slots = self.settings.qemu_nbd.shared
             answers[server.identity] = Handshake(error=f"all {slots} slots are in use")

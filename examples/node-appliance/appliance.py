@@ -215,7 +215,7 @@ class Disk:
 
     @property
     def copied(self) -> int:
-        """Bytes that are on their way or have arrived; between nbdcopy's steps, what it has read."""
+        """Bytes that have arrived, holes included; between nbdcopy's steps, what it has read."""
         told = self.size * self.percent // 100
         if self.phase is not Phase.RUNNING or not self.pid:
             return told
