@@ -107,12 +107,13 @@ class FakeRecords:
                     )
         self.fuse.burn()
 
-    def release(self, lease: Lease) -> None:
+    def release(self, leases: Sequence[Lease]) -> None:
         self.fuse.burn()
         with self._lock:
-            known = self.leases.get(lease.key)
-            if known and known.port == lease.port:
-                del self.leases[lease.key]
+            for lease in leases:
+                known = self.leases.get(lease.key)
+                if known and known.port == lease.port:
+                    del self.leases[lease.key]
         self.fuse.burn()
 
     def remember(self, call: Call) -> None:
@@ -383,6 +384,7 @@ class FakeHost:
         self.records = FakeRecords(self.settings.hub, "state-1", self.fuse)
         self.snas = {name: FakeSna() for name in self.settings.snas}
         self.unbindable: set[Port] = set()
+        self.intents: set[tuple[str, str, int]] = set()
         self._pids = 4000
         self._states = 1
 
@@ -414,6 +416,11 @@ class FakeHost:
             },
             images=self._images(desired, ledger),
             claims=claims,
+            intents=frozenset(
+                call.key
+                for call in ledger.calls
+                if call.state is CallState.DUE and call.key in self.intents
+            ),
             troubles=troubles,
             reports=self._reports(desired, ledger),
             secrets={
@@ -536,6 +543,16 @@ class FakeHost:
         owner = self.claims.setdefault((vm.root, vm.name, vm.run), self.records.state_id)
         if owner != self.records.state_id:
             raise HostError(f"cannot claim run {vm.run}: it is {owner}'s", "ClaimedElsewhere")
+        self.fuse.burn()
+
+    def intend(self, vm: Vm, call: Call) -> None:
+        self.fuse.burn()
+        self.intents.add(call.key)
+        self.fuse.burn()
+
+    def unintend(self, vm: Vm, call: Call) -> None:
+        self.fuse.burn()
+        self.intents.discard(call.key)
         self.fuse.burn()
 
     def create(self, export: Export, root: str) -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from reconciler.core import inventory, spec
 from reconciler.core.actions import Action
 from reconciler.core.actual import Actual, Handshake, Identity, Image, Server
-from reconciler.core.call import Call, CallState, job_id, request_digest
+from reconciler.core.call import Call, CallState, job_id
 from reconciler.core.desired import Desired, Export, Vm, build
 from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic
@@ -126,7 +126,7 @@ def a_call(vm: Vm | None = None, state: CallState = CallState.ACCEPTED, **change
         "state": state,
         "sna": vm.sna,
         "type": vm.type,
-        "request": request_digest(vm, a_settings()),
+        "request": vm.request,
         "exports": vm.exports,
         "created": NOW - 100,
         "changed": NOW - 50,

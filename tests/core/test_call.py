@@ -10,7 +10,6 @@ from typing import Any, Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from reconciler.core.call import (
     NEXT,
@@ -21,13 +20,11 @@ from reconciler.core.call import (
     difference,
     job_id,
     judge,
-    request_digest,
     step,
     targets,
 )
 from reconciler.core.desired import Export
-from reconciler.core.settings import Appliance, SecretRef, Settings, VCenter
-from tests.core.builders import a_call, a_settings, a_vm, an_export, changed, says
+from tests.core.builders import a_call, a_vm, an_export, changed, says
 
 S, E = CallState, CallEvent
 PAIRS: Final = list(itertools.product(CallState, CallEvent))
@@ -261,38 +258,3 @@ def test_a_changed_request_is_shown_with_both_sides(
     found = difference(a_call(VM), sna, kind, exports)
     assert found is not None
     says(found, *words)
-
-
-def with_sna(**changes: Any) -> Settings:
-    appliance = Appliance(url="http://127.0.0.1:9081")
-    return a_settings(snas={"site-a": replace(appliance, **changes)})
-
-
-def with_vcenter(**changes: Any) -> Settings:
-    vcenter = VCenter(host="vc", user="u", password=SecretRef("env", "P"))
-    return a_settings(vcenters={"vc1": replace(vcenter, **changes)})
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        with_sna(url="http://127.0.0.1:9082"),
-        with_sna(token=SecretRef("file", "/t")),
-        with_vcenter(host="vc2"),
-        with_vcenter(user="v"),
-        with_vcenter(password=SecretRef("env", "Q")),
-    ],
-)
-def test_a_changed_config_makes_another_request(settings: Settings) -> None:
-    assert request_digest(VM, settings) != request_digest(VM, a_settings())
-
-
-@pytest.mark.parametrize("change", [{"path": "/x"}, {"display_name": "x"}, {"vcenter": "vc2"}])
-def test_a_changed_address_makes_another_request(change: dict[str, str]) -> None:
-    assert request_digest(replace(VM, **change), a_settings()) != request_digest(VM, a_settings())
-
-
-def test_what_the_appliance_is_not_told_makes_no_other_request() -> None:
-    same = request_digest(VM, a_settings())
-    assert request_digest(replace(VM, protect=True, labels={"a": "b"}), a_settings()) == same
-    assert request_digest(VM, a_settings("10500-10600", max_running=1)) == same

@@ -12,10 +12,13 @@ from msgspec.structs import replace
 
 from reconciler.core.call import CallState
 from reconciler.core.desired import Desired, Vm, attempted, attempted_image, summary
-from reconciler.core.settings import Appliance
+from reconciler.core.ledger import Ledger
+from reconciler.core.settings import Appliance, SecretRef, Settings, VCenter
 from tests.core.builders import (
     GIB,
+    HUB,
     NOW,
+    ROOT,
     a_call,
     a_settings,
     a_vm,
@@ -436,3 +439,52 @@ def test_a_desired_vm_comes_back_from_the_store_as_it_went_in(vm: Vm) -> None:
 )
 def test_a_vm_is_summed_up_in_few_words(vm: Vm, text: str) -> None:
     assert summary(vm) == text
+
+
+ONE: Final = (
+    "vms: [{name: ctx-1, vm: {path: /p, vcenter: vc1}, disks: [{key: 1, size: 1GiB}], "
+    "backup: {run: r1}}]"
+)
+
+
+def with_sna(**changes: Any) -> Settings:
+    appliance = Appliance(url="http://127.0.0.1:9081")
+    return a_settings(snas={"site-a": replace(appliance, **changes)})
+
+
+def with_vcenter(**changes: Any) -> Settings:
+    vcenter = VCenter(host="vc", user="u", password=SecretRef("env", "P"))
+    return a_settings(vcenters={"vc1": replace(vcenter, **changes)})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        with_sna(url="http://127.0.0.1:9082"),
+        with_sna(token=SecretRef("file", "/t")),
+        with_vcenter(host="vc2"),
+        with_vcenter(user="v"),
+        with_vcenter(password=SecretRef("env", "Q")),
+    ],
+)
+def test_a_changed_config_makes_another_request(settings: Settings) -> None:
+    before, after = only_vm(desired(ONE)), only_vm(desired(ONE, settings=settings))
+    assert before.request != after.request
+
+
+def test_a_changed_address_makes_another_request_and_protection_does_not() -> None:
+    before = only_vm(desired(ONE)).request
+    assert only_vm(desired(ONE.replace("/p", "/q"))).request != before
+    assert only_vm(desired(ONE.replace("vcenter: vc1", "vcenter: vc1, name: x"))).request != before
+    assert only_vm(desired(ONE.replace("backup:", "protect: true, backup:"))).request == before
+
+
+@pytest.mark.parametrize("state", [state for state in CallState if state != "COMPLETED"])
+def test_a_written_parent_that_is_no_backup_is_refused(state: CallState) -> None:
+    parent = an_export("ctx-1", 0, key=1, image=f"{ROOT}/ctx-1/1/r0.qcow2")
+    vm = a_vm("ctx-1", run="r0", exports=(parent,))
+    text = ONE.replace("1GiB}", "1GiB, backing: ctx-1/1/r0.qcow2}").replace(
+        "run: r1", "run: r1, type: incremental"
+    )
+    found = desired(text, ledger=Ledger(hub=HUB, state_id="s", calls=(a_call(vm, state),)))
+    says(wrong(found), "ctx-1/1/r0.qcow2", f"which is {state} and so not a backup")

@@ -300,6 +300,38 @@ def test_a_restart_looks_a_second_time(event: str) -> None:
     assert host.ended == []
 
 
+def test_a_client_that_comes_before_a_restart_does_not_taint_the_run() -> None:
+    host, desired = a_hub(a_vm())
+    process = host.server("ctx-1", 2000)
+    host.write(process)
+    process.silent = True
+    again = host.look_again
+
+    def later(server: Any, export: Any) -> Any:
+        process.clients = 2
+        return again(server, export)
+
+    host.look_again = later  # type: ignore[method-assign]
+    one_pass(host, desired)
+    assert host.server("ctx-1", 2000) is process
+    assert not call_of(host).tainted
+
+
+def test_a_client_that_comes_in_the_last_moment_keeps_its_server() -> None:
+    host, desired = a_hub(a_vm())
+    process = host.server("ctx-1", 2000)
+    process.silent = True
+    stop = host.stop
+
+    def later(server: Any, *, kill_clients: bool) -> None:
+        process.clients = 2
+        stop(server, kill_clients=kill_clients)
+
+    host.stop = later  # type: ignore[method-assign]
+    one_pass(host, desired)
+    assert host.server("ctx-1", 2000) is process
+
+
 def drifted(vm: Vm | None = None) -> tuple[FakeHost, Desired]:
     """A hub whose qemu-nbd settings were changed after the servers had come up."""
     host, desired = a_hub(vm or a_vm(disks=2))
@@ -889,6 +921,22 @@ def test_who_is_asked_to_end_begins_nothing_new() -> None:
     assert (host.mine(), host.records.leases, sna_of(host).posts) == ([], {}, [])
 
 
+def test_who_is_asked_to_end_before_the_call_does_not_make_it() -> None:
+    host = FakeHost(a_settings())
+    desired = wanting(a_vm())
+    stopping = threading.Event()
+    start = host.start
+
+    def last(export: Any, lease: Any, listener: Any) -> None:
+        start(export, lease, listener)
+        stopping.set()
+
+    host.start = last  # type: ignore[method-assign]
+    execute(planned(host, desired), host, lambda step: None, stopping=stopping)
+    assert len(host.mine()) == 1
+    assert sna_of(host).posts == []
+
+
 # -- one run at a time
 
 
@@ -954,6 +1002,18 @@ def test_no_call_while_a_client_of_the_last_run_is_connected() -> None:
     ]
     settle(host, desired)
     assert len(sna_of(host).started) == 1
+
+
+def test_a_client_that_comes_back_to_the_last_run_stops_the_next() -> None:
+    host, _ = a_hub(a_vm())
+    end(host)
+    desired = wanting(a_vm(run="r2"))
+    found = planned(host, desired)
+    host.server("ctx-1", 2000).clients = 1
+    steps: list[Step] = []
+    execute(found, host, steps.append)
+    assert [step.reason for step in steps] == ["InUse"]
+    assert len(sna_of(host).posts) == 1
 
 
 def test_an_appliance_gets_no_more_than_it_can_run_oldest_first() -> None:
