@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, TypeAlias, assert_never
 
 from msgspec import Struct
@@ -181,8 +182,8 @@ class _OneVm:
         for action in ended:
             good &= self.attempt(action, self.perform)
         good &= self.side_by_side(stops, self.perform)
-        if self.down:
-            self.records.release(self.down)
+        if stops and self.down:
+            good &= self.noted(stops[0], lambda: self.records.release(self.down))
         if not good or self.stopping.is_set():
             return
         if rising and not self.rise(rising):
@@ -261,7 +262,7 @@ class _OneVm:
                 for action in serving:
                     if not (isinstance(action, Restart) and action.server):
                         listeners[action.disk] = self.host.reserve(action.lease.port)
-                new = [action.lease for action in serving if isinstance(action, Start)]
+                new = [action.lease for action in serving]
                 due = self.due()
                 if new or due:
                     self.records.hold(new, due)
@@ -279,14 +280,30 @@ class _OneVm:
                 return self.serve(action, listeners)
 
             good = self.side_by_side(serving, one)
-            for again in (False, True):
-                up = [one.lease for one in self.up if isinstance(one, Restart) is again]
-                if up:
-                    self.records.started(up, again=again)
+            good &= self.note_up()
         finally:
             for listener in listeners.values():
                 listener.close()
         return good
+
+    def note_up(self) -> bool:
+        """What came up, in one commit; a crash before it is found by looking."""
+        for again in (False, True):
+            up = [one for one in self.up if isinstance(one, Restart) is again]
+            leases = [one.lease for one in up]
+            note = partial(self.records.started, leases, again=again)
+            if up and not self.noted(up[0], note):
+                return False
+        return True
+
+    def noted(self, action: Action, note: Callable[[], None]) -> bool:
+        """Write something down about a step that was done; False, and told, if it cannot be."""
+        try:
+            note()
+        except HostError as error:
+            self.tell(Step(replace(action, disk=None), False, error.reason, str(error)))
+            return False
+        return True
 
     def due(self) -> Call | None:
         """The run's row in the ledger before anything of it exists: DUE."""
@@ -367,9 +384,9 @@ class _OneVm:
             call = replace(due, failures=call.failures) if call else due
         assert call is not None
         if call.state is CallState.REJECTED:
-            fresh = replace(call, sna=vm.sna, type=vm.type, exports=vm.exports)
-            self.records.hold([], replace(fresh, request=vm.request))
             call = self.records.advance(call, CallEvent.REARM, self.host.now(), message="")
+            call = replace(call, sna=vm.sna, type=vm.type, exports=vm.exports, request=vm.request)
+            self.records.hold([], call)
         password = self.host.password(vm.vcenter)
         vcenter = self.host.settings.vcenters[vm.vcenter]
         request = {

@@ -252,8 +252,8 @@ class Observer:
                     if owner is None:
                         continue
                     claims[vm_name, run] = owner
-                    due = call is not None and call.state is CallState.DUE
-                    if call and due and images.intended(root, vm_name, run, call.attempt):
+                    asked = call is None or call.state not in (CallState.DUE, CallState.REJECTED)
+                    if call and not asked and images.intended(root, vm_name, run, call.attempt):
                         intents.add(call.key)
                 except HostError as error:
                     troubles[vm_name] = str(error)

@@ -85,7 +85,13 @@ class FakeRecords:
             for lease in leases:
                 before = after.get(lease.key)
                 after[lease.key] = (
-                    replace(before, port=lease.port, since=lease.since, started=False)
+                    replace(
+                        before,
+                        port=lease.port,
+                        since=lease.since,
+                        started=before.started and before.port == lease.port,
+                        safe=lease.safe,
+                    )
                     if before
                     else lease
                 )
@@ -419,7 +425,7 @@ class FakeHost:
             intents=frozenset(
                 call.key
                 for call in ledger.calls
-                if call.state is CallState.DUE and call.key in self.intents
+                if call.state in (CallState.DUE, CallState.REJECTED) and call.key in self.intents
             ),
             troubles=troubles,
             reports=self._reports(desired, ledger),
@@ -712,6 +718,12 @@ class FakeHost:
         self.sockets.clear()
         self.unbindable.clear()
         self.fuse.left, self.fuse.blown = None, False
+
+    def take_over(self, call: Call) -> None:
+        """By an operator's order, what another state directory claimed of this run is ours."""
+        for root, vm, run in self.claims:
+            if (vm, run) == (call.vm, call.run):
+                self.claims[root, vm, run] = self.records.state_id
 
     def lose_state(self) -> None:
         """The state directory is lost; a new one is made."""

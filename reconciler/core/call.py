@@ -93,6 +93,7 @@ NEXT: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (_S.ACCEPTED, _E.RESEND): _S.CANCELLED,
     (_S.ACCEPTED, _E.CANCEL): _S.CANCELLED,
     (_S.REJECTED, _E.REARM): _S.DUE,
+    (_S.REJECTED, _E.EVIDENCE): _S.UNKNOWN,
     (_S.REJECTED, _E.CANCEL): _S.CANCELLED,
 }
 """Every step a call may take. A pair that is not here is refused by `step`."""

@@ -210,7 +210,11 @@ def overlaid(value: object, environment: Mapping[str, str]) -> tuple[object, lis
             if text is None:
                 continue
             used.append(name)
-            typed: object = int(text) if key in ("shared", "parallel") and text.isdigit() else text
+            typed: object = (
+                int(text)
+                if key in ("shared", "parallel") and re.fullmatch(r"[0-9]{1,9}", text)
+                else text
+            )
             if key == "required":
                 typed = text.lower() in ("1", "true", "yes")
             if not key:

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reconciler.core.actions import Action, Adopt, Create, Hold, Refuse, Restart, Start, Wait
+from msgspec.structs import replace
+
+from reconciler.core.actions import (
+    Action,
+    Adopt,
+    Create,
+    Hold,
+    Refuse,
+    Release,
+    Restart,
+    Start,
+    Wait,
+)
 from reconciler.core.actual import Actual, Image, Server
-from reconciler.core.call import Call
+from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.guards import in_use, unfit, unfit_parent
 from reconciler.core.ledger import Lease, Ledger
@@ -74,11 +86,11 @@ class Disks:
         return fit
 
     def holds(self, export: Export) -> bool:
-        """The ledger knows this image as this run's."""
+        """The ledger knows this image as this run's, and that an SNA was told to fill it."""
         call = self.call
-        return call is not None and any(
-            (one.image, one.run) == (export.image, export.run) for one in call.exports
-        )
+        if call is None or call.state in (CallState.DUE, CallState.REJECTED):
+            return False  # nobody was told of it, so what is in it is not ours
+        return any((one.image, one.run) == (export.image, export.run) for one in call.exports)
 
     def writer(self, image: str) -> str | None:
         """The other VM or run whose server writes an image."""
@@ -135,16 +147,32 @@ class Disks:
                 f"{'are' if len(self.pool) != 1 else 'is'} free; "
                 "it goes on when others release theirs",
             )
+            self.give_back(wanted, serving)
             new_keys = {export.key for export in new}
-            wanted = [export for export in wanted if export.key not in new_keys]
-            if not any(export.key in serving for export in wanted):
-                return False
+            wanted = [one for one in wanted if one.key not in new_keys and one.key in serving]
         fresh = dict(zip([export.key for export in new], ports or (), strict=False))
         up = ports is not None
         for export in sorted(wanted, key=lambda one: one.position):
             server = serving.get(export.key)
             up &= self.disk(export, server, fresh.get(export.key))
         return up
+
+    def give_back(self, wanted: Sequence[Export], serving: Mapping[int, Server]) -> None:
+        """All ports or none: what a VM that waits has without a server, another may need."""
+        if self.call and self.call.state.active:
+            return
+        for export in wanted:
+            lease = self.leases.get(export_key(export))
+            if lease and export.key not in serving:
+                self.actions.append(
+                    Release(
+                        vm=self.vm.name,
+                        disk=export.key,
+                        cause="PortPoolExhausted",
+                        why="the VM waits for more ports than there are, and holds none meanwhile",
+                        lease=lease,
+                    )
+                )
 
     def moved(self, wanted: Sequence[Export], serving: Mapping[int, Server]) -> bool:
         """Whether a stranger on a leased port sends the VM to new ones: only before the intent."""
@@ -165,8 +193,9 @@ class Disks:
         port = server.mark.port
         self.ports[export.key] = port
         wanted_lease = lease or self.lease(export, port)
-        if lease is None or lease.port != port:
-            wanted_lease = self.lease(export, port)
+        if lease is None or lease.port != port or not (lease.started or server.starting):
+            if lease is None or lease.port != port:
+                wanted_lease = self.lease(export, port)
             why = "it runs with our mark, and the ledger does not know it"
             self.actions.append(
                 Adopt(
@@ -211,7 +240,7 @@ class Disks:
                 cause=cause,
                 why=why,
                 export=export,
-                lease=wanted_lease,
+                lease=replace(wanted_lease, safe=self.desired.settings.qemu_nbd.safe),
                 server=server,
                 taints=self.would_taint(export),
             )
@@ -251,13 +280,19 @@ class Disks:
                 )
             )
             return False
-        if not lease.started:
+        taints = self.would_taint(export)
+        if not lease.started and not taints:
             why = "its port is leased, and it is not running"
             self.actions.append(
-                Start(**base, cause="NotRunning", why=why, export=export, lease=lease)
+                Start(
+                    **base,
+                    cause="NotRunning",
+                    why=why,
+                    export=export,
+                    lease=self.lease(export, lease.port),
+                )
             )
             return True
-        taints = self.would_taint(export)
         why = "its server is gone"
         if taints:
             why += (
@@ -270,7 +305,7 @@ class Disks:
                 cause="ProcessGone",
                 why=why,
                 export=export,
-                lease=lease,
+                lease=replace(lease, safe=self.desired.settings.qemu_nbd.safe),
                 server=None,
                 taints=taints,
             )
@@ -303,9 +338,9 @@ class Disks:
         call = self.call
         if call is None or not call.state.active or export.read_only:
             return False
-        if self.desired.settings.qemu_nbd.cache in ("writethrough", "directsync"):
-            return False
         lease, image = self.leases.get(export_key(export)), self.actual.images.get(export.image)
+        if lease is not None and lease.safe:
+            return False
         seen = lease is not None and lease.clients_seen
         return seen or image is None or not image.pristine
 
@@ -318,6 +353,7 @@ class Disks:
             attempt=export.attempt,
             port=port,
             since=self.now,
+            safe=self.desired.settings.qemu_nbd.safe,
         )
 
     def refuse(self, cause: str, why: str, disk: int | None = None) -> None:

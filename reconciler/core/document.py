@@ -29,6 +29,7 @@ class _Loader(yaml.CSafeLoader):
     """libyaml's parser with the scalars of YAML 1.2's core schema."""
 
 
+_MERGE: Final = "tag:yaml.org,2002:merge"
 _Loader.yaml_implicit_resolvers = {}
 
 
@@ -52,7 +53,7 @@ _Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+_Loader.add_implicit_resolver(_MERGE, re.compile(r"^<<$"), ["<"])
 
 
 class Document(Struct, frozen=True):
@@ -129,6 +130,8 @@ class _Reader:
         self.values: dict[Path, tuple[int, int]] = {}
         self.keys: dict[Path, tuple[int, int]] = {}
         self.count = 0
+        self.open: set[int] = set()
+        """Nodes that we are in the middle of."""
 
     def error(self, summary: str, line: int, column: int) -> Diagnostic:
         return Diagnostic("error", summary, Place(self.file, line, column))
@@ -159,53 +162,54 @@ class _Reader:
                 )
             )
         self.values[path] = (line, column)
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node)
+        if id(node) in self.open:
+            raise _TooBigError(self.error("cannot read this: an alias holds itself", line, column))
+        self.open.add(id(node))
+        found: object
         if isinstance(node, yaml.MappingNode):
-            return self.mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self.scalar(node)
+            found = self.mapping(node, path)
+        else:
+            found = [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        self.open.discard(id(node))
+        return found
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
-        own: dict[str, object] = {}
+        """What `<<` brings comes first, so that what is written beside it has the last word."""
         merged: dict[str, object] = {}
         for key_node, value_node in node.value:
+            if key_node.tag != _MERGE:
+                continue
+            many = isinstance(value_node, yaml.SequenceNode)
+            for source in value_node.value if many else [value_node]:
+                inner = self.value(source, path)
+                if isinstance(inner, dict):
+                    merged = {**inner, **merged}
+                else:
+                    said = "cannot merge this: << takes a mapping"
+                    self.diagnostics.append(self.error(said, *_position(key_node.start_mark)))
+        self.values[path] = _position(node.start_mark)
+        own: dict[str, object] = {}
+        written: dict[str, tuple[int, int]] = {}
+        for key_node, value_node in node.value:
             line, column = _position(key_node.start_mark)
+            if key_node.tag == _MERGE:
+                continue
             if not isinstance(key_node, yaml.ScalarNode):
-                self.diagnostics.append(
-                    self.error(
-                        "cannot use this as a key: a key is one word "
-                        '(a value that starts with {{ needs quotes: "{{ … }}")',
-                        line,
-                        column,
-                    )
+                said = (
+                    "cannot use this as a key: a key is one word "
+                    '(a value that starts with {{ needs quotes: "{{ … }}")'
                 )
+                self.diagnostics.append(self.error(said, line, column))
                 continue
             key = str(key_node.value)
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                sources = (
-                    value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
-                )
-                for source in sources:
-                    inner = self.value(source, path)
-                    if not isinstance(inner, dict):
-                        self.diagnostics.append(
-                            self.error("cannot merge this: << takes a mapping", line, column)
-                        )
-                        continue
-                    merged = {**inner, **merged}
-                continue
             if key in own:
-                first = self.keys[(*path, key)]
-                self.diagnostics.append(
-                    self.error(
-                        f"the key {key!r} is written twice (first on line {first[0]}): keep one",
-                        line,
-                        column,
-                    )
-                )
+                said = f"the key {key!r} is written twice (first on line {written[key][0]})"
+                self.diagnostics.append(self.error(f"{said}: keep one", line, column))
                 continue
             own[key] = self.value(value_node, (*path, key))
-            self.keys[(*path, key)] = (line, column)
+            self.keys[(*path, key)] = written[key] = (line, column)
         return {**merged, **own}
 
     def scalar(self, node: yaml.Node) -> object:
@@ -215,21 +219,20 @@ class _Reader:
                 return text
             case "null":
                 return None
-            case "bool":
+            case "bool" if text.lower() in ("true", "false"):
                 return text.lower() == "true"
-            case "int":
+            case "int" | "float":
                 try:
-                    return int(text, 0)
-                except ValueError:  # more digits than Python converts
-                    pass
-            case "float":
-                return float(text)
+                    return int(text, 0) if tag == "int" else float(text)
+                except ValueError:
+                    pass  # a tag on what is none, or more digits than Python converts
             case _:
                 pass
+        shown = text if len(text) <= 40 else f"{text[:20]}… ({len(text)} characters)"
         known = ("str", "int", "float", "bool", "null")
         summary = (
-            f"cannot read {text[:20]}…: the number has {len(text)} digits"
-            if tag == "int"
+            f"cannot read {shown} as !!{tag}"
+            if tag in known
             else f"cannot use the tag !!{tag}: only plain values are read{nearest(tag, known)}"
         )
         self.diagnostics.append(self.error(summary, *_position(node.start_mark)))

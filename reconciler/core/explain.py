@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -63,11 +63,16 @@ def _at(raw: object, path: Path) -> object:
 def _keys_at(model: type[BaseModel], path: Path) -> list[str]:
     """The keys that may stand at `path`."""
     current: Any = model
+    named = False
     for part in path:
         if isinstance(part, int):
             continue
+        if named:  # the name of one of many, as in `snas: {site-a: …}`
+            named = False
+            continue
         fields = getattr(current, "model_fields", {})
         found = next((f for n, f in fields.items() if part in (n, f.alias)), None)
+        named = found is not None and get_origin(found.annotation) is Mapping
         current = next(iter(_models(found.annotation)), None) if found else None
         if current is None:
             return []

@@ -26,6 +26,8 @@ class Lease(Struct, frozen=True, kw_only=True):
     """A server of it once answered; if none is there, it died."""
     clients_seen: bool = False
     restarts: int = 0
+    safe: bool = False
+    """Its server was started so that nothing it acknowledges can be lost (write-through)."""
 
     @property
     def key(self) -> tuple[str, int, str, int]:

@@ -6,6 +6,7 @@ argv is readable by any later process, so the mark makes a server ours without a
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,6 +18,11 @@ from reconciler.core.units import Port
 
 PREFIX: Final = "nbd-reconciler/1"
 """First word of every mark; the number changes when its fields do."""
+_NAME: Final = r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})"
+_NUMBER: Final = r"([0-9]{1,10})"
+_MARK: Final = re.compile(
+    f"{PREFIX} hub={_NAME} vm={_NAME} disk={_NUMBER} run={_NAME} attempt={_NUMBER} port={_NUMBER}"
+)
 ENTER: Final = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"'
 """The small step that knows its own pid, as socket activation wants; it carries the mark too."""
 
@@ -44,21 +50,11 @@ class Mark(Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Mark | None:
         """The mark in a description, or None if it is not one of ours."""
-        words = text.split(" ")
-        if words[0] != PREFIX:
+        found = _MARK.fullmatch(text)
+        if found is None:
             return None
-        fields = dict(word.split("=", 1) for word in words[1:] if "=" in word)
-        try:
-            return cls(
-                fields["hub"],
-                fields["vm"],
-                int(fields["disk"]),
-                fields["run"],
-                int(fields["attempt"]),
-                int(fields["port"]),
-            )
-        except (KeyError, ValueError):
-            return None
+        hub, vm, disk, run, attempt, port = found.groups()
+        return cls(hub, vm, int(disk), run, int(attempt), int(port))
 
 
 def argv(export: Export, port: Port, hub: str, options: QemuNbd) -> tuple[str, ...]:
@@ -159,5 +155,5 @@ def parse(line: Sequence[str]) -> Served | None:
         Mark.parse(options.get("--description", "")),
         starting,
         image,
-        int(port) if port.isdigit() else None,
+        int(port) if re.fullmatch(r"[0-9]{1,5}", port) else None,
     )

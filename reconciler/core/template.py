@@ -7,7 +7,7 @@ an expression returns is parsed again, so no value can inject YAML or another ex
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -52,13 +52,12 @@ def render_tree(value: object, variables: Mapping[str, object]) -> object:
 
 def names_in(text: str) -> frozenset[str]:
     """The variables that a templated text uses."""
-    import jinja2
     from jinja2 import meta
 
     try:
         return frozenset(meta.find_undeclared_variables(_environment().parse(text)))
-    except jinja2.TemplateError:
-        return frozenset()  # its own evaluation will say what is wrong with it
+    except Exception:  # whatever it is: the evaluation says what is wrong with the text
+        return frozenset()
 
 
 def _guarded(
@@ -101,39 +100,68 @@ def _short(text: str) -> str:
 
 
 def _sized(value: object) -> object:
-    """Only plain values leave an expression, and none that has grown out of hand."""
-    if isinstance(value, range):
-        value = list(value)
-    if isinstance(value, tuple | set | frozenset):
-        value = list(value)
-    if isinstance(value, str | list | dict) and len(value) > MAX_RESULT:
-        raise TemplateError(f"cannot use this value: it has {len(value):,} characters or items")
-    if isinstance(value, int) and value.bit_length() > 128:
-        raise TemplateError("cannot use this number: it has more than 128 bits")
-    if value is not None and not isinstance(value, str | int | float | bool | list | dict):
-        raise TemplateError(f"cannot use this value: it is a {type(value).__name__}, not data")
-    return value
+    """Only plain values leave an expression, at any depth, and none that has grown out of hand."""
+    import jinja2
+
+    left = MAX_RESULT
+
+    def plain(value: object, depth: int) -> object:
+        nonlocal left
+        left -= len(value) if isinstance(value, str) else 1
+        if left < 0 or depth > 32:
+            raise TemplateError(f"cannot use this value: it has more than {MAX_RESULT:,} parts")
+        match value:
+            case None | bool() | float():
+                return value
+            case str():
+                return str(value)
+            case int() if value.bit_length() <= 128:
+                return value
+            case int():
+                raise TemplateError("cannot use this number: it has more than 128 bits")
+            case list() | tuple() | set() | frozenset() | range():
+                return [plain(item, depth + 1) for item in value]
+            case dict():
+                return {str(key): plain(item, depth + 1) for key, item in value.items()}
+            case jinja2.Undefined():
+                return str(value)  # raises the error that names it
+            case _:
+                kind = type(value).__name__
+                raise TemplateError(f"cannot use this value: it is a {kind}, not data")
+
+    return plain(value, 0)
 
 
-_TEXT_METHODS: Final = frozenset(
-    {
-        "lower",
-        "upper",
-        "strip",
-        "lstrip",
-        "rstrip",
-        "split",
-        "startswith",
-        "endswith",
-        "removeprefix",
-        "removesuffix",
-        "title",
-        "capitalize",
-        "isdigit",
-        "count",
-    }
+_METHODS: Final[Mapping[type, frozenset[str]]] = {
+    str: frozenset(
+        "lower upper strip lstrip rstrip split startswith endswith removeprefix "
+        "removesuffix title capitalize isdigit count".split()
+    ),
+    list: frozenset({"index", "count"}),
+    dict: frozenset({"get", "keys", "values", "items"}),
+}
+"""Methods that cannot make anything grow."""
+_FILTERS: Final = frozenset(
+    "abs capitalize count d default dictsort first float int items last length list "
+    "lower map max min reject rejectattr reverse round select selectattr sort title "
+    "trim unique upper".split()
 )
-"""Methods of text that cannot make it grow."""
+"""Jinja2's filters that give the same on every pass, and nothing larger than what goes in."""
+
+
+def _join(values: Iterable[object], between: str = "") -> str:
+    """Jinja's `join`, unless the result would be too large."""
+    parts = [_text(value) for value in values]
+    if sum(map(len, parts)) + len(between) * len(parts) > MAX_RESULT:
+        raise TemplateError("cannot join this: the result grows too large")
+    return between.join(parts)
+
+
+def _text(value: object) -> str:
+    """Jinja's `string`, of single values."""
+    if not isinstance(value, str | int | float | bool):
+        raise TemplateError(f"cannot make text of a {type(value).__name__}: name one value in it")
+    return str(value)
 
 
 def _replace(text: object, old: str, new: str) -> str:
@@ -175,16 +203,22 @@ def _environment() -> Any:
             return super().call_binop(context, operator, left, right)  # type: ignore[arg-type]
 
         def is_safe_callable(self, obj: Any) -> bool:
-            owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-            if isinstance(owner, str | bytes) and name not in _TEXT_METHODS:
-                return False
-            return bool(super().is_safe_callable(obj))
+            if isinstance(obj, StrictUndefined):
+                return True  # calling it raises the error that names it
+            owner = getattr(obj, "__self__", None)
+            for kind, names in _METHODS.items():
+                if isinstance(owner, kind):
+                    return getattr(obj, "__name__", "") in names
+            return any(obj is known for known in self.globals.values())
+
+        def format_string(self, *_arguments: Any, **_named: Any) -> str:
+            raise TemplateError("cannot use format: join the parts with ~")
 
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.globals = {"range": environment.globals["range"], "dict": dict}
-    environment.filters["replace"] = _replace
-    for name in ("center", "indent", "format", "pprint", "xmlattr", "urlize", "filesizeformat"):
-        environment.filters.pop(name, None)  # unbounded padding, or of no use in a spec
+    own = {"replace": _replace, "join": _join, "string": _text}
+    kept = {name: known for name, known in environment.filters.items() if name in _FILTERS}
+    environment.filters = {**kept, **own}
     return environment
 
 

@@ -17,9 +17,11 @@ SECTOR: Final[Bytes] = 512
 """qemu-nbd exports whole sectors and rounds a size up to them. Source: measured, qemu-nbd 7.2."""
 
 _BINARY: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE: Final = re.compile(r"\s*(\d+)(?:\.(\d+))?\s*(?:([KMGTP])(?:iB|B)?|B)?\s*", re.IGNORECASE)
+_SIZE: Final = re.compile(
+    r"\s*(\d{1,24})(?:\.(\d{1,24}))?\s*(?:([KMGTP])(?:iB|B)?|B)?\s*", re.IGNORECASE | re.ASCII
+)
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*(ms|s|m|h|d)", re.ASCII)
 
 
 def parse_size(text: str | int) -> Bytes:
@@ -38,7 +40,7 @@ def parse_size(text: str | int) -> Bytes:
     if match is None:
         raise ValueError(f"cannot read size {text!r}: write it like 40GiB, 512MiB or 1048576")
     whole, fraction, unit = match.group(1), match.group(2), (match.group(3) or "").upper()
-    if re.search(r"[KMGTP]B\s*$", text, re.IGNORECASE):
+    if re.search(r"[KMGTP]B\s*$", text, re.IGNORECASE | re.ASCII):
         raise ValueError(
             f"cannot tell whether {text!r} means powers of 1000 or of 1024: "
             f"write {whole}{unit}iB for powers of 1024, or the number of bytes"
@@ -72,8 +74,8 @@ def parse_duration(text: str | int | float) -> Seconds:
     if isinstance(text, bool):
         raise ValueError(f"cannot read duration {text!r}: write it like 10s or 1h30m")
     if isinstance(text, int | float):
-        if not 0 <= text < float("inf"):
-            raise ValueError(f"cannot use duration {text}: it is negative or endless")
+        if not 0 <= text < 1e12:
+            raise ValueError(f"cannot use duration {str(text)[:20]}: it is negative or endless")
         return float(text)
     compact = text.strip().lower()
     parts = list(_DURATION.finditer(compact))
@@ -136,6 +138,7 @@ class PortRange(Struct, frozen=True):
 
 def natural(text: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key that puts ctx-2 before ctx-10."""
+    parts = filter(None, re.split(r"(\d+)", text))
     return tuple(
-        (0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part
+        (0, int(part)) if part.isdecimal() and len(part) <= 18 else (1, part) for part in parts
     )

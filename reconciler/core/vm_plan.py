@@ -65,6 +65,7 @@ class OneVm(Disks):
                 else "another state directory"
             )
             hub = self.desired.settings.hub
+            exports = self.vm.exports if self.vm.run == run else ()
             attempt = max([s.mark.attempt for s in self.servers if s.mark.run == run] or [1])
             return Call(
                 hub=hub,
@@ -76,7 +77,9 @@ class OneVm(Disks):
                 sna=self.vm.sna,
                 type=self.vm.type,
                 request="",
-                exports=self.vm.exports if self.vm.run == run else (),
+                exports=exports,
+                # What died meanwhile was in the record that is gone: what is missing may have.
+                tainted=not exports or any(map(self.may_have_died, exports)),
                 created=self.now,
                 changed=self.now,
                 reason=LOST,
@@ -84,6 +87,11 @@ class OneVm(Disks):
                 "not known",
             )
         return None
+
+    def may_have_died(self, export: Export) -> bool:
+        """Somebody has written into it, and nobody serves it now."""
+        image = self.actual.images.get(export.image)
+        return self.server_for(export) is None and not (image and image.pristine)
 
     def plan(self) -> VmPlan:
         self.call = self.remembered()
@@ -229,14 +237,14 @@ class OneVm(Disks):
             return
         fit = self.check(wanted, serving)
         up = fit and self.serve(wanted, serving)
-        if not backup or self.over is not None or not fit:
+        if self.over is not None or not fit:
             return
-        if call and call.state.active and call.run != vm.run:
+        if call and call.state.active and (call.run != vm.run or not backup):
             self.wait(
                 "RunActive",
-                f"the run {call.run} is {call.state}; {vm.run} is asked for when it has ended",
+                f"the run {call.run} is {call.state}; {vm.run} has its turn when that has ended",
             )
-        elif self.calling(up and cleared):
+        elif backup and self.calling(up and cleared):
             why = "run not yet requested"
             if call and call.failures:
                 times = f"{call.failures} times" if call.failures > 1 else "once"
@@ -287,8 +295,8 @@ class OneVm(Disks):
         if call is not None and call.key in self.actual.intents:
             self.unknown(
                 call,
-                "its record says that it was never called, its repository that it may have been: "
-                "the record is older",
+                f"its record says {call.state}, its repository that the appliance may have been "
+                "called since: the record is older",
                 CallEvent.EVIDENCE,
             )
             self.call = replace(call, state=CallState.UNKNOWN, reason=CallEvent.EVIDENCE)

@@ -33,7 +33,7 @@ CREATE TABLE leases (
     hub TEXT NOT NULL, vm TEXT NOT NULL, disk INTEGER NOT NULL, run TEXT NOT NULL,
     attempt INTEGER NOT NULL, port INTEGER NOT NULL, since REAL NOT NULL,
     started INTEGER NOT NULL DEFAULT 0, clients_seen INTEGER NOT NULL DEFAULT 0,
-    restarts INTEGER NOT NULL DEFAULT 0,
+    restarts INTEGER NOT NULL DEFAULT 0, safe INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (hub, vm, disk, run, attempt), UNIQUE (hub, port)) STRICT;
 CREATE TABLE calls (
     hub TEXT NOT NULL, vm TEXT NOT NULL, run TEXT NOT NULL, attempt INTEGER NOT NULL,
@@ -168,10 +168,11 @@ class Store:
         with self._write() as db:
             for lease in leases:
                 db.execute(
-                    "INSERT INTO leases (hub, vm, disk, run, attempt, port, since) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hub, vm, disk, run, attempt) "
-                    "DO UPDATE SET port = excluded.port, since = excluded.since, started = 0",
-                    (self.hub, *lease.key, lease.port, lease.since),
+                    "INSERT INTO leases (hub, vm, disk, run, attempt, port, since, safe) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hub, vm, disk, run, attempt) "
+                    "DO UPDATE SET started = started AND port = excluded.port, "
+                    "port = excluded.port, since = excluded.since, safe = excluded.safe",
+                    (self.hub, *lease.key, lease.port, lease.since, int(lease.safe)),
                 )
             if call:
                 _insert(db, call, replace_due=True)
@@ -438,7 +439,7 @@ def _call(row: Sequence[Any]) -> Call:
 
 
 def _lease(row: Sequence[Any]) -> Lease:
-    hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts = row
+    hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe = row
     return Lease(
         hub=hub,
         vm=vm,
@@ -450,13 +451,14 @@ def _lease(row: Sequence[Any]) -> Lease:
         started=bool(started),
         clients_seen=bool(clients_seen),
         restarts=restarts,
+        safe=bool(safe),
     )
 
 
 def _ledger(db: sqlite3.Connection) -> Ledger:
     meta: dict[str, str] = dict(db.execute("SELECT name, value FROM meta").fetchall())
     leases = db.execute(
-        "SELECT hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts "
+        "SELECT hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe "
         "FROM leases"
     )
     return Ledger(

@@ -88,8 +88,10 @@ def a_vm(name: str = "ctx-1", run: str = "r1", disks: int = 1, **changes: Any) -
         "vcenter": "vc1",
         "run": run,
         "exports": tuple(an_export(name, position, run) for position in range(disks)),
+        **changes,
     }
-    return Vm(**{**values, **changes})
+    values.setdefault("request", f"{values['display_name']} {values['path']} {values['vcenter']}")
+    return Vm(**values)
 
 
 def absent(name: str = "ctx-1", **changes: Any) -> Vm:

@@ -127,7 +127,7 @@ def test_a_merge_does_not_move_what_is_written_beside_it(written: str, line: int
         ("a: !secret x\n", ["1:4 error", "only plain values"]),
         ("a: &a [*a]\n", ["error: cannot read this: an alias holds itself"]),
         ("a: {<<: 5}\n", ["1:5 error", "<< takes a mapping"]),
-        (f"a: {'9' * 5000}\n", ["1:4 error", "5000 digits"]),
+        (f"a: {'9' * 5000}\n", ["1:4 error", "5000 characters"]),
         ("a: \x01\n", ["error: cannot read this as YAML"]),
         ('a: "\\ud800"\n', ["error: cannot read this as YAML"]),
     ],

@@ -447,7 +447,7 @@ def test_a_vm_that_fits_goes_ahead_of_one_that_does_not() -> None:
     desired = wanting(a_vm("ctx-1", disks=4), a_vm("ctx-2", disks=3), settings=host.settings)
     settle(host, desired)
     assert {process.port for process in host.mine()} == {10100, 10101, 10102}
-    assert brief(planned(host, desired)) == [("wait", None, "PortPoolExhausted")]
+    assert brief(planned(host, desired)) == [("refuse", None, "RangeTooSmall")]
 
 
 def test_a_waiting_vm_goes_on_when_ports_come_free() -> None:
@@ -662,8 +662,7 @@ def test_a_refused_call_is_not_repeated_by_itself() -> None:
         wanting(a_vm(path="/DC1/vm/right")),
         wanting(changed(a_vm(), name="other-r1-disk0")),
         wanting(a_vm(type="incremental")),
-        wanting(a_vm(), settings=a_settings(vcenters={
-            "vc1": replace(a_settings().vcenters["vc1"], user="right")})),
+        wanting(a_vm(request="as another user")),
     ],
 )  # fmt: skip
 def test_a_changed_spec_or_config_asks_again_for_a_run_that_was_refused(mended: Desired) -> None:
@@ -867,6 +866,24 @@ def test_an_intent_that_cannot_be_written_down_stops_the_call() -> None:
     assert sna_of(host).posts == []
 
 
+@pytest.mark.parametrize("method", ["hold", "started", "release", "advance", "taint"])
+def test_a_store_that_cannot_be_written_to_is_told_and_not_raised(method: str) -> None:
+    """Whatever it hits, the steps of the other VMs must not be lost with it."""
+    host, _ = a_hub(a_vm("ctx-1"), a_vm("ctx-2"))
+    end(host, vm="ctx-2")
+    host.write(host.server("ctx-1", 2000))
+    host.kill(host.server("ctx-1", 2000))
+    desired = wanting(a_vm("ctx-1"), absent("ctx-2"), a_vm("ctx-3"))
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise HostError("cannot write to the store: no space left on device", "Store")
+
+    setattr(host.records, method, full)
+    steps: list[Step] = []
+    one_pass(host, desired, steps=steps)
+    assert {step.reason for step in steps if not step.ok} == {"Store"}
+
+
 def test_one_disk_that_fails_does_not_keep_the_others_down() -> None:
     host = FakeHost(a_settings())
     host.failing.add(("ctx-1", 2001))
@@ -982,7 +999,7 @@ def test_a_new_run_waits_for_the_one_that_is_active() -> None:
     desired = wanting(a_vm(run="r2"))
     wait = only(planned(host, desired))
     assert (wait.kind, wait.cause) == ("wait", "RunActive")
-    says(wait.why, "the run r1 is ACCEPTED", "r2 is asked for when it has ended")
+    says(wait.why, "the run r1 is ACCEPTED", "r2 has its turn when that has ended")
     host.kill(host.server("ctx-1", 2000))
     assert brief(planned(host, desired)) == [
         ("restart", 2000, "ProcessGone"),
@@ -1116,6 +1133,7 @@ def test_after_a_lost_state_an_operators_order_to_ask_again_is_followed() -> Non
     sna_of(host).deaf = True
     settle(host, desired)
     host.records.another_attempt(call_of(host), host.now(), "the appliance never began")
+    host.take_over(call_of(host))
     vm = a_vm()
     (export,) = vm.exports
     again = replace(
@@ -1128,6 +1146,35 @@ def test_after_a_lost_state_an_operators_order_to_ask_again_is_followed() -> Non
     settle(host, desired)
     assert call_of(host).state is S.ACCEPTED
     assert call_of(host).attempt == 2
+
+
+def test_an_older_record_of_a_run_that_was_called_is_not_believed() -> None:
+    host, desired = an_unreached_hub(a_vm())
+    older = dict(host.records.calls)
+    settle(host, desired)
+    assert call_of(host).state is S.ACCEPTED
+    host.records.calls = older
+    sna_of(host).forget()
+    hold = planned(host, desired).actions[0]
+    assert (hold.kind, hold.cause) == ("hold", "CallUnknown")
+    says(hold.why, "the record is older")
+    settle(host, desired)
+    assert call_of(host).state is S.UNKNOWN
+    assert len(sna_of(host).started) == 1
+
+
+def test_an_older_record_of_a_run_that_was_refused_and_asked_for_again_is_not_believed() -> None:
+    host = FakeHost(a_settings())
+    sna_of(host).script.append(Reply.REJECT)
+    settle(host, wanting(a_vm()))
+    older = dict(host.records.calls)
+    mended = wanting(a_vm(path="/DC1/vm/right"))
+    settle(host, mended)
+    assert call_of(host).state is S.ACCEPTED
+    host.records.calls = older
+    sna_of(host).forget()
+    settle(host, mended)
+    assert len(sna_of(host).started) == 1
 
 
 def test_a_lost_run_whose_servers_died_is_never_completed() -> None:

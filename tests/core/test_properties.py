@@ -35,7 +35,7 @@ from tests.core.builders import (
     brief,
     wanting,
 )
-from tests.fakes import Crash, FakeHost, Process, Reply, one_pass, planned, settle
+from tests.fakes import Crash, FakeHost, FakeRecords, Process, Reply, one_pass, planned, settle
 
 NAMES: Final = ("ctx-1", "ctx-2", "ctx-10")
 DISKS: Final = {("ctx-1", "r1"): 1, ("ctx-1", "r2"): 2, ("ctx-2", "r1"): 2, ("ctx-2", "r2"): 3}
@@ -361,6 +361,7 @@ class Machine(RuleBasedStateMachine):
         self.foreign = strangers(self.host)
         self.checked = 0
         self.amnesia = False
+        self.saved: tuple[FakeRecords, Any, Any] | None = None
         move_in(self.host, "another hub's", 10101)
         self.foreign = strangers(self.host)
 
@@ -434,8 +435,9 @@ class Machine(RuleBasedStateMachine):
         if call.job_id in self.sna.jobs:
             self.sna.jobs[call.job_id] = "failed"
         if says == "resend":
-            if self.amnesia or any(self.serves(p, call.vm) and p.clients for p in self.host.mine()):
+            if any(self.serves(p, call.vm) and p.clients for p in self.host.mine()):
                 return
+            self.host.take_over(call)
             self.host.records.another_attempt(call, self.host.now(), "by order")
             self.resent[call.vm, call.run] += 1
             return
@@ -511,6 +513,20 @@ class Machine(RuleBasedStateMachine):
     def the_state_is_lost(self) -> None:
         self.host.lose_state()
         self.amnesia = True
+
+    @rule()
+    def the_ledger_is_saved(self) -> None:
+        records = self.host.records
+        self.saved = (records, dict(records.calls), dict(records.leases))
+
+    @rule()
+    def an_older_ledger_comes_back(self) -> None:
+        """Somebody restores the state directory from a backup of it."""
+        if self.saved:
+            self.host.records, calls, leases = self.saved
+            self.host.records.calls, self.host.records.leases = dict(calls), dict(leases)
+            self.amnesia = True
+            self.host.losses.clear()  # who had died is in the newer ledger alone
 
     # -- what must be so at any time
 

@@ -258,7 +258,7 @@ def test_what_cannot_be_right_is_refused_at_its_place(text: str, words: list[str
         ("{key: 1, image: ''}", ["is not a file name"]),
         ("{key: 1, image: .}", ["is not a file name"]),
         ('{key: 1, image: "a\\0b"}', ["is not a file name"]),
-        ("{key: 1, image: ctx-1/.claim-r1}", ["the name of a claim"]),
+        ("{key: 1, image: ctx-1/.claim-r1}", ["begins with a dot", "of our own"]),
         ("{key: 1, backing: /b}", ["4:31 error: backing: ", "leads out of the repository"]),
         ("{key: 1, export: a-r1}", ["4:30 error: export: ", "does not end in disk<N>"]),
         ("{key: 1, export: 'a,b-r1-disk0'}", ["it holds ','", "splits targets at"]),
