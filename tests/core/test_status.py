@@ -81,12 +81,12 @@ def test_a_vm_of_which_nothing_is_there_is_being_reconciled() -> None:
     assert found["Notified"] == ("False", "NotYet")
 
 
-def test_a_vm_that_can_never_have_its_ports_says_so() -> None:
+def test_a_vm_that_waits_for_ports_says_so() -> None:
     vm, other = a_vm(disks=2), a_vm("ctx-2")
     found = shown(vm, seen(), leased(other, None), a_settings("10100-10101"))
-    assert found["Ready"] == ("False", "RangeTooSmall")
-    assert found["PortsAllocated"] == ("False", "NotYet")
-    assert found["Stalled"] == ("True", "RangeTooSmall")
+    assert found["Ready"] == ("False", "PortPoolExhausted")
+    assert found["PortsAllocated"] == ("False", "PortPoolExhausted")
+    assert found["Stalled"] == ("False", "NotStalled")
 
 
 def test_a_silent_server_with_clients_stalls_its_vm() -> None:
