@@ -29,7 +29,7 @@ def read(text: str | None = None, environment: dict[str, str] | None = None) -> 
         None if text is None else document(text, "config.yaml"),
         environment or {},
         base="/etc/r",
-        cwd="/work",
+        cwd="/cwd",
         host_name="node.example",
         root=True,
     )
@@ -113,11 +113,11 @@ def test_the_environment_goes_before_the_file() -> None:
             "RECONCILER_INVENTORY_REQUIRED": "false",
         },
     )
-    assert (found.hub, found.state) == ("hub-z", "/work/here")
+    assert (found.hub, found.state) == ("hub-z", "/cwd/here")
     assert str(found.ports) == "10400-10401"
     assert found.bind == "0.0.0.0"
     assert (found.qemu_nbd.shared, found.qemu_nbd.start_timeout) == (20, 3.0)
-    assert (found.inventory, found.inventory_required) == ("/work/other.yaml", False)
+    assert (found.inventory, found.inventory_required) == ("/cwd/other.yaml", False)
 
 
 @pytest.mark.parametrize("value", ["x", "²", "1.5", "1"])
