@@ -240,7 +240,7 @@ class Disks:
                 cause=cause,
                 why=why,
                 export=export,
-                lease=replace(wanted_lease, safe=self.desired.settings.qemu_nbd.safe),
+                lease=self.at_most(wanted_lease),
                 server=server,
                 taints=self.would_taint(export),
             )
@@ -305,7 +305,7 @@ class Disks:
                 cause="ProcessGone",
                 why=why,
                 export=export,
-                lease=replace(lease, safe=self.desired.settings.qemu_nbd.safe),
+                lease=self.at_most(lease),
                 server=None,
                 taints=taints,
             )
@@ -343,6 +343,10 @@ class Disks:
             return False
         seen = lease is not None and lease.clients_seen
         return seen or image is None or not image.pristine
+
+    def at_most(self, lease: Lease) -> Lease:
+        """The lease for another server of the same run: never safer than its servers were."""
+        return replace(lease, safe=lease.safe and self.desired.settings.qemu_nbd.safe)
 
     def lease(self, export: Export, port: Port) -> Lease:
         return Lease(
