@@ -192,8 +192,7 @@ class Outcome:
         """The one number; where several apply: 65, 7, 4, 3, 1."""
         if any(one.severity == "error" for one in self.plan.diagnostics):
             return Exit.INVALID
-        verdicts = {vm.name: self.verdict(vm.name) for vm in self.plan.vms}
-        values = set(verdicts.values())
+        values = set(self.verdicts().values())
         for code in (Exit.UNKNOWN, Exit.HELD):
             if code in values:
                 return code
@@ -201,23 +200,30 @@ class Outcome:
             return Exit.OK
         return Exit.PARTIAL if values & {Exit.OK, Exit.PARTIAL} else Exit.ERROR
 
-    def verdict(self, vm: str) -> Exit:
-        """How one VM stands: OK, UNKNOWN, HELD, PARTIAL (it waits) or ERROR."""
-        call = self.calls().get(vm)
-        if call and call.state in (CallState.UNKNOWN, CallState.INTENDED):
-            return Exit.UNKNOWN
-        one = next(one for one in self.plan.vms if one.name == vm)
-        kinds = {action.kind for action in one.actions}
-        if one.lost_run:
-            return Exit.ERROR
-        failed = [
-            s for s in self.steps if s.action.vm == vm and not s.ok and s.reason != "PortTaken"
-        ]
-        if "hold" in kinds or any(step.reason == "InUse" for step in failed):
-            return Exit.HELD
-        if failed or "refuse" in kinds:
-            return Exit.ERROR
-        return Exit.PARTIAL if "wait" in kinds else Exit.OK
+    def verdicts(self) -> Mapping[str, Exit]:
+        """How each VM stands: OK, UNKNOWN, HELD, PARTIAL (it waits) or ERROR."""
+        calls = self.calls()
+        failed: dict[str, set[str]] = {}
+        for step in self.steps:
+            if not step.ok and step.reason != "PortTaken":
+                failed.setdefault(step.action.vm, set()).add(step.reason)
+        return {
+            one.name: _verdict(one, calls.get(one.name), failed.get(one.name, set()))
+            for one in self.plan.vms
+        }
+
+
+def _verdict(one: VmPlan, call: Call | None, failed: Collection[str]) -> Exit:
+    kinds = {action.kind for action in one.actions}
+    if call and call.state in (CallState.UNKNOWN, CallState.INTENDED):
+        return Exit.UNKNOWN
+    if one.lost_run:
+        return Exit.ERROR
+    if "hold" in kinds or "InUse" in failed:
+        return Exit.HELD
+    if failed or "refuse" in kinds:
+        return Exit.ERROR
+    return Exit.PARTIAL if "wait" in kinds else Exit.OK
 
 
 @dataclass(slots=True)
@@ -314,7 +320,8 @@ class Applier:
                 failed |= {s.action.vm for s in done if not s.ok and s.reason != "PortTaken"}
             outcome = Outcome(planned, steps, self.stopping.is_set())
             if order:
-                fine = {n: v for n, v in desired.vms.items() if outcome.verdict(n) is Exit.OK}
+                verdicts = outcome.verdicts()
+                fine = {n: v for n, v in desired.vms.items() if verdicts.get(n) is Exit.OK}
                 self.note(store, replace(desired, vms=fine), ledger)
             self.note_failures(store, outcome, ledger)
             self.note_conditions(store, planned, actual, store.ledger(), hub.now())
@@ -385,9 +392,10 @@ class Applier:
     def note_failures(self, store: Store, outcome: Outcome, ledger: Ledger) -> None:
         """What could not be done, for `status`, which cannot see it by looking."""
         found: dict[str, tuple[str, str]] = {}
+        verdicts = outcome.verdicts()
         scope = [one.name for one in outcome.plan.vms]
         for step in outcome.steps:
-            if not step.ok and outcome.verdict(step.action.vm) is not Exit.OK:
+            if not step.ok and verdicts.get(step.action.vm) is not Exit.OK:
                 found[step.action.vm] = (step.reason, step.message)
         for action in outcome.plan.actions:
             if action.kind == "refuse":

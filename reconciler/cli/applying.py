@@ -332,9 +332,9 @@ class Session:
         failed = [step for step in outcome.steps if not step.ok and step.reason != "PortTaken"]
         done = len([step for step in self.steps if step.ok])
         lines: list[str] = []
+        verdicts = outcome.verdicts()
         for one in outcome.plan.vms:
-            verdict = outcome.verdict(one.name)
-            if verdict is Exit.OK:
+            if verdicts[one.name] is Exit.OK:
                 continue
             for action in one.actions:
                 if action.kind in ("wait", "hold", "refuse"):
@@ -344,7 +344,7 @@ class Session:
                 lines.append(f"{one.name}: {one.lost_run}")
         for line in dict.fromkeys(lines):
             click.echo(line)
-        fine = sum(outcome.verdict(one.name) is Exit.OK for one in outcome.plan.vms)
+        fine = sum(verdict is Exit.OK for verdict in verdicts.values())
         total = len(outcome.plan.vms)
         if done or failed or lines:
             click.echo(
@@ -352,7 +352,5 @@ class Session:
                 f"{fine} of {total} VM{'s' if total != 1 else ''} as declared."
             )
             if fine < total:
-                name = next(
-                    one.name for one in outcome.plan.vms if outcome.verdict(one.name) is not Exit.OK
-                )
+                name = next(vm for vm, verdict in verdicts.items() if verdict is not Exit.OK)
                 click.echo(f"next: reconciler explain {name}")
