@@ -144,7 +144,7 @@ class Session:
             emit=self.emit,
             command=options.who(command),
             lock_timeout=lock_timeout,
-            waiting=lambda holder: click.echo(f"waiting for {holder} …", err=True),
+            waiting=lambda holder: options.say(f"waiting for {holder} …", err=True),
             looked=self.looked,
         )
         self.signal_code: int | None = None
@@ -168,7 +168,7 @@ class Session:
             self.signal_code = Exit.INTERRUPTED if interrupt else Exit.TERMINATED
             self.applier.stopping.set()
             if self.applier.executing:
-                click.echo("ending what was begun …", err=True)
+                options.say("ending what was begun …", err=True)
                 return
             if interrupt:
                 raise KeyboardInterrupt
@@ -195,7 +195,7 @@ class Session:
         def approved(planned: Plan) -> bool:
             rendered = text.plan_text(planned)
             if shown and rendered != shown[-1]:
-                click.echo("what is there has changed since you were asked:\n", err=True)
+                options.say("what is there has changed since you were asked:\n", err=True)
                 shown.append(self.show(planned))
                 return not planned.changes or self.ask(planned)
             if not shown:
@@ -212,7 +212,7 @@ class Session:
     def show(self, planned: Plan) -> str:
         out = sys.stderr if self.quiet else sys.stdout
         if not self.quiet or options.can_ask():
-            click.echo(text.plan_text(planned, colour=tables.coloured(out)) + "\n", file=out)
+            options.say(text.plan_text(planned, colour=tables.coloured(out)) + "\n", err=self.quiet)
         return text.plan_text(planned)
 
     def ask(self, planned: Plan) -> bool:
@@ -227,7 +227,7 @@ class Session:
             wanted(ledger)  # refuses unknown names
             calls = [call for call in map(ledger.active, vms) if call]
             for call in calls:
-                click.echo(
+                options.say(
                     f"{call.vm}: run {call.run} is {call.state}; it ends as CANCELLED. SNA "
                     f"{call.sna} cannot be told, and its writer will find nothing.",
                     err=True,
@@ -255,7 +255,7 @@ class Session:
             try:
                 while waits := self.open_runs(outcome):
                     if deadline is not None and time.monotonic() >= deadline:
-                        click.echo(
+                        options.say(
                             f"not waiting any longer than {format_duration(timeout or 0)}; still "
                             f"open: {', '.join(sorted(waits))}",
                             err=True,
@@ -263,7 +263,7 @@ class Session:
                         return outcome, True
                     if not told and (deaf := self.deaf(waits)):
                         told = True
-                        click.echo(deaf, err=True)
+                        options.say(deaf, err=True)
                     pause = min(self.settings.snas[sna].poll for sna in waits.values())
                     if deadline is not None:
                         pause = min(pause, max(0.05, deadline - time.monotonic()))
@@ -272,7 +272,7 @@ class Session:
                     try:
                         next_one = self.applier.apply(wanted, impatient=False)
                     except HostError as error:
-                        click.echo(f"warning: {error}; looking again", err=True)
+                        options.say(f"warning: {error}; looking again", err=True)
                         continue
                     assert next_one is not None
                     outcome = next_one
@@ -343,14 +343,14 @@ class Session:
             if one.lost_run:
                 lines.append(f"{one.name}: {one.lost_run}")
         for line in dict.fromkeys(lines):
-            click.echo(line)
+            options.say(line)
         fine = sum(verdict is Exit.OK for verdict in verdicts.values())
         total = len(outcome.plan.vms)
         if done or failed or lines:
-            click.echo(
+            options.say(
                 f"{done} step{'s' if done != 1 else ''} done, {len(failed)} failed; "
                 f"{fine} of {total} VM{'s' if total != 1 else ''} as declared."
             )
             if fine < total:
                 name = next(vm for vm, verdict in verdicts.items() if verdict is not Exit.OK)
-                click.echo(f"next: reconciler explain {name}")
+                options.say(f"next: reconciler explain {name}")

@@ -44,7 +44,7 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
     """
     state = directory(config)
     ledger, holder = read(state)
-    if ledger is None:
+    if ledger is None or not ledger.settings:
         if output == "json":
             options.print_json({"format_version": "1.0", "hub": None, "vms": []})
         elif output != "name":
@@ -84,7 +84,7 @@ def explain(config: str | None, vm: str) -> None:
     state = directory(config)
     ledger, holder = read(state)
     known = ledger.applied if ledger else {}
-    if ledger is None or vm not in known:
+    if ledger is None or not ledger.settings or vm not in known:
         hint = nearest(vm, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
     plan, actual, now = looked(ledger, [vm])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -135,6 +136,11 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # Who read our output has left; Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.ERROR
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        with contextlib.suppress(OSError):
+            click.echo(f"error: cannot go on:{where} {error.strerror or error}", err=True)
         return Exit.ERROR
     except Exception as error:  # the last resort: a sentence, not a traceback
         if os.environ.get("RECONCILER_DEBUG"):

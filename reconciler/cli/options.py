@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -69,6 +70,12 @@ class Duration(_FloatType):
 def paths(files: tuple[str, ...]) -> tuple[str, ...]:
     """What -f names, or the default directory."""
     return files or (DEFAULT_SPECS,)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print while work goes on. A closed pipe or a full disk under the output stops no backup."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=err)
 
 
 def print_json(value: object) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reconciler.cli.options import say
 from reconciler.core.call import CallState
 from reconciler.execute import Step
 
@@ -60,7 +61,7 @@ class Display:
         if self.progress:
             self.progress.console.print(line, highlight=False, markup=False)
         else:
-            click.echo(line, err=True)
+            say(line, err=True)
 
     def running(self, plan: Plan, actual: Actual) -> None:
         """How far the appliances are, by their own word."""
@@ -88,7 +89,7 @@ class Display:
             bars.update(self.bars[vm], completed=percent, description=text[:70])
         elif int(percent) // 10 != self.said.get(vm):
             self.said[vm] = int(percent) // 10
-            click.echo(f"... {vm}: {percent:.0f} %  {doing}", err=True)
+            say(f"... {vm}: {percent:.0f} %  {doing}", err=True)
 
     def end(self) -> None:
         """Leave the terminal as it was."""

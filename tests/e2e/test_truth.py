@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 
 from tests.e2e.site import Appliance, Site
 
@@ -184,3 +185,19 @@ def test_options_that_changed_restart_a_server_only_when_no_run_is_active(
     site.apply()
     assert site.pids() != before
     assert len(appliance.starts()) == 1
+
+
+def test_a_full_disk_under_the_output_stops_no_backup(site: Site, appliance: Appliance) -> None:
+    site.spec(site.vm("ctx-1", [MIB, MIB]))
+    line = [sys.executable, "-m", "reconciler", "apply", "-y"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, cwd=site.folder, stdout=full, stderr=full, check=False)
+    assert done.returncode == 1  # it could not say so
+    assert site.status()["ctx-1"]["call"]["state"] == "ACCEPTED"
+    assert len(site.servers()) == 2
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-m", "reconciler", "status"]
+        done = subprocess.run(
+            line, cwd=site.folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: cannot go on: No space left on device\n")
