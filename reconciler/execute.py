@@ -48,7 +48,7 @@ from reconciler.core.ledger import Lease
 from reconciler.core.plan import Plan
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Port, Seconds
-from reconciler.core.vm_plan import VmPlan
+from reconciler.core.vm_plan import NOT_AGAIN, VmPlan
 
 
 class Listener(Protocol):
@@ -221,7 +221,8 @@ class _OneVm:
                 if action.call and action.remember:
                     self.records.remember(action.call)
                 if action.call and action.event:
-                    self.records.advance(action.call, action.event, now, message=action.why)
+                    said = action.why.split(NOT_AGAIN)[0]
+                    self.records.advance(action.call, action.event, now, message=said)
                 return None
             case Witness() | Conclude():
                 call = action.call

@@ -7,13 +7,13 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
-from reconciler.core.actual import Handshake, Server
+from reconciler.core.actual import Handshake, Identity, Server
 from reconciler.core.call import Call
 from reconciler.core.desired import Export, Vm
 from reconciler.core.errors import HostError
@@ -35,6 +35,8 @@ class Hub(Observer):
     def __init__(self, settings: Settings, environment: Mapping[str, str], store: Store) -> None:
         super().__init__(settings, environment)
         self.records = store
+        self.started: dict[Identity, Port] = {}
+        """The servers that this process started."""
         self._binary: str | None = None
         self._asking = threading.Lock()
         self._answered = 0.0
@@ -77,10 +79,11 @@ class Hub(Observer):
         try:
             target = nbd.Target(self.probe_host, lease.port, export.name, pidfd)
             answer = nbd.handshake([target], options.start_timeout)[0]
-            wrong = self._wrong(export, pid, answer, listener)
+            wrong = self._wrong(export, pid, answer)
             identity = proc.identify(pid)
             if wrong is None and identity:
                 self.answered[identity] = answer
+                self.started[identity] = lease.port
                 return
             wrong = wrong or "it ended"
             if identity:
@@ -100,9 +103,7 @@ class Hub(Observer):
             "StartFailed",
         )
 
-    def _wrong(
-        self, export: Export, pid: int, answer: Handshake, listener: sockets.Bound
-    ) -> str | None:
+    def _wrong(self, export: Export, pid: int, answer: Handshake) -> str | None:
         """What speaks against a server that has just been started."""
         if not answer.answered:
             return answer.error
@@ -110,13 +111,18 @@ class Hub(Observer):
             return f"it exports {answer.size} bytes, the disk has {export.size}"
         if answer.read_only != export.read_only:
             return f"it is {'read-only' if answer.read_only else 'writable'}, and should not be"
-        held = proc.socket_inodes(pid)
-        elsewhere = [
-            one for one in proc.tcp_sockets()
-            if one.listening and one.inode in held and one.inode != sockets.inode(listener)
-        ]  # fmt: skip
-        if elsewhere:
-            return f"it also listens on {elsewhere[0].address}:{elsewhere[0].port}"
+        # A VM that is called for is looked at once, at the barrier.
+        return self._elsewhere([pid]) if export.read_only else None
+
+    def _elsewhere(self, pids: Iterable[int]) -> str | None:
+        """Where one of some servers listens besides its own socket, at descriptor 3."""
+        extra = {}
+        for pid in pids:
+            for inode in proc.socket_inodes(pid) - {proc.listener_inode(pid)}:
+                extra[inode] = pid
+        for one in proc.tcp_sockets(established=False) if extra else ():
+            if one.inode in extra:
+                return f"pid {extra[one.inode]} also listens on {one.address}:{one.port}"
         return None
 
     def _lock_holder(self, export: Export, words: str) -> str:
@@ -172,4 +178,6 @@ class Hub(Observer):
                 wrong.append(f"{where}: {answer.error}")
             elif export.size is not None and answer.size != export.size:
                 wrong.append(f"{where} has {answer.size} bytes, not {export.size}")
-        return wrong
+        started = {one.pid for one, port in self.started.items() if port in ports.values()}
+        stray = self._elsewhere(started)
+        return [*wrong, stray] if stray else wrong

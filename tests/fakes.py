@@ -709,7 +709,8 @@ class FakeHost:
         """kill -9: what its clients were told is written, and was not flushed, is gone."""
         mark = process.served.mark
         image = self.images.get(process.argv[-1])
-        if mark and process.writes and self._active(mark) and image and not image.pristine:
+        safe = "writethrough" in process.argv or not process.writes
+        if mark and not safe and self._active(mark) and image and not image.pristine:
             self.losses.add((mark.vm, mark.run, mark.attempt))
         del self.processes[process.identity]
 

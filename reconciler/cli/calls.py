@@ -13,6 +13,7 @@ from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Exit, HostError, nearest
 from reconciler.core.ledger import Ledger
+from reconciler.core.vm_plan import LOST
 from reconciler.look import Observer
 from reconciler.loop import load_settings
 
@@ -53,17 +54,20 @@ def resolve(
     with session.applier.opened() as store:
         ledger = store.ledger()
         call = _open_call(ledger, vm)
+        if call.tainted and event is CallEvent.SAY_COMPLETED:
+            why = "a server of it died under a client, so acknowledged writes may be gone"
+            if call.reason == LOST:
+                why = "its record was lost, and a server may have died under a client meanwhile"
+            raise HostError(
+                f"cannot call run {call.run} of {vm} completed: {why}; say --failed, and ask for "
+                "a new run"
+            )
         click.echo(
             f"{vm}, run {call.run}, attempt {call.attempt} ({call.state}): {meaning}.", err=True
         )
         if call.state is CallState.ACCEPTED and event is CallEvent.SAY_ACCEPTED:
             click.echo("it is ACCEPTED already: nothing to do", err=True)
             return Exit.OK
-        if call.tainted and event is CallEvent.SAY_COMPLETED:
-            raise HostError(
-                f"cannot call run {call.run} of {vm} completed: a server of it died under a "
-                "client, so acknowledged writes may be gone; say --failed, and ask for a new run"
-            )
         if not yes and options.can_ask() and not click.confirm("Say so?", default=False, err=True):
             return Exit.OK
         if event is CallEvent.RESEND:

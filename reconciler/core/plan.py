@@ -63,16 +63,20 @@ class Plan(Struct, frozen=True, kw_only=True):
             ],
             "summary": self.summary(),
             "untouched": list(self.untouched),
-            "foreign": [
-                {"pid": one.pid, "what": one.what, "image": one.image, "ports": list(one.ports)}
-                for one in self.foreign
-            ],
+            "foreign": foreign_json(self),
             "busy_ports": [
                 {"port": one.port, "address": one.address, "pid": one.pid, "name": one.name}
                 for one in self.strangers
             ],
             "diagnostics": diagnostics_json(self.diagnostics),
         }
+
+
+def foreign_json(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {"pid": one.pid, "what": one.what, "image": one.image, "ports": list(one.ports)}
+        for one in plan.foreign
+    ]
 
 
 def diagnostics_json(diagnostics: Sequence[Diagnostic]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from reconciler.core.call import Call, CallState, targets
 from reconciler.core.desired import Export
 from reconciler.core.disk_plan import export_key
 from reconciler.core.ledger import Ledger
-from reconciler.core.plan import FORMAT_VERSION, Plan
+from reconciler.core.plan import FORMAT_VERSION, Plan, foreign_json
 from reconciler.core.units import Port, Seconds
 from reconciler.core.vm_plan import VmPlan
 
@@ -92,11 +92,7 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
         found.append(said("Ready", False, f"Run{call.state.capitalize()}", message))
     elif tainted and not faults:
         assert call is not None
-        message = (
-            f"a server of run {call.run} died under a client: acknowledged writes may be gone, "
-            "and the run can only fail; when the appliance has ended, ask for a new run"
-        )
-        found.append(said("Ready", False, "ServerDied", message))
+        found.append(said("Ready", False, "ServerDied", one.lost_run))
     elif failure and blocked and not faults:
         found.append(said("Ready", False, *failure))
     elif blocked:
@@ -177,6 +173,7 @@ def document(plan: Plan, actual: Actual, ledger: Ledger, now: Seconds) -> dict[s
         "format_version": FORMAT_VERSION,
         "hub": plan.hub,
         "vms": [_vm(one, actual, ledger, now) for one in plan.vms],
+        "foreign": foreign_json(plan),
     }
 
 

@@ -19,6 +19,8 @@ from reconciler.core.units import Port, format_duration
 
 LOST: Final = "ClaimWithoutRecord"
 """Reason of a call that only a claim in the repository tells of."""
+NOT_AGAIN: Final = ". It is not called again by itself"
+"""Behind what is known of an unknown call, in a plan; not part of what is remembered of it."""
 
 
 class VmPlan(Struct, frozen=True, kw_only=True):
@@ -38,6 +40,11 @@ class VmPlan(Struct, frozen=True, kw_only=True):
         call = self.call
         if call is None or not self.vm.exported or call.run != self.vm.run:
             return ""
+        if call.tainted and call.state.active:
+            return (
+                f"a server of run {call.run} died under a client: acknowledged writes may be "
+                "gone, and the run can only fail; when the appliance has ended, ask for a new run"
+            )
         if call.state not in (CallState.FAILED, CallState.CANCELLED):
             return ""
         return f"run {call.run} is {call.state}: {call.message}; ask for a new run"
@@ -79,7 +86,7 @@ class OneVm(Disks):
                 request="",
                 exports=exports,
                 # What died meanwhile was in the record that is gone: what is missing may have.
-                tainted=not exports or any(map(self.may_have_died, exports)),
+                tainted=self.more_than(exports, run) or any(map(self.may_have_died, exports)),
                 created=self.now,
                 changed=self.now,
                 reason=LOST,
@@ -87,6 +94,11 @@ class OneVm(Disks):
                 "not known",
             )
         return None
+
+    def more_than(self, exports: Sequence[Export], run: str) -> bool:
+        """A run has, or may have had, disks that the spec does not name."""
+        served = {server.mark.disk for server in self.servers if server.mark.run == run}
+        return not exports or not served <= {export.key for export in exports}
 
     def may_have_died(self, export: Export) -> bool:
         """Somebody has written into it, and nobody serves it now."""
@@ -335,13 +347,12 @@ class OneVm(Disks):
 
     def unknown(self, call: Call, said: str, event: CallEvent | None) -> None:
         """Hold, say what is not known, and wait for a person."""
-        asked = said.split(". It is not called again")[0]
         self.actions.append(
             Hold(
                 vm=self.vm.name,
                 call=call,
                 cause="CallUnknown",
-                why=f"{asked}. It is not called again by itself; when you know: "
+                why=f"{said}{NOT_AGAIN}; when you know: "
                 f"reconciler resolve {self.vm.name} --accepted | --completed | --failed | --resend",
                 subject="the outcome of the call is unknown",
                 event=event,

@@ -1148,6 +1148,22 @@ def test_after_a_lost_state_an_operators_order_to_ask_again_is_followed() -> Non
     assert call_of(host).attempt == 2
 
 
+def test_a_lost_run_that_the_spec_now_names_fewer_disks_of_is_never_completed() -> None:
+    """The disk that the spec no longer names is written all the same."""
+    settings = a_settings(reports_end=True)
+    host, _ = a_hub(a_vm(disks=2), settings=settings)
+    job = call_of(host).job_id
+    host.lose_state()
+    desired = wanting(a_vm(disks=1), settings=settings)
+    settle(host, desired)
+    host.write(host.server("ctx-1", 2001))
+    host.kill(host.server("ctx-1", 2001))
+    settle(host, desired)
+    sna_of(host).jobs[job] = "completed"
+    settle(host, desired)
+    assert call_of(host).state is not S.COMPLETED
+
+
 def test_an_older_record_of_a_run_that_was_called_is_not_believed() -> None:
     host, desired = an_unreached_hub(a_vm())
     older = dict(host.records.calls)

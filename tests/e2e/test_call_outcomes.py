@@ -250,7 +250,7 @@ def test_a_server_that_died_under_a_writer_fails_the_run(site: Site, ending: App
     subprocess.run(["nbdcopy", str(source), uri], check=True)
     site.kill(disk["pid"])
     assert "ServerDied" in site.run("plan")
-    site.apply()
+    site.apply(code=1)
     assert call_of(site)["tainted"] is True
     site.spec({"name": "ctx-1", "state": "absent"})
     site.apply(code=4)

@@ -87,7 +87,7 @@ def test_a_tainted_run_cannot_be_called_complete_and_is_shown(
     subprocess.run(["nbdcopy", str(source), uri], check=True)
     site.kill(disk["pid"])
     assert "(ServerDied)" in site.run("plan")
-    site.apply()
+    assert "the run can only fail" in site.apply(code=1)
     assert site.condition("ctx-1", "Ready")[:2] == ("False", "ServerDied")
     assert "acknowledged writes may be gone" in site.run("explain", "ctx-1")
     text = site.run("resolve", "ctx-1", "--completed", "--reason", "x", code=1)
@@ -197,7 +197,27 @@ def test_a_full_disk_under_the_output_stops_no_backup(site: Site, appliance: App
     assert len(site.servers()) == 2
     with open("/dev/full", "w") as full:
         line = [sys.executable, "-m", "reconciler", "status"]
-        done = subprocess.run(
+        told = subprocess.run(
             line, cwd=site.folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert (done.returncode, done.stderr) == (1, "error: cannot go on: No space left on device\n")
+    assert (told.returncode, told.stderr) == (1, "error: cannot go on: No space left on device\n")
+
+
+def test_a_server_that_also_listens_elsewhere_is_not_called_for(
+    site: Site, appliance: Appliance
+) -> None:
+    real = shutil.which("qemu-nbd")
+    wrapper = site.folder / "bin" / "qemu-nbd"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f"#!{sys.executable}\n"
+        "import os, socket, sys\n"
+        "other = socket.create_server(('127.0.0.1', 0))\n"
+        "other.set_inheritable(True)\n"
+        f"os.execv({real!r}, ['qemu-nbd', *sys.argv[1:]])\n"
+    )
+    wrapper.chmod(0o755)
+    site.write_config(qemu_nbd={"binary": str(wrapper)})
+    site.spec(site.vm("ctx-1"))
+    assert "also listens on 127.0.0.1:" in site.apply(code=1)
+    assert appliance.starts() == []
