@@ -133,6 +133,7 @@ class Observer:
             starting=served.starting,
             # Another user's descriptors are not ours to see: then somebody listening must do.
             listening=inode in there if inode else bool(there),
+            holds_image=served.starting or proc.has_open(process.identity.pid, served.argv[-1]),
             clients=clients.get(port, 0),
         )
 

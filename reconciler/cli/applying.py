@@ -19,11 +19,13 @@ from reconciler.core.actual import Actual
 from reconciler.core.call import CallEvent, CallState
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Exit, HostError, nearest
+from reconciler.core.guards import in_use
 from reconciler.core.ledger import Ledger
-from reconciler.core.plan import Plan
+from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds, format_duration
 from reconciler.execute import Step
+from reconciler.look import Observer
 from reconciler.loop import Applier, Desire, Outcome, desire, dry_run, load_settings, load_source
 from reconciler.loop import pruned as with_removals
 
@@ -224,8 +226,8 @@ class Session:
         """End the active runs of some VMs by an operator's order."""
         with self.applier.opened() as store:
             ledger = store.ledger()
-            wanted(ledger)  # refuses unknown names
             calls = [call for call in map(ledger.active, vms) if call]
+            self.refuse_early(wanted(ledger), ledger)
             for call in calls:
                 options.say(
                     f"{call.vm}: run {call.run} is {call.state}; it ends as CANCELLED. SNA "
@@ -238,6 +240,21 @@ class Session:
                 if call.state is CallState.INTENDED:
                     call = store.advance(call, CallEvent.CRASH, time.time())
                 store.advance(call, CallEvent.CANCEL, time.time(), message="by order of stop")
+
+    def refuse_early(self, desired: Desired, ledger: Ledger) -> None:
+        """Say what would keep the servers from being stopped before the run is ended for good."""
+        eyes = Observer(self.settings, os.environ)
+        actual = eyes.look(desired, ledger, ask=False, secrets=False)
+        planned = plan(desired, actual, ledger, eyes.now())
+        for action in planned.actions:
+            if action.kind == "refuse" or action.cause == "Protected":
+                raise HostError(f"cannot stop {action.vm}: {action.why}; its run is not cancelled")
+        for server in actual.servers:
+            if server.mark.vm in desired.vms and server.clients and not desired.kill_clients:
+                raise HostError(
+                    f"cannot stop {server.mark.vm}: {in_use(server)}, and its run is not "
+                    "cancelled; to cut them off too, add --kill-clients"
+                )
 
     def ask_plainly(self) -> bool:
         if not options.can_ask():

@@ -134,9 +134,9 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return Exit.ERROR
     except BrokenPipeError:
-        # Who read our output has left; Python must not complain about it at exit.
+        # Who read our output had enough; only commands that look are ended by that.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.ERROR
+        return Exit.OK
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         with contextlib.suppress(OSError):
@@ -160,6 +160,8 @@ def main() -> None:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
+    except BrokenPipeError:
+        pass  # who read our output had enough; what was done is done
     except OSError:
         code = code or Exit.ERROR  # what was printed did not arrive: a full disk, a closed pipe
     os._exit(code)

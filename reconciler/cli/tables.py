@@ -104,7 +104,7 @@ def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str
                 "Ready" if ready["status"] == "True" else "NotReady",
                 ready["reason"],
                 f"{up}/{len(vm['disks'])}" if served else "-",
-                call["state"] if call else "-",
+                _call(call, vm["run"]) if call else "-",
             ]
         )
     lines = table(rows, ["VM", "RUN", "READY", "REASON", "DISKS", "CALL"])
@@ -128,6 +128,12 @@ def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str
                 if call["message"]:
                     out.append(f"    {call['message']}")
     return "\n".join(out)
+
+
+def _call(call: Mapping[str, Any], run: str | None) -> str:
+    """Where the call stands; of which run, if that is not the one that is wanted."""
+    other = run is not None and call["run"] != run
+    return f"{call['state']} (run {call['run']})" if other else str(call["state"])
 
 
 def released(vm: Mapping[str, Any]) -> bool:

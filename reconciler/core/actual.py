@@ -44,6 +44,8 @@ class Server(Struct, frozen=True, kw_only=True):
     starting: bool = False
     listening: bool = True
     """It holds the listening socket of its port, and no other."""
+    holds_image: bool = True
+    """The file that it has open is the one at its image's path."""
     clients: int = 0
     """Established connections of others than us."""
     handshake: Handshake | None = None

@@ -71,6 +71,7 @@ def _host(value: str) -> str:
     return value
 
 
+Path = Annotated[str, Field(min_length=1)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 
 
@@ -106,7 +107,7 @@ class SecretModel(Strict):
 
 
 class RepositoryModel(Strict):
-    root: str
+    root: Path
 
 
 class PortsModel(Strict):
@@ -153,7 +154,7 @@ class VCenterModel(Strict):
 
 
 class InventoryModel(Strict):
-    file: str | None = None
+    file: Path | None = None
     required: bool = False
 
 
@@ -176,7 +177,7 @@ class LoopModel(Strict):
 
 class ConfigModel(Strict):
     hub: Name | None = None
-    state: str | None = None
+    state: Path | None = None
     repositories: Mapping[Name, RepositoryModel] = Field(default_factory=dict)
     ports: PortsModel = PortsModel()
     qemu_nbd: QemuModel = QemuModel()

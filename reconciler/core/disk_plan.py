@@ -226,6 +226,10 @@ class Disks:
             )
             return False
         active = self.call is not None and self.call.state.active
+        if active and cause == "ImageReplaced":
+            held = f"{why}; put it back, or the run can only fail"
+            self.actions.append(Hold(**base, cause=cause, why=held, subject=subject))
+            return False
         if active and cause == "SpecChanged":
             held = f"{why}, but its run {self.call.run} is {self.call.state}"  # type: ignore[union-attr]
             self.actions.append(Hold(**base, cause="SpecChangedHeld", why=held, subject=subject))
@@ -233,6 +237,8 @@ class Disks:
         if self.vm.protect:
             held = f"{why}, but the spec says `protect: true`"
             self.actions.append(Hold(**base, cause="Protected", why=held, subject=subject))
+            return False
+        if not active and not self.image_for(export, base):
             return False
         self.actions.append(
             Restart(
@@ -245,6 +251,18 @@ class Disks:
                 taints=self.would_taint(export),
             )
         )
+        return True
+
+    def image_for(self, export: Export, base: dict[str, Any]) -> bool:
+        """Before a server is started anew on it: create the image, or say why it cannot be used."""
+        image = self.actual.images.get(export.image) or Image(path=export.image, exists=False)
+        wrong = unfit(export, image, held=self.holds(export))
+        if wrong:
+            self.actions.append(Refuse(**base, cause=wrong[0], why=wrong[1]))
+            return False
+        if not image.exists:
+            why = "it does not exist"
+            self.actions.append(Create(**base, cause="ImageMissing", why=why, export=export))
         return True
 
     def down(
@@ -318,6 +336,11 @@ class Disks:
         right = argv(export, server.mark.port, self.desired.settings.hub, options)
         if server.argv[1:] != right[1:]:
             return "SpecChanged", f"it runs with {_first_difference(server.argv, right)}"
+        if not server.holds_image:
+            return "ImageReplaced", (
+                f"pid {server.pid} has another file open than the one at {export.image}: the image "
+                "was moved, deleted or replaced under it"
+            )
         if not server.listening:
             return (
                 "ListensElsewhere",

@@ -13,7 +13,7 @@ from reconciler.core.actual import Server
 from reconciler.core.call import Call, CallEvent, CallState, difference, job_id
 from reconciler.core.desired import Export, Vm
 from reconciler.core.disk_plan import Disks, export_key
-from reconciler.core.guards import keeps
+from reconciler.core.guards import keeps, unfit
 from reconciler.core.ledger import Lease
 from reconciler.core.units import Port, format_duration
 
@@ -360,6 +360,13 @@ class OneVm(Disks):
             )
         )
 
+    def image_lost(self, export: Export) -> bool:
+        """What was written is not what is at the image's path."""
+        server, image = self.server_for(export), self.actual.images.get(export.image)
+        if server and not server.holds_image:
+            return True
+        return image is None or bool(unfit(export, image, held=True)) or not image.exists
+
     def conclude(self, call: Call, status: str, message: str) -> None:
         dead = [
             export.key
@@ -369,7 +376,20 @@ class OneVm(Disks):
         event, cause, why = CallEvent.FAIL, "RunFailed", f"SNA {call.sna}: {message or 'it failed'}"
         if status == "completed":
             event, cause, why = CallEvent.END, "RunCompleted", f"SNA {call.sna} reports its end"
-            if call.tainted or dead:
+            lost = [export.image for export in call.exports if self.image_lost(export)]
+            if lost:
+                event, cause = CallEvent.FAIL, "ImageLost"
+                why = (
+                    f"{', '.join(lost)}: moved, deleted or replaced under its server; the run is "
+                    "failed although its SNA reports completed"
+                )
+            elif call.tainted and not call.exports:
+                event, cause = CallEvent.SERVER_DIED, "RecordLost"
+                why = (
+                    "its record was lost, and which disks it had is not known; the run is failed "
+                    "although its SNA reports completed"
+                )
+            elif call.tainted or dead:
                 event, cause = CallEvent.SERVER_DIED, "ServerDied"
                 why = (
                     "a server died under a client, so acknowledged writes may be gone; the run "

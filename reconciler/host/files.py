@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
@@ -14,6 +14,8 @@ from reconciler.core.errors import Exit, HostError
 from reconciler.core.settings import Secret, SecretRef
 
 MAX_SECRET: Final = 65_536
+MAX_FILE: Final = 64 << 20
+"""Bytes of a spec, config or inventory: 16 Mi characters of at most four bytes each."""
 
 
 class Text(Struct, frozen=True):
@@ -39,7 +41,7 @@ def texts(paths: Sequence[str]) -> list[Text]:
     found: dict[str, Text] = {}
     for path in paths:
         if path == "-":
-            found["-"] = _decoded("<stdin>", sys.stdin.buffer.read())
+            found["-"] = _decoded("<stdin>", sys.stdin.buffer.read(MAX_FILE + 1))
             continue
         if not os.path.exists(path):
             hint = " (a symlink to nothing)" if os.path.islink(path) else ""
@@ -67,14 +69,20 @@ def _below(directory: str) -> Iterator[str]:
 
 
 def read(path: str) -> Text:
-    """One file's text."""
+    """One file's text, if it is a file or a pipe and not beyond all sense."""
     try:
-        return _decoded(path, Path(path).read_bytes())
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+            return Text(path, error=f"cannot read {path}: it is no file")
+        with open(path, "rb") as file:
+            return _decoded(path, file.read(MAX_FILE + 1))
     except OSError as error:
         return Text(path, error=f"cannot read {path}: {error.strerror}")
 
 
 def _decoded(name: str, data: bytes) -> Text:
+    if len(data) > MAX_FILE:
+        return Text(name, error=f"cannot read {name}: it has more than {MAX_FILE >> 20} MiB")
     try:
         return Text(name, data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

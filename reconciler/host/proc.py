@@ -127,6 +127,24 @@ def openers(path: str, ignore: Iterable[int] = ()) -> list[int]:
     return sorted(pid for pid in pids if pid not in skip and _holds(str(pid), wanted))
 
 
+def has_open(pid: int, path: str) -> bool:
+    """Whether a process has the file at `path` open; True too where that is not ours to see."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return False
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return True
+    for fd in descriptors:
+        with contextlib.suppress(OSError):
+            found = os.stat(f"/proc/{pid}/fd/{fd}")
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    return False
+
+
 def _holds(name: str, wanted: os.stat_result) -> bool:
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{name}/fd"):

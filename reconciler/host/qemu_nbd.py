@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from reconciler.core.mark import ENTER
 LOG_LIMIT: Final = 1 << 20
 """Bytes of a server's log; a longer one is begun anew at its next start."""
 LAST_LINES: Final = 5
+LINE_LIMIT: Final = 300
+"""Characters of a line that a person is shown; what a terminal would obey is not among them."""
 
 
 class HasFileno(Protocol):
@@ -73,7 +76,8 @@ def last_words(log: Path, since: int = 0) -> str:
             text = file.read(LOG_LIMIT).decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(text.strip().splitlines()[-LAST_LINES:])
+    lines = [re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "?", line) for line in text.strip().splitlines()]
+    return "\n".join(line[:LINE_LIMIT] for line in lines[-LAST_LINES:])
 
 
 def log_size(log: Path) -> int:

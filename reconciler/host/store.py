@@ -95,8 +95,8 @@ def _explained(path: Path, doing: str) -> Iterator[None]:
             )
         elif "locked" in said:
             hint = "; another process has it open for writing: see `fuser` on that file"
-        elif "full" in said or "readonly" in said or "unable to open" in said:
-            hint = "; see to the space and the rights of that directory"
+        elif "full" in said or "disk I/O" in said or "readonly" in said or "unable to open" in said:
+            hint = f"; see to the space and the rights of {path.parent}: df {path.parent}"
         raise StoreError(f"cannot {doing} the store {path}: {said}{hint}", "Store") from error
     except OSError as error:
         raise StoreError(f"cannot {doing} the store {path}: {error.strerror}", "Store") from error
@@ -364,8 +364,8 @@ def _looked_up(directory: Path, query: Callable[[sqlite3.Connection], _T]) -> _T
     wal = path.with_name("state.db-wal")
     quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     for last in (False, False, False, True):
-        alone = not wal.exists()
         with _explained(path, "read"):
+            alone = not wal.exists()
             before = path.stat() if path.exists() else None
             if before is None or not before.st_size:
                 return None

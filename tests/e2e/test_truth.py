@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
-from tests.e2e.site import Appliance, Site
+import pytest
+
+from tests.e2e.site import Appliance, Site, until
 
 MIB = 1 << 20
 
@@ -221,3 +224,89 @@ def test_a_server_that_also_listens_elsewhere_is_not_called_for(
     site.spec(site.vm("ctx-1"))
     assert "also listens on 127.0.0.1:" in site.apply(code=1)
     assert appliance.starts() == []
+
+
+@pytest.mark.parametrize("how", ["delete", "replace", "truncate", "move the directory"])
+def test_an_image_that_was_taken_from_under_its_server_is_never_a_backup(
+    site: Site, ending: Appliance, how: str
+) -> None:
+    for key in (2000, 2001):
+        ending.source("ctx-1", key, os.urandom(MIB))
+    site.spec(site.vm("ctx-1", [MIB, MIB]))
+    site.apply()
+    until(lambda: bool(ending.log_lines("end")), "the end of the copy")
+    image = site.image("ctx-1", 2001)
+    if how == "truncate":
+        image.write_bytes(b"")
+    elif how == "move the directory":
+        image.parents[1].rename(site.folder / "elsewhere")
+    else:
+        image.unlink()
+    if how == "replace":
+        line = ["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"]
+        subprocess.run(line, check=True)
+    text = site.apply(code=1)
+    assert "moved, deleted or replaced under its server" in text
+    assert str(image) in text
+    assert site.condition("ctx-1", "Ready")[:2] == ("False", "RunFailed")
+    of = {"vm": "ctx-1", "run": "r1"}
+    site.spec({"name": "look", "for": "restore", "of": of}, file="r.yaml")
+    assert "is FAILED, so it is not a backup" in site.run("validate", "-f", "specs/r.yaml", code=65)
+
+
+def test_an_image_that_is_taken_away_while_the_run_goes_on_is_held(
+    site: Site, appliance: Appliance
+) -> None:
+    site.spec(site.vm("ctx-1"))
+    site.apply()
+    image = site.image("ctx-1")
+    image.rename(image.with_suffix(".away"))
+    text = site.apply(code=4)
+    assert "ImageReplaced" in text
+    assert "put it back, or the run can only fail" in text
+    assert site.condition("ctx-1", "Ready")[:2] == ("False", "ImageReplaced")
+    image.with_suffix(".away").rename(image)
+    site.apply()
+
+
+def test_an_image_that_is_taken_away_before_the_call_is_made_anew(
+    site: Site, ending: Appliance
+) -> None:
+    ending.source("ctx-1", 2000, os.urandom(MIB))
+    ending.misbehave("unhealthy")
+    site.spec(site.vm("ctx-1"))
+    site.apply(code=1)
+    site.image("ctx-1").unlink()
+    ending.misbehave("none")
+    assert [kind for _, _, kind in site.changes()] == ["create", "restart", "call"]
+    site.apply("--wait", "--timeout", "60s")
+    assert site.image("ctx-1").exists()
+
+
+def test_another_image_before_the_call_is_created_first(site: Site, appliance: Appliance) -> None:
+    appliance.misbehave("unhealthy")
+    site.spec(site.vm("ctx-1"))
+    site.apply(code=1)
+    appliance.misbehave("none")
+    disks = [{"key": 2000, "size": MIB, "image": "other/a.qcow2"}]
+    site.spec(site.vm("ctx-1", disks=disks))
+    assert [kind for _, _, kind in site.changes()] == ["create", "restart", "call"]
+    site.apply()
+    assert (site.folder / "repository/other/a.qcow2").exists()
+
+
+def test_a_run_is_not_cancelled_where_its_servers_cannot_be_stopped(
+    site: Site, appliance: Appliance
+) -> None:
+    site.spec(site.vm("ctx-1"))
+    site.apply()
+    port = site.status()["ctx-1"]["disks"][0]["port"]
+    with socket.create_connection(("127.0.0.1", port)):
+        text = site.run("stop", "ctx-1", "-y", "--cancel-run", code=1)
+        assert "its run is not cancelled" in text
+        assert "--kill-clients" in text
+    assert site.status()["ctx-1"]["call"]["state"] == "ACCEPTED"
+
+
+def test_endless_input_is_refused(site: Site) -> None:
+    assert "cannot read /dev/zero: it is no file" in site.run("plan", "-f", "/dev/zero", code=65)
