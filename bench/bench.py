@@ -501,7 +501,11 @@ def bench_disks(site: Site, runs: int) -> Group:
     figures = [
         Figure("cold apply", cold, max_ratio=1.6 if many else None),
         Figure("cold, to the last call", cold),
-        Figure("cold, floor with --fork", f"{cold}, qemu-nbd --fork"),
+        Figure(
+            "cold, floor with --fork",
+            f"{cold}, qemu-nbd --fork",
+            max_ratio=1.6 if many else None,
+        ),
         Figure("cold, CPU of all", f"{cold}: CPU of servers, xargs, shells and client"),
         Figure("cold, CPU of the servers", f"{cold}: CPU of the servers"),
         Figure("plan, nothing to do", look),

@@ -696,7 +696,7 @@ def live(life: Life, declared: list[str], happens: list[Event]) -> None:
     reports_end=st.booleans(),
     max_running=st.integers(1, 3),
     declared=st.lists(st.sampled_from(["r1", "r2", ""]), min_size=3, max_size=3),
-    happens=st.lists(events, min_size=3, max_size=25),
+    happens=st.lists(events, min_size=10, max_size=30),
 )
 def test_a_hub_keeps_its_promises_through_whatever_happens(
     size: int, reports_end: bool, max_running: int, declared: list[str], happens: list[Event]
