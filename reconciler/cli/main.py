@@ -157,11 +157,9 @@ def main() -> None:
     # One command, then the end: what it made is not worth collecting, nor taking apart at exit.
     gc.set_threshold(50_000, 50, 50)
     code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        pass  # who read our output had enough; what was done is done
-    except OSError:
-        code = code or Exit.ERROR  # what was printed did not arrive: a full disk, a closed pipe
+    for stream in (sys.stdout, sys.stderr):
+        # What a command had to say was flushed as it was said, and a failure was told then. What is
+        # left is of work that is done, whose code does not change because nobody listens.
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
