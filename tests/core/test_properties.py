@@ -690,7 +690,7 @@ def live(life: Life, declared: list[str], happens: list[Event]) -> None:
     life.end()
 
 
-@settings(max_examples=3 * settings.default.max_examples // 2)
+@settings(max_examples=3 * settings().max_examples // 2)
 @given(
     size=st.sampled_from([3, 5, 12]),
     reports_end=st.booleans(),
