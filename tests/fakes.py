@@ -288,6 +288,10 @@ class Process:
     """Where it listens; None: nowhere."""
     starting: bool = False
     silent: bool = False
+    size: Bytes = 0
+    """Of the image that it was started on."""
+    detached: bool = False
+    """The file that it has open is not the one at its image's path any more."""
     clients: int = 0
 
     @property
@@ -461,6 +465,7 @@ class FakeHost:
             mark=served.mark,
             starting=served.starting,
             listening=listening,
+            holds_image=not process.detached,
             clients=process.clients,
             handshake=handshake,
         )
@@ -473,7 +478,8 @@ class FakeHost:
         if process.name != name:
             return Handshake(error=f"it knows no export {name}")
         image = self.images.get(process.argv[-1])
-        return Handshake(image.size if image else 0, read_only=not process.writes)
+        size = image.size if image else process.size
+        return Handshake(size, read_only=not process.writes)
 
     def _foreign(self) -> Iterable[Foreign]:
         for process in self.processes.values():
@@ -584,7 +590,7 @@ class FakeHost:
             process = self.spawn(("sh", "-c", ENTER, *line), lease.port)
         self.fuse.burn()  # here the server is left behind in the act of starting
         with self.lock:
-            process.argv = line
+            process.argv, process.size = line, image.size if image else 0
             wrong = ""
             if image is None:
                 wrong = "no such file or directory"
@@ -704,6 +710,11 @@ class FakeHost:
         """A client writes; nothing of it is flushed yet."""
         image = self.images[process.argv[-1]]
         self.images[image.path] = replace(image, pristine=False)
+
+    def move_away(self, process: Process) -> None:
+        """Somebody moves the image of a running server; it writes on into what it has open."""
+        process.detached = True
+        del self.images[process.argv[-1]]
 
     def kill(self, process: Process) -> None:
         """kill -9: what its clients were told is written, and was not flushed, is gone."""

@@ -25,6 +25,7 @@ from reconciler.core.guards import in_use, unfit, unfit_parent
 from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import argv
 from reconciler.core.ports import Pool
+from reconciler.core.settings import QemuNbd
 from reconciler.core.units import Port, Seconds, format_size
 
 
@@ -195,7 +196,8 @@ class Disks:
         wanted_lease = lease or self.lease(export, port)
         if lease is None or lease.port != port or not (lease.started or server.starting):
             if lease is None or lease.port != port:
-                wanted_lease = self.lease(export, port)
+                safe = QemuNbd(cache=_options(server.argv).get("--cache")).safe
+                wanted_lease = replace(self.lease(export, port), safe=safe)
             why = "it runs with our mark, and the ledger does not know it"
             self.actions.append(
                 Adopt(

@@ -360,6 +360,11 @@ class OneVm(Disks):
             )
         )
 
+    def unseen(self, export: Export) -> str:
+        """Why an image cannot be looked at just now; empty: it can."""
+        image = self.actual.images.get(export.image)
+        return f"cannot look at {image.path}: {image.error}" if image and image.error else ""
+
     def image_lost(self, export: Export) -> bool:
         """What was written is not what is at the image's path."""
         server, image = self.server_for(export), self.actual.images.get(export.image)
@@ -376,6 +381,13 @@ class OneVm(Disks):
         event, cause, why = CallEvent.FAIL, "RunFailed", f"SNA {call.sna}: {message or 'it failed'}"
         if status == "completed":
             event, cause, why = CallEvent.END, "RunCompleted", f"SNA {call.sna} reports its end"
+            unseen = [image for e in call.exports if (image := self.unseen(e))]
+            if unseen:
+                why = f"{'; '.join(unseen)}: before that is known, the run is not ended"
+                self.actions.append(
+                    Hold(vm=self.vm.name, call=call, cause="ImageUnreadable", why=why)
+                )
+                return
             lost = [export.image for export in call.exports if self.image_lost(export)]
             if lost:
                 event, cause = CallEvent.FAIL, "ImageLost"

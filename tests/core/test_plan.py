@@ -580,6 +580,34 @@ def test_an_image_that_vanishes_under_a_run_is_not_made_anew() -> None:
     says(refusal.why, "of the active run is gone")
 
 
+def test_an_image_that_is_moved_away_from_under_a_run_is_told_and_held() -> None:
+    host, desired = a_hub(a_vm(), settings=a_settings(reports_end=True))
+    process = host.server("ctx-1", 2000)
+    host.move_away(process)
+    hold = only(planned(host, desired))
+    assert (hold.kind, hold.disk, hold.cause) == ("hold", 2000, "ImageReplaced")
+    says(hold.why, "has another file open", "moved, deleted or replaced", "put it back")
+    settle(host, desired)
+    assert host.mine() == [process]
+    sna_of(host).jobs[call_of(host).job_id] = "completed"
+    settle(host, desired)
+    assert call_of(host).state is S.FAILED
+    says(call_of(host).message, an_export().image, "moved, deleted or replaced")
+
+
+def test_an_image_that_is_moved_away_before_the_call_is_made_anew() -> None:
+    host, desired = an_unreached_hub(a_vm())
+    host.move_away(host.server("ctx-1", 2000))
+    assert brief(planned(host, desired)) == [
+        ("create", 2000, "ImageMissing"),
+        ("restart", 2000, "ImageReplaced"),
+        ("call", None, "RunDue"),
+    ]
+    settle(host, desired)
+    assert not host.server("ctx-1", 2000).detached
+    assert call_of(host).state is S.ACCEPTED
+
+
 def test_an_image_that_another_vm_serves_is_not_served_twice() -> None:
     host, _ = a_hub(a_vm("ctx-2"))
     image = an_export("ctx-2").image
@@ -810,6 +838,19 @@ def test_a_server_found_dead_when_the_end_is_reported_fails_the_run_too() -> Non
     sna_of(host).jobs[call_of(host).job_id] = "completed"
     settle(host, desired)
     assert (call_of(host).state, call_of(host).reason) == (S.FAILED, "ServerDied")
+
+
+def test_a_run_is_not_failed_because_its_image_cannot_be_looked_at_just_now() -> None:
+    host, desired = a_hub(a_vm(), settings=a_settings(reports_end=True))
+    path = an_export().image
+    image = host.images[path]
+    host.images[path] = replace(image, error="input/output error")
+    sna_of(host).jobs[call_of(host).job_id] = "completed"
+    settle(host, desired)
+    assert call_of(host).state is S.ACCEPTED
+    host.images[path] = image
+    settle(host, desired)
+    assert call_of(host).state is S.COMPLETED
 
 
 def test_a_secret_that_cannot_be_read_is_found_before_the_call() -> None:
@@ -1162,6 +1203,19 @@ def test_a_lost_run_that_the_spec_now_names_fewer_disks_of_is_never_completed() 
     sna_of(host).jobs[job] = "completed"
     settle(host, desired)
     assert call_of(host).state is not S.COMPLETED
+
+
+def test_a_server_that_is_taken_in_again_is_as_safe_as_it_was_started() -> None:
+    """Not as safe as the one that the config would start now."""
+    host, _ = a_hub(a_vm())
+    host.lose_state()
+    host.settings = a_settings(cache="writethrough")
+    desired = wanting(a_vm(), settings=host.settings)
+    settle(host, desired)
+    host.write(host.server("ctx-1", 2000))
+    host.kill(host.server("ctx-1", 2000))
+    settle(host, desired)
+    assert call_of(host).tainted
 
 
 def test_an_older_record_of_a_run_that_was_called_is_not_believed() -> None:
