@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 from msgspec.structs import replace
 
-from reconciler.core.actions import Conclude, Hold, Notify, Restart, Start, Stop
+from reconciler.core.actions import Adopt, Conclude, Hold, Notify, Restart, Start, Stop
 from reconciler.core.actual import Handshake, Identity, Listener
 from reconciler.core.call import CallEvent, CallState, Report
 from reconciler.core.desired import Desired, Vm, attempted, attempted_image
@@ -414,6 +414,15 @@ def test_a_server_that_the_ledger_lost_is_taken_in_again() -> None:
     settle(host, desired)
     assert planned(host, desired).actions == ()
     assert [process.identity for process in host.mine()] == before
+
+
+def test_a_server_that_runs_on_another_port_than_its_lease_says_is_believed() -> None:
+    ledger = remembered([a_lease(port=10100)], [a_call(state=S.DUE)])
+    found = plan(wanting(a_vm()), seen([a_server(port=10105)], [an_image()]), ledger, NOW)
+    adopt, _ = found.actions
+    assert isinstance(adopt, Adopt)
+    assert (adopt.cause, adopt.lease.port) == ("NotInLedger", 10105)
+    assert found.vms[0].ports == {2000: 10105}
 
 
 def test_of_two_servers_of_one_disk_the_one_with_the_lease_stays() -> None:
