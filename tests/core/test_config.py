@@ -142,6 +142,7 @@ def test_a_fault_in_the_environment_is_named(value: str) -> None:
         ("ports: {advertise: '::1'}", ["cannot stand in a target"]),
         ("qemu_nbd: {shared: 1}", ["1:20 error: shared: ", "2"]),
         ("qemu_nbd: {shared: '10'}", ["shared: expected a whole number", "without quotes"]),
+        ("qemu_nbd: {aio: native}", ["1:11 error: qemu_nbd: aio: native needs `cache: none`"]),
         ("qemu_nbd: {cache: fast}", ["1:19 error: cache: expected one of none, writeback"]),
         ("qemu_nbd: {stop_grace: 0s}", ["1:24 error: stop_grace: '0s' is not a usable duration"]),
         ("qemu_nbd: {stop_grace: 90d}", ["not a usable duration"]),

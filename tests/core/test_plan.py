@@ -134,15 +134,18 @@ def test_the_intent_and_the_targets_are_on_disk_before_a_byte_leaves() -> None:
     answer = sna_of(host).answer
 
     def watched(post: Any) -> Any:
-        found.append((call_of(host).state, dict(host.records.targets), dict(host.claims)))
+        found.append(
+            (call_of(host).state, dict(host.records.targets), dict(host.claims), set(host.intents))
+        )
         return answer(post)
 
     sna_of(host).answer = watched  # type: ignore[method-assign]
     settle(host, wanting(a_vm()))
-    ((state, targets, claims),) = found
+    ((state, targets, claims, intents),) = found
     assert state is S.INTENDED
     assert list(targets.values()) == ["2000:nbd://127.0.0.1:10100/ctx-1-r1-disk0"]
     assert claims == {(ROOT, "ctx-1", "r1"): "state-1"}
+    assert intents == {("ctx-1", "r1", 1)}
 
 
 def test_a_run_that_was_made_is_not_made_again_after_absent() -> None:
@@ -253,6 +256,19 @@ def test_a_server_that_was_left_behind_in_the_act_of_starting_taints_as_any_othe
     sna_of(host).jobs[call_of(host).job_id] = "completed"
     settle(host, desired)
     assert (call_of(host).state, call_of(host).reason) == (S.FAILED, "ServerDied")
+
+
+def test_a_server_whose_start_was_not_noted_is_noted_when_it_is_seen() -> None:
+    ledger = remembered([a_lease(started=False)], [a_call()])
+    adopt = only(plan(wanting(a_vm()), seen([a_server()], [an_image()]), ledger, NOW))
+    assert (adopt.kind, adopt.disk, adopt.cause) == ("adopt", 2000, "NotInLedger")
+
+
+def test_a_server_that_nobody_saw_start_and_that_is_gone_may_have_lost_writes_too() -> None:
+    ledger = remembered([a_lease(started=False, clients_seen=True)], [a_call()])
+    restart = only(plan(wanting(a_vm()), seen([], [an_image(pristine=False)]), ledger, NOW))
+    assert isinstance(restart, Restart)
+    assert restart.taints
 
 
 def test_a_silent_server_is_restarted_at_zero_clients() -> None:
@@ -1166,6 +1182,9 @@ def test_a_claim_that_another_took_between_look_and_call_stops_the_call() -> Non
         settle(host, wanting(a_vm()))
     assert sna_of(host).posts == []
     assert host.mine() == []
+    refusal = planned(host, wanting(a_vm())).actions[-1]
+    assert (refusal.kind, refusal.cause) == ("refuse", "ClaimedElsewhere")
+    says(refusal.why, "claimed by the state directory another", "apply it there", "a new run")
 
 
 def test_servers_of_a_run_that_only_its_claim_tells_of_are_not_stopped() -> None:
