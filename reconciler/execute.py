@@ -66,7 +66,7 @@ class Line(Protocol):
 
 
 class Records(Protocol):
-    """What is remembered; see host/store.py."""
+    """What is remembered; see host/store."""
 
     def hold(self, leases: Sequence[Lease], call: Call | None) -> None: ...
     def started(self, leases: Sequence[Lease], *, again: bool = False) -> None: ...
@@ -83,6 +83,8 @@ class Host(Protocol):
     def settings(self) -> Settings: ...
     @property
     def records(self) -> Records: ...
+    @property
+    def who(self) -> str: ...
     def now(self) -> Seconds: ...
     def reserve(self, port: Port) -> Listener: ...
     def claim(self, vm: Vm) -> None: ...
@@ -326,6 +328,10 @@ class _OneVm:
             exports=vm.exports,
             created=now,
             changed=now,
+            display_name=vm.display_name,
+            path=vm.path,
+            vcenter=vm.vcenter,
+            who=vm.asked or self.host.who,
         )
 
     def create(self, action: Action) -> Step:
@@ -386,7 +392,16 @@ class _OneVm:
         assert call is not None
         if call.state is CallState.REJECTED:
             call = self.records.advance(call, CallEvent.REARM, self.host.now(), message="")
-            call = replace(call, sna=vm.sna, type=vm.type, exports=vm.exports, request=vm.request)
+            call = replace(
+                call,
+                sna=vm.sna,
+                type=vm.type,
+                exports=vm.exports,
+                request=vm.request,
+                display_name=vm.display_name,
+                path=vm.path,
+                vcenter=vm.vcenter,
+            )
             self.records.hold([], call)
         password = self.host.password(vm.vcenter)
         vcenter = self.host.settings.vcenters[vm.vcenter]

@@ -22,6 +22,7 @@ from reconciler.core.mark import argv
 from reconciler.core.settings import Settings
 from reconciler.core.units import Port, Seconds
 from reconciler.host import images, nbd, proc, processes, qemu_nbd, sockets
+from reconciler.host.effects import Effect, effect
 from reconciler.host.store import Store
 from reconciler.look import HANDSHAKE, SETTLE, Observer
 
@@ -32,9 +33,12 @@ MOMENT: Final[Seconds] = 0.005
 class Hub(Observer):
     """One hub that can be looked at and acted on; made only by who holds the lock."""
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str], store: Store) -> None:
+    def __init__(
+        self, settings: Settings, environment: Mapping[str, str], store: Store, who: str
+    ) -> None:
         super().__init__(settings, environment)
         self.records = store
+        self.who = who
         self.started: dict[Identity, Port] = {}
         """The servers that this process started."""
         self._binary: str | None = None
@@ -78,7 +82,8 @@ class Hub(Observer):
         pidfd = os.pidfd_open(pid)  # our child, not reaped: the pid cannot be another's
         try:
             target = nbd.Target(self.probe_host, lease.port, export.name, pidfd)
-            answer = nbd.handshake([target], options.start_timeout)[0]
+            with effect(Effect.HANDSHAKE):
+                answer = nbd.handshake([target], options.start_timeout)[0]
             wrong = self._wrong(export, pid, answer)
             identity = proc.identify(pid)
             if wrong is None and identity:
@@ -162,7 +167,7 @@ class Hub(Observer):
                 )
             time.sleep(0.02)
         try:
-            with processes.Handle(server.identity, proc.identify) as handle:
+            with processes.Handle(server.identity, proc.identify) as handle, effect(Effect.STOP):
                 handle.end(self.settings.qemu_nbd.stop_grace)
         except processes.Gone:
             return

@@ -279,7 +279,7 @@ class Applier:
         """
         close_inherited()
         with self.opened() as store:
-            hub = Hub(self.settings, self.environment, store)
+            hub = Hub(self.settings, self.environment, store, self.command)
             steps: list[Step] = []
             failed: set[str] = set()
             for number in range(PASSES):

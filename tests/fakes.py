@@ -56,7 +56,7 @@ class Fuse:
 
 
 class FakeRecords:
-    """What host/store.py remembers, with its refusals: one step at a time, a port once."""
+    """What host/store remembers, with its refusals: one step at a time, a port once."""
 
     def __init__(self, hub: str, state_id: str, fuse: Fuse | None = None) -> None:
         self.hub, self.state_id = hub, state_id
@@ -137,7 +137,11 @@ class FakeRecords:
                 raise HostError(f"cannot take {event}: it is not {call.state} any more", "Store")
             told: dict[str, Any] = dict(changes)
             if "targets" in told:
-                self.targets[call.key] = told.pop("targets")
+                self.targets[call.key] = told["targets"]
+            if event is CallEvent.INTEND:
+                told["called"] = now
+            if state.terminal:
+                told["ended"] = now
             done = replace(known, state=state, changed=now, **{"reason": str(event), **told})
             self.calls[call.key] = done
         self.fuse.burn()
@@ -186,7 +190,14 @@ class FakeRecords:
             self.calls[call.key] = call
         elif replace_due and known.state in (CallState.DUE, CallState.REJECTED):
             self.calls[call.key] = replace(
-                known, sna=call.sna, type=call.type, request=call.request, exports=call.exports
+                known,
+                sna=call.sna,
+                type=call.type,
+                request=call.request,
+                exports=call.exports,
+                display_name=call.display_name,
+                path=call.path,
+                vcenter=call.vcenter,
             )
 
 
@@ -389,6 +400,7 @@ class FakeHost:
     losses: set[tuple[str, str, int]] = field(default_factory=set)
     """(VM, run, attempt) of which acknowledged writes are gone."""
     lock: threading.RLock = field(default_factory=threading.RLock)
+    who: str = "somebody"
 
     def __post_init__(self) -> None:
         self.records = FakeRecords(self.settings.hub, "state-1", self.fuse)

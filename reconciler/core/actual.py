@@ -89,6 +89,8 @@ class Image(Struct, frozen=True, kw_only=True):
     """Absolute path."""
     pristine: bool = False
     """Nothing was ever written into it."""
+    allocated: Bytes = 0
+    """What it takes on its file system."""
     outside: str | None = None
     """Where it really is, if symlinks lead out of its repository."""
     error: str = ""

@@ -61,6 +61,8 @@ class CallEvent(StrEnum):
     RESEND = "ResolvedResend"
     CANCEL = "Cancelled"
     EVIDENCE = "IntentInRepository"
+    DAMAGED = "ImagesDamaged"
+    EMPTY = "NothingArrived"
 
 
 _S, _E = CallState, CallEvent
@@ -80,6 +82,8 @@ NEXT: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (_S.UNKNOWN, _E.END): _S.COMPLETED,
     (_S.UNKNOWN, _E.FAIL): _S.FAILED,
     (_S.UNKNOWN, _E.SERVER_DIED): _S.FAILED,
+    (_S.UNKNOWN, _E.DAMAGED): _S.FAILED,
+    (_S.UNKNOWN, _E.EMPTY): _S.FAILED,
     (_S.UNKNOWN, _E.SAY_ACCEPTED): _S.ACCEPTED,
     (_S.UNKNOWN, _E.SAY_COMPLETED): _S.COMPLETED,
     (_S.UNKNOWN, _E.SAY_FAILED): _S.FAILED,
@@ -88,6 +92,8 @@ NEXT: Final[Mapping[tuple[CallState, CallEvent], CallState]] = {
     (_S.ACCEPTED, _E.END): _S.COMPLETED,
     (_S.ACCEPTED, _E.FAIL): _S.FAILED,
     (_S.ACCEPTED, _E.SERVER_DIED): _S.FAILED,
+    (_S.ACCEPTED, _E.DAMAGED): _S.FAILED,
+    (_S.ACCEPTED, _E.EMPTY): _S.FAILED,
     (_S.ACCEPTED, _E.SAY_COMPLETED): _S.COMPLETED,
     (_S.ACCEPTED, _E.SAY_FAILED): _S.FAILED,
     (_S.ACCEPTED, _E.RESEND): _S.CANCELLED,
@@ -135,6 +141,18 @@ class Call(Struct, frozen=True, kw_only=True):
     retry_at: Seconds = 0.0
     tainted: bool = False
     """A server died under a client: acknowledged writes may be gone, the run can only fail."""
+    targets: str = ""
+    """What the SNA was told, from the intent on."""
+    display_name: str = ""
+    """The VM's name in vCenter; the SNA's client asks the hub by it."""
+    path: str = ""
+    vcenter: str = ""
+    """(vcenter, path) is the VM's identity, whatever name it has here."""
+    who: str = ""
+    """Who asked for the run."""
+    called: Seconds = 0.0
+    """When the intent was written down; 0: not yet."""
+    ended: Seconds = 0.0
 
     @property
     def key(self) -> tuple[str, str, int]:

@@ -68,6 +68,8 @@ class Vm(Struct, frozen=True, kw_only=True):
     """Digest of what else its SNA is told; a refused call is made again when it changes."""
     order: str = ""
     """Why it is to be absent, where no spec says so."""
+    asked: str = ""
+    """Who asked for the run, where that is written; else it is who applies it."""
     place: str = ""
     """file:line of its declaration."""
 

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
-from reconciler.core.units import Port, Seconds
+from reconciler.core.units import Bytes, Port, Seconds
 
 
 class Lease(Struct, frozen=True, kw_only=True):
@@ -42,6 +42,41 @@ class Applied(Struct, frozen=True, kw_only=True):
     at: Seconds
 
 
+class DiskReport(Struct, frozen=True, kw_only=True):
+    """An SNA's client said that one disk has arrived. Its first word counts."""
+
+    job_id: str
+    position: int
+    change_id: str
+    bytes: Bytes
+    """What the client says that it transferred; not what is allocated."""
+    at: Seconds
+
+
+class Telemetry(Struct, frozen=True, kw_only=True):
+    """The last word of an SNA's client about a job. It never ends a run."""
+
+    job_id: str
+    first: Seconds
+    """When the first word came."""
+    at: Seconds
+    status: str
+    phase: str
+    bytes: Bytes
+    total: Bytes
+    speed: Bytes
+    """Bytes per second."""
+    percent: float
+    error: str
+
+
+class Sighting(Struct, frozen=True):
+    """Every disk of a run had a client: since when, and what its images took then."""
+
+    at: Seconds
+    allocated: Bytes
+
+
 class Ledger(Struct, frozen=True, kw_only=True):
     """One consistent reading of the store."""
 
@@ -55,6 +90,12 @@ class Ledger(Struct, frozen=True, kw_only=True):
     """(VM, condition type) → status, reason, since when."""
     failures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """VM → (reason, message) of what its last apply could not do; gone when one could."""
+    reports: Mapping[str, Mapping[int, DiskReport]] = field(default_factory=dict)
+    """Job id of an open call → position → what was reported."""
+    telemetry: Mapping[str, Telemetry] = field(default_factory=dict)
+    """Job id of an open call → the last word about it."""
+    sightings: Mapping[str, Sighting] = field(default_factory=dict)
+    """Job id of a call whose outcome is unknown → when clients were first seen on all disks."""
     busy: str = ""
     """Who is changing the hub while this is read; nobody, if the reader holds the lock."""
 

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from reconciler.core.actual import Image
 from reconciler.core.errors import HostError
 from reconciler.core.units import Bytes, Seconds
+from reconciler.host.effects import Effect, effect
 
 CREATE_TIMEOUT: Final[Seconds] = 60.0
 """qemu-img create takes 11-40 ms; a minute means that the storage hangs."""
@@ -66,7 +67,13 @@ def _header(path: str, fd: int) -> Image:
     # A client's data clusters are appended at once, its tables only at a flush: look at both.
     pristine = not table.strip(b"\0") and stat.st_size <= bare and not snapshots
     return Image(
-        path=path, exists=True, format="qcow2", size=size, backing=backing, pristine=pristine
+        path=path,
+        exists=True,
+        format="qcow2",
+        size=size,
+        backing=backing,
+        pristine=pristine,
+        allocated=stat.st_blocks * 512,
     )
 
 
@@ -119,9 +126,10 @@ def create(path: str, size: Bytes, root: str, backing: str | None = None) -> Non
                 "CannotCreate",
             )
         _sync(temporary)
-        os.link(temporary, path)
-        os.unlink(temporary)
-        _sync(directory)
+        with effect(Effect.IMAGE):
+            os.link(temporary, path)
+            os.unlink(temporary)
+            _sync(directory)
     except FileExistsError as error:
         raise HostError(
             f"cannot create {path}: something is there since we looked", "CannotCreate"
@@ -177,13 +185,14 @@ def claim(root: str, vm: str, run: str, state_id: str, *, take_over: bool = Fals
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         _write(str(temporary), f"{state_id}\n")
-        if take_over:
-            os.rename(temporary, path)
-        else:
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-            os.unlink(temporary)
-        _sync(str(path.parent))
+        with effect(Effect.CLAIM):
+            if take_over:
+                os.rename(temporary, path)
+            else:
+                with contextlib.suppress(FileExistsError):
+                    os.link(temporary, path)
+                os.unlink(temporary)
+            _sync(str(path.parent))
     except OSError as error:
         raise HostError(
             f"cannot claim run {run} of {vm} in {path.parent}: {error.strerror}", "CannotClaim"
@@ -219,8 +228,9 @@ def intend(root: str, vm: str, run: str, attempt: int, job_id: str) -> None:
     """
     path = intent_path(root, vm, run, attempt)
     try:
-        _write(str(path), f"{job_id}\n")
-        _sync(str(path.parent))
+        with effect(Effect.MARKER):
+            _write(str(path), f"{job_id}\n")
+            _sync(str(path.parent))
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}", "CannotClaim") from error
 
@@ -229,7 +239,7 @@ def unintend(root: str, vm: str, run: str, attempt: int) -> None:
     """Take it back: it is known that the SNA did not act. Raises HostError."""
     path = intent_path(root, vm, run, attempt)
     try:
-        with contextlib.suppress(FileNotFoundError):
+        with effect(Effect.UNMARK), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
             _sync(str(path.parent))
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from reconciler.core.errors import HostError
 from reconciler.core.mark import ENTER
+from reconciler.host.effects import Effect, effect
 
 LOG_LIMIT: Final = 1 << 20
 """Bytes of a server's log; a longer one is begun anew at its next start."""
@@ -52,18 +53,19 @@ def spawn(binary: str, argv: Sequence[str], listener: HasFileno, log: Path) -> i
             log.unlink()
     opening = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
-        return os.posix_spawn(
-            "/bin/sh",
-            ["sh", "-c", ENTER, *argv],
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 2, str(log), opening, 0o600),
-                (os.POSIX_SPAWN_DUP2, listener.fileno(), 3),
-            ],
-            setsid=True,  # Ctrl-C in our terminal is not for the servers
-        )
+        with effect(Effect.SPAWN):
+            return os.posix_spawn(
+                "/bin/sh",
+                ["sh", "-c", ENTER, *argv],
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 2, str(log), opening, 0o600),
+                    (os.POSIX_SPAWN_DUP2, listener.fileno(), 3),
+                ],
+                setsid=True,  # Ctrl-C in our terminal is not for the servers
+            )
     except OSError as error:
         raise HostError(f"cannot start {argv[0]}: {error}", "CannotStart") from error
 

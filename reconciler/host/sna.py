@@ -9,7 +9,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +18,7 @@ from reconciler.core.call import Answer, Report
 from reconciler.core.errors import HostError
 from reconciler.core.settings import Appliance, Secret
 from reconciler.core.units import Seconds
+from reconciler.host.effects import Effect, effect
 
 if TYPE_CHECKING:
     import httpx2
@@ -102,13 +103,20 @@ class Line:
         import httpx2
 
         body = json.dumps({**request, "vcenter_password": password.reveal()}).encode()
-        headers = {"Content-Type": "application/json", "Idempotency-Key": request["job_id"]}
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Idempotency-Key": request["job_id"],
+        }
         deadline = time.monotonic() + self.sna.timeout
         status = None
         try:
-            with self.client.stream(
-                "POST", "/api/v1/backup/start", content=body, headers=headers
-            ) as response:
+            with (
+                self.client.stream(
+                    "POST", "/api/v1/backup/start", content=_sent(body), headers=headers
+                ) as response,
+                effect(Effect.ANSWER),
+            ):
                 status = response.status_code
                 return Answer(True, status, _read(response, deadline))
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
@@ -138,6 +146,12 @@ class Line:
             str(body.get("current_operation") or ""),
             float(percent) if isinstance(percent, int | float) else None,
         )
+
+
+def _sent(body: bytes) -> Iterator[bytes]:
+    """The body, in one piece; who asks for more of it has sent that."""
+    with effect(Effect.POST):
+        yield body
 
 
 @cache

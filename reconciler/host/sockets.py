@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from reconciler.core.errors import HostError
 from reconciler.core.units import Port
+from reconciler.host.effects import Effect, effect
 
 BACKLOG: Final = 128
 """qemu-nbd never calls listen() on a socket it is given, so this is the server's. Measured: with
@@ -39,8 +40,9 @@ def reserve(host: str, port: Port) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
+        with effect(Effect.BIND):
+            sock.bind((host, port))
+            sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         message = f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"

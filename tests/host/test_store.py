@@ -162,7 +162,7 @@ def test_a_damaged_store_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_locked_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reconciler.host.store.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("reconciler.host.store.writer.BUSY_TIMEOUT", 0.05)
     store = Store(tmp_path, "h")
     other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -1,0 +1,11 @@
+"""What cannot be looked at: leases, calls, events, the last applied state. SQLite, one writer.
+
+Every change is one transaction that is on the disk when the method returns.
+"""
+
+from reconciler.host.store.files import StoreError, WrongHubError
+from reconciler.host.store.reading import events, read
+from reconciler.host.store.rows import Event
+from reconciler.host.store.writer import EVENT_DAYS, Store
+
+__all__ = ["EVENT_DAYS", "Event", "Store", "StoreError", "WrongHubError", "events", "read"]
