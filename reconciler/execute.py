@@ -38,9 +38,11 @@ from reconciler.core.call import (
     Call,
     CallEvent,
     CallState,
+    Seal,
     job_id,
     judge,
     targets,
+    verdict,
 )
 from reconciler.core.desired import Export, Vm
 from reconciler.core.errors import HostError, ReconcilerError
@@ -95,6 +97,7 @@ class Host(Protocol):
     def look_again(self, server: Server, export: Export) -> Server | None: ...
     def stop(self, server: Server, *, kill_clients: bool) -> None: ...
     def silent(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[str]: ...
+    def sealed(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[Seal]: ...
     def line(self, sna: str) -> AbstractContextManager[Line]: ...
     def password(self, vcenter: str) -> Secret: ...
 
@@ -166,6 +169,8 @@ class _OneVm:
         """What was brought up; noted in one commit for the whole VM."""
         self.down: list[Lease] = []
         """Leases of what was stopped."""
+        self.concluded: set[tuple[str, str, int]] = set()
+        """Calls that came to their end here."""
 
     def run(self) -> None:
         early: list[Action] = []
@@ -182,7 +187,10 @@ class _OneVm:
         stops = [action for action in early if isinstance(action, Stop)]
         good = True
         for action in ended:
-            good &= self.attempt(action, self.perform)
+            done = self.attempt(action, self.perform)
+            if isinstance(action, Conclude) and action.call.key not in self.concluded:
+                return  # what was to end has not: its servers stay
+            good &= done
         good &= self.side_by_side(stops, self.perform)
         if stops and self.down:
             good &= self.noted(stops[0], lambda: self.records.release(self.down))
@@ -226,15 +234,14 @@ class _OneVm:
                     said = action.why.split(NOT_AGAIN)[0]
                     self.records.advance(action.call, action.event, now, message=said)
                 return None
-            case Witness() | Conclude():
-                call = action.call
-                if call.state is CallState.INTENDED:
-                    call = self.records.advance(call, CallEvent.CRASH, now)
+            case Witness():
+                call = self.closed_gap(action.call)
                 if action.event is CallEvent.DENY:
                     self.host.unintend(self.plan.vm, call)
                 call = self.records.advance(call, action.event, now, message=action.why)
-                good = action.event not in (CallEvent.FAIL, CallEvent.SERVER_DIED)
-                return Step(action, good, action.cause, action.why, call)
+                return Step(action, True, action.cause, action.why, call)
+            case Conclude():
+                return self.conclude(action)
             case Stop():
                 self.host.stop(action.server, kill_clients=self.kill_clients)
                 if action.lease:
@@ -252,6 +259,25 @@ class _OneVm:
                 raise AssertionError(f"{action.kind} has its own way")
             case _:
                 assert_never(action)
+
+    def closed_gap(self, call: Call) -> Call:
+        """A call that we ended in the middle of is one whose outcome is unknown."""
+        if call.state is not CallState.INTENDED:
+            return call
+        return self.records.advance(call, CallEvent.CRASH, self.host.now())
+
+    def conclude(self, action: Conclude) -> Step:
+        """The end of a run; published only when what was written is on the disk and whole."""
+        event, why, cause = action.event, action.why, action.cause
+        if event is CallEvent.END:
+            exports = action.call.exports
+            event, found = verdict(action.call.type, self.host.sealed(exports, self.plan.ports))
+            why = f"{why}; {found}" if event is CallEvent.END else found
+            cause = cause if event is CallEvent.END else str(event)
+        call = self.closed_gap(action.call)
+        call = self.records.advance(call, event, self.host.now(), message=why)
+        self.concluded.add(call.key)
+        return Step(action, event is CallEvent.END, cause, why, call)
 
     # -- coming up
 

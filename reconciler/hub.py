@@ -14,7 +14,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from reconciler.core.actual import Handshake, Identity, Server
-from reconciler.core.call import Call
+from reconciler.core.call import Call, Seal
 from reconciler.core.desired import Export, Vm
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Lease
@@ -26,6 +26,10 @@ from reconciler.host.effects import Effect, effect
 from reconciler.host.store import Store
 from reconciler.look import HANDSHAKE, SETTLE, Observer
 
+FLUSH: Final[Seconds] = 120.0
+"""Deadline of a flush: what a server has not written yet is at most what the page cache holds."""
+UNLOCK: Final[Seconds] = 3.0
+"""A lock is gone with its process; a second is long."""
 MOMENT: Final[Seconds] = 0.005
 """How old an answer about connections may be."""
 
@@ -147,6 +151,46 @@ class Hub(Observer):
         target = nbd.Target(self.probe_host, server.mark.port, export.name)
         return replace(server, clients=clients, handshake=nbd.handshake([target], HANDSHAKE)[0])
 
+    def sealed(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[Seal]:
+        """Flush and check the images of a run that nobody writes any more.
+
+        After the flush, nothing that a client was told is written can be lost by the death of a
+        server. Raises HostError if a client is connected, before or after, or if it cannot be done.
+        """
+        where = {export.key: ports.get(export.key, 0) for export in exports}
+        self._left_alone(where.values(), "its run is not ended")
+        targets = [nbd.Target(self.probe_host, where[e.key], e.name) for e in exports]
+        with effect(Effect.FLUSH):
+            answers = nbd.handshake(targets, FLUSH, flush=True)
+        for export, answer in zip(exports, answers, strict=True):
+            if not answer.answered:
+                raise HostError(
+                    f"cannot flush disk {export.key} of {export.vm} on {where[export.key]}: "
+                    f"{answer.error}; its run is not ended",
+                    "CannotFlush",
+                )
+        seals = [
+            Seal(
+                export.key,
+                export.image,
+                images.look(export.image, os.path.dirname(export.image)).pristine,
+                images.check(export.image),
+            )
+            for export in exports
+        ]
+        self._left_alone(where.values(), "its run is not ended")
+        return seals
+
+    def _left_alone(self, ports: Iterable[Port], otherwise: str) -> None:
+        """Nobody is connected, but for a moment. Raises HostError."""
+        deadline = time.monotonic() + SETTLE
+        for port in ports:
+            while clients := self._clients(port):
+                if time.monotonic() > deadline:
+                    many = f"{clients} clients are" if clients > 1 else "1 client is"
+                    raise HostError(f"{otherwise}: {many} connected to port {port}", "InUse")
+                time.sleep(0.02)
+
     def _clients(self, port: Port) -> int:
         """Connections to a port; many servers that stop at one moment share one question."""
         with self._asking:
@@ -158,19 +202,31 @@ class Hub(Observer):
 
     def stop(self, server: Server, *, kill_clients: bool) -> None:
         """End a server and wait until it is gone. Raises HostError if clients are connected."""
-        port = server.mark.port
-        deadline = time.monotonic() + SETTLE
-        while not kill_clients and (clients := self._clients(port)):
-            if time.monotonic() > deadline:
-                raise HostError(
-                    f"not stopped: {clients} clients are connected to port {port}", "InUse"
-                )
-            time.sleep(0.02)
+        if not kill_clients:
+            self._left_alone([server.mark.port], "not stopped")
         try:
             with processes.Handle(server.identity, proc.identify) as handle, effect(Effect.STOP):
                 handle.end(self.settings.qemu_nbd.stop_grace)
         except processes.Gone:
             return
+        self._unlocked(server)
+
+    def _unlocked(self, server: Server) -> None:
+        """Wait until the image of a server that has ended is free. Raises HostError.
+
+        Its lock goes with the process; who holds it now is somebody else.
+        """
+        image = server.argv[-1]
+        deadline = time.monotonic() + UNLOCK
+        while "--read-only" not in server.argv and images.locked(image):
+            if time.monotonic() > deadline:
+                who = ", ".join(f"{proc.name_of(pid)} (pid {pid})" for pid in proc.openers(image))
+                raise HostError(
+                    f"pid {server.pid} has ended, and {image} is still locked by "
+                    f"{who or 'another process'}; its port stays leased until it lets go",
+                    "ImageLocked",
+                )
+            time.sleep(0.02)
 
     def silent(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[str]:
         """Which of the exports do not answer as they should; empty: every one does."""

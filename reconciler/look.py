@@ -131,6 +131,7 @@ class Observer:
             argv=served.argv,
             mark=served.mark,
             starting=served.starting,
+            age=proc.age(process.identity) if served.starting else 0.0,
             # Another user's descriptors are not ours to see: then somebody listening must do.
             listening=inode in there if inode else bool(there),
             holds_image=served.starting or proc.has_open(process.identity.pid, served.argv[-1]),

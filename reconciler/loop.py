@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -24,7 +24,7 @@ from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Settings
 from reconciler.core.status import conditions
 from reconciler.core.units import Seconds
-from reconciler.core.vm_plan import VmPlan
+from reconciler.core.vm_plan import VmPlan, sighted
 from reconciler.execute import Emit, Step, execute
 from reconciler.host import files, lock
 from reconciler.host.images import claim, claimed_by
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 PASSES: Final = 4
 """Passes of one apply: each repeats only what the one before made possible."""
 BETWEEN: Final[Seconds] = 0.2
+UNSURE: Final = (CallState.UNKNOWN, CallState.INTENDED)
+"""Calls about which the clients on their disks may tell something."""
 
 
 def load_settings(config: str | None, environment: Mapping[str, str]) -> Settings:
@@ -149,6 +151,8 @@ def pruned(inner: Desire) -> Desire:
         desired = inner(ledger)
         if desired.failed:
             return desired  # a file that cannot be read may hold what seems to be gone
+        # A VM that has only been given another name is not stopped and begun anew: see `renamed`.
+        kept = {(vm.vcenter, vm.path) for vm in desired.vms.values() if vm.exported and vm.path}
         gone = {
             name: Vm(
                 name=name,
@@ -157,11 +161,15 @@ def pruned(inner: Desire) -> Desire:
                 order="no spec declares it any more",
             )
             for name, applied in ledger.applied.items()
-            if name not in desired.vms
+            if name not in desired.vms and _identity(applied.vm) not in kept
         }
         return replace(desired, vms={**desired.vms, **gone})
 
     return with_removals
+
+
+def _identity(vm: Mapping[str, Any]) -> tuple[str, str]:
+    return str(vm.get("vcenter", "")), str(vm.get("path", ""))
 
 
 def dry_run(settings: Settings, wanted: Desire, environment: Mapping[str, str]) -> Plan:
@@ -289,7 +297,7 @@ class Applier:
                 desired = wanted(ledger)
                 # An SNA is asked once: a call that went wrong just now is not explained away.
                 actual = hub.look(desired, ledger, ask=not number)
-                self.note_clients(store, ledger, actual)
+                self.note_clients(store, desired, ledger, actual, hub.now())
                 planned = plan(desired, actual, ledger, hub.now())
                 self.looked(planned, actual)
                 if not number:
@@ -342,11 +350,23 @@ class Applier:
         if changed or ledger.settings != settings:
             store.apply(settings, changed, time.time())
 
-    def note_clients(self, store: Store, ledger: Ledger, actual: Actual) -> None:
+    def note_clients(
+        self, store: Store, desired: Desired, ledger: Ledger, actual: Actual, now: Seconds
+    ) -> None:
+        """Who is connected, as far as a later look has to know it."""
         busy = {server.mark.key for server in actual.servers if server.clients}
         fresh = [one for one in ledger.leases if one.key in busy and not one.clients_seen]
         if fresh:
             store.clients_seen(fresh)
+        unsure = {c.job_id: c for c in ledger.calls if c.state in UNSURE}
+        found = {
+            job: sighted(call, actual) for job, call in unsure.items() if call.vm in desired.vms
+        }
+        seen = {job: taken for job, taken in found.items() if taken is not None}
+        known = ledger.sightings.keys()
+        gone = {job for job in known if job not in unsure or (job in found and job not in seen)}
+        if gone or seen.keys() - known:
+            store.sightings(seen, gone, now)
 
     def write_down(self, store: Store, hub: Hub, planned: Plan, steps: Sequence[Step]) -> None:
         """What happened, and what stands in the way, as events."""

@@ -19,14 +19,24 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Image, Listener, Server
-from reconciler.core.call import Answer, Call, CallEvent, CallState, Report, job_id, step
+from reconciler.core.call import (
+    Answer,
+    Call,
+    CallEvent,
+    CallState,
+    Report,
+    Seal,
+    job_id,
+    step,
+)
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.errors import HostError
-from reconciler.core.ledger import Applied, Lease, Ledger
+from reconciler.core.ledger import Applied, DiskReport, Lease, Ledger, Sighting, Telemetry
 from reconciler.core.mark import ENTER, Mark, Served, argv, parse
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Bytes, Port, Seconds
+from reconciler.core.vm_plan import sighted
 from reconciler.execute import Step, execute
 
 START: Final[Seconds] = 1_800_000_000.0
@@ -65,6 +75,9 @@ class FakeRecords:
         self.calls: dict[tuple[str, str, int], Call] = {}
         self.targets: dict[tuple[str, str, int], str] = {}
         self.applied: dict[str, Applied] = {}
+        self.reports: dict[str, dict[int, DiskReport]] = {}
+        self.telemetry: dict[str, Telemetry] = {}
+        self.sightings: dict[str, Sighting] = {}
         self._lock = threading.RLock()
 
     def ledger(self) -> Ledger:
@@ -74,7 +87,37 @@ class FakeRecords:
             leases=tuple(self.leases.values()),
             calls=tuple(self.calls.values()),
             applied=dict(self.applied),
+            reports={job: dict(found) for job, found in self.reports.items()},
+            telemetry=dict(self.telemetry),
+            sightings=dict(self.sightings),
         )
+
+    # -- what an appliance's client says
+
+    def report(self, job: str, position: int, now: Seconds = START) -> None:
+        """One disk has arrived, by its word."""
+        found = self.reports.setdefault(job, {})
+        report = DiskReport(
+            job_id=job, position=position, change_id=f"{job}/{position}", bytes=1 << 20, at=now
+        )
+        found.setdefault(position, report)
+
+    def word(self, job: str, now: Seconds = START, **changes: Any) -> None:
+        """A word about how far it is."""
+        values: dict[str, Any] = {
+            "job_id": job,
+            "first": now,
+            "at": now,
+            "status": "running",
+            "phase": "copying",
+            "bytes": 1,
+            "total": 2,
+            "speed": 1,
+            "percent": 50.0,
+            "error": "",
+            **changes,
+        }
+        self.telemetry[job] = Telemetry(**values)
 
     # -- the `Records` protocol of reconciler/execute.py
 
@@ -397,6 +440,10 @@ class FakeHost:
     unreadable: dict[str, str] = field(default_factory=dict)
     """Root, or `vcenter NAME`, → why it cannot be read."""
     ended: list[Ended] = field(default_factory=list)
+    flushed: set[Identity] = field(default_factory=set)
+    """Servers that have put on the disk what they acknowledged."""
+    damaged: set[str] = field(default_factory=set)
+    """Images in which a check finds errors."""
     losses: set[tuple[str, str, int]] = field(default_factory=set)
     """(VM, run, attempt) of which acknowledged writes are gone."""
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -662,6 +709,27 @@ class FakeHost:
                 wrong.append(f"disk {export.key}: no answer")
         return wrong
 
+    def sealed(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[Seal]:
+        self.fuse.burn()
+        with self.lock:
+            for export in exports:
+                process = next((p for p in self.mine() if p.port == ports.get(export.key)), None)
+                if process is None or not self._handshake(process, export.name).answered:
+                    raise HostError(f"cannot flush disk {export.key}: no answer", "CannotFlush")
+                if process.clients:
+                    raise HostError(f"not ended: {process.clients} clients", "InUse")
+                self.flushed.add(process.identity)
+        self.fuse.burn()
+        return [
+            Seal(
+                export.key,
+                export.image,
+                self.images[export.image].pristine,
+                "2 errors were found on the image" if export.image in self.damaged else "",
+            )
+            for export in exports
+        ]
+
     def answers(self, port: Port | None, name: str) -> Bytes | None:
         """The size that a client is told on a port under an export name."""
         for process in self.processes.values():
@@ -721,7 +789,9 @@ class FakeHost:
     def write(self, process: Process) -> None:
         """A client writes; nothing of it is flushed yet."""
         image = self.images[process.argv[-1]]
-        self.images[image.path] = replace(image, pristine=False)
+        more = image.allocated + 65536
+        self.images[image.path] = replace(image, pristine=False, allocated=more)
+        self.flushed.discard(process.identity)
 
     def move_away(self, process: Process) -> None:
         """Somebody moves the image of a running server; it writes on into what it has open."""
@@ -733,6 +803,8 @@ class FakeHost:
         mark = process.served.mark
         image = self.images.get(process.argv[-1])
         safe = "writethrough" in process.argv or not process.writes
+        if process.identity in self.flushed and not process.clients:
+            safe = True
         if mark and not safe and self._active(mark) and image and not image.pristine:
             self.losses.add((mark.vm, mark.run, mark.attempt))
         del self.processes[process.identity]
@@ -748,6 +820,17 @@ class FakeHost:
         for root, vm, run in self.claims:
             if (vm, run) == (call.vm, call.run):
                 self.claims[root, vm, run] = self.records.state_id
+
+    def note_sightings(self, ledger: Ledger, actual: Actual) -> None:
+        """As loop.py does: when all disks of an uncertain run were first seen with clients."""
+        for call in ledger.calls:
+            if call.state not in (CallState.UNKNOWN, CallState.INTENDED):
+                continue
+            taken = sighted(call, actual)
+            if taken is None:
+                self.records.sightings.pop(call.job_id, None)
+            else:
+                self.records.sightings.setdefault(call.job_id, Sighting(self.clock, taken))
 
     def lose_state(self) -> None:
         """The state directory is lost; a new one is made."""
@@ -773,6 +856,7 @@ def one_pass(
     actual = host.look(desired, ledger)
     busy = {server.mark.key for server in actual.servers if server.clients}
     host.records.clients_seen([lease for lease in ledger.leases if lease.key in busy])
+    host.note_sightings(ledger, actual)
     found = plan(desired, actual, ledger, host.now())
     told = [] if steps is None else steps
     execute(found, host, told.append, parallel=parallel, kill_clients=desired.kill_clients)

@@ -8,7 +8,7 @@ from msgspec import Struct, field
 
 from reconciler.core.call import Report
 from reconciler.core.mark import Mark
-from reconciler.core.units import Bytes, Port
+from reconciler.core.units import Bytes, Port, Seconds
 
 
 class Identity(Struct, frozen=True):
@@ -42,6 +42,9 @@ class Server(Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     mark: Mark
     starting: bool = False
+    """Still the small step before exec."""
+    age: Seconds = 0.0
+    """How long it has lived, of one that is starting."""
     listening: bool = True
     """It holds the listening socket of its port, and no other."""
     holds_image: bool = True
@@ -110,6 +113,8 @@ class Actual(Struct, frozen=True, kw_only=True):
     images: Mapping[str, Image] = field(default_factory=dict)
     claims: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(VM, run) → id of the state directory that claimed it."""
+    rivals: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(VM, run) → another state directory that claimed it and still exists."""
     intents: frozenset[tuple[str, str, int]] = frozenset()
     """(VM, run, attempt) whose repository says that an SNA may have been called."""
     troubles: Mapping[str, str] = field(default_factory=dict)

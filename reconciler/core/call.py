@@ -234,6 +234,35 @@ def judge(answer: Answer, expected_job: str) -> tuple[CallEvent, str]:
     return CallEvent.ACCEPT, "it started the job"
 
 
+class Seal(Struct, frozen=True):
+    """One image of a run that has ended, after everything that was acknowledged is on the disk."""
+
+    key: int
+    image: str
+    empty: bool
+    """Nothing was ever written into it."""
+    damage: str = ""
+    """What `qemu-img check` found that matters; clusters that leak do not."""
+
+
+def verdict(kind: str, seals: Sequence[Seal]) -> tuple[CallEvent, str]:
+    """How a run ends whose every disk was reported complete, and the sentence that says so.
+
+    An empty disk is plausible, and so is an incremental without changes; a full backup in which
+    no disk holds anything is not: its data went somewhere else.
+    """
+    damaged = [f"disk {one.key} ({one.image}): {one.damage}" for one in seals if one.damage]
+    if damaged:
+        return CallEvent.DAMAGED, f"its images are damaged: {'; '.join(damaged)}"
+    if kind == "full" and all(one.empty for one in seals):
+        return CallEvent.EMPTY, (
+            "every disk was reported complete, and nothing was written into any image: the data "
+            "went elsewhere, or nowhere"
+        )
+    count = f"{len(seals)} disks" if len(seals) != 1 else "1 disk"
+    return CallEvent.END, f"{count} flushed and checked"
+
+
 class Report(Struct, frozen=True):
     """What an SNA's status says of a job. `known` None: it could not be asked."""
 

@@ -11,7 +11,7 @@ from msgspec import Struct, convert, field, to_builtins
 
 from reconciler.core.errors import Diagnostic, nearest
 from reconciler.core.settings import Appliance, Settings, VCenter
-from reconciler.core.units import Bytes, format_size
+from reconciler.core.units import Bytes, Seconds, format_size
 
 if TYPE_CHECKING:
     from reconciler.core.inventory import Inventory
@@ -90,6 +90,8 @@ class Desired(Struct, frozen=True, kw_only=True):
     diagnostics: tuple[Diagnostic, ...] = ()
     kill_clients: bool = False
     """An operator's explicit order to stop servers in use."""
+    drained: Seconds | None = None
+    """How long clients were waited for already; None: they are not waited for."""
 
     @property
     def failed(self) -> bool:

@@ -26,7 +26,7 @@ from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import argv
 from reconciler.core.ports import Pool
 from reconciler.core.settings import QemuNbd
-from reconciler.core.units import Port, Seconds, format_size
+from reconciler.core.units import Port, Seconds, format_duration, format_size
 
 
 class Disks:
@@ -41,9 +41,12 @@ class Disks:
         vm: Vm,
         servers: list[Server],
         pool: Pool,
+        twin: str = "",
     ) -> None:
         self.desired, self.actual, self.ledger, self.now = desired, actual, ledger, now
         self.vm, self.servers, self.pool = vm, servers, pool
+        self.twin = twin
+        """Why this VM is another one under a new name; empty: it is not."""
         self.leases = {lease.key: lease for lease in ledger.of(vm.name)}
         self.actions: list[Action] = []
         self.ports: dict[int, Port] = {}
@@ -210,8 +213,7 @@ class Disks:
                 )
             )
         if server.starting:
-            self.actions.append(Wait(**base, cause="Starting", why=f"pid {server.pid} is starting"))
-            return False
+            return self.starting(export, server, wanted_lease, base)
         fault = self.fault(export, server)
         if fault is None:
             return True
@@ -251,6 +253,28 @@ class Disks:
                 lease=self.at_most(wanted_lease),
                 server=server,
                 taints=self.would_taint(export),
+            )
+        )
+        return True
+
+    def starting(self, export: Export, server: Server, lease: Lease, base: dict[str, Any]) -> bool:
+        """A server in the small step before its exec; one that never leaves it is begun anew."""
+        limit = self.desired.settings.qemu_nbd.start_timeout
+        if server.age <= limit:
+            self.actions.append(Wait(**base, cause="Starting", why=f"pid {server.pid} is starting"))
+            return False
+        why = (
+            f"pid {server.pid} has been in the act of starting for {format_duration(server.age)}, "
+            f"longer than start_timeout ({format_duration(limit)})"
+        )
+        self.actions.append(
+            Restart(
+                **base,
+                cause="StartStuck",
+                why=why,
+                export=export,
+                lease=self.at_most(lease),
+                server=server,
             )
         )
         return True

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from reconciler.core.desired import Export
 from reconciler.core.settings import QemuNbd
-from reconciler.core.units import Port
+from reconciler.core.units import Bytes, Port
 
 PREFIX: Final = "nbd-reconciler/1"
 """First word of every mark; the number changes when its fields do."""
@@ -156,4 +156,24 @@ def parse(line: Sequence[str]) -> Served | None:
         starting,
         image,
         int(port) if re.fullmatch(r"[0-9]{1,5}", port) else None,
+    )
+
+
+_POSITION: Final = re.compile(r"disk([0-9]{1,9})$")
+
+
+def export_of(line: Sequence[str], mark: Mark, size: Bytes | None) -> Export:
+    """What a server of ours serves, as far as its argv tells; `size` is what it answered."""
+    name = line[line.index("--export-name") + 1] if "--export-name" in line[:-1] else ""
+    position = _POSITION.search(name)
+    return Export(
+        vm=mark.vm,
+        key=mark.disk,
+        position=int(position.group(1)) if position else 0,
+        run=mark.run,
+        attempt=mark.attempt,
+        name=name,
+        image=line[-1],
+        size=size,
+        read_only="--read-only" in line,
     )

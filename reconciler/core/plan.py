@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, KINDS, Action, Notify, Wait
 from reconciler.core.actual import Actual, Foreign, Listener, Server
+from reconciler.core.call import Call
 from reconciler.core.desired import Desired
 from reconciler.core.errors import Diagnostic
 from reconciler.core.ledger import Ledger
@@ -100,9 +101,11 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
     taken = {lease.port for lease in ledger.leases} | set(actual.listeners) | actual.unbindable
     taken |= {server.mark.port for server in actual.servers}
     pool = Pool(desired.settings.ports, taken)
+    twins = renamed(desired, ledger, servers)
     plans = []
     for name in sorted(desired.vms, key=natural):
-        planner = OneVm(desired, actual, ledger, now, desired.vms[name], servers[name], pool)
+        vm, twin = desired.vms[name], twins.get(name, "")
+        planner = OneVm(desired, actual, ledger, now, vm, servers[name], pool, twin)
         plans.append(planner.plan())
     known = set(ledger.applied) | {lease.vm for lease in ledger.leases} | set(servers)
     return Plan(
@@ -118,31 +121,74 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
     )
 
 
+def renamed(
+    desired: Desired, ledger: Ledger, servers: Mapping[str, Sequence[Server]]
+) -> dict[str, str]:
+    """The VMs that are another VM of this hub under a new name, and why they must wait for it.
+
+    A VM is (vCenter, path). Under a second name it would get a second set of servers and a second
+    snapshot while the first is being written.
+    """
+    living: dict[tuple[str, str], tuple[str, Call | None]] = {}
+    for name in {*ledger.applied, *(call.vm for call in ledger.calls if call.state.active)}:
+        call = ledger.active(name)
+        applied = ledger.applied[name].vm if name in ledger.applied else {}
+        vcenter = (call and call.vcenter) or str(applied.get("vcenter", ""))
+        path = (call and call.path) or str(applied.get("path", ""))
+        if path and (call or servers.get(name) or ledger.of(name)):
+            living.setdefault((vcenter, path), (name, call))
+    found = {}
+    for name, vm in desired.vms.items():
+        other, call = living.get((vm.vcenter, vm.path), (name, None))
+        if other == name or not vm.exported or vm.purpose != "backup" or ledger.of(name):
+            continue
+        before = {export.key: export.size for export in call.exports} if call else {}
+        after = {export.key: export.size for export in vm.exports}
+        disks = ", with the same disks" if before == after else ""
+        run = f"; its run {call.run} is {call.state}" if call else ""
+        found[name] = (
+            f"this is VM {other} under another name: both are {vm.path} at {vm.vcenter}{disks}"
+            f"{run}, and its servers carry that name. Write `name: {other}` again, or end that "
+            f"one first: reconciler stop {other}"
+        )
+    return found
+
+
 def _with_places(plans: Sequence[VmPlan], desired: Desired, ledger: Ledger) -> list[VmPlan]:
-    """An SNA runs `max_running` backups at once; who has waited longest goes first."""
-    running = Counter(call.sna for call in ledger.calls if call.state.active)
+    """An SNA runs `max_running` backups at once, and its client knows a VM by its name alone; who
+    has waited longest goes first."""
+    active = [call for call in ledger.calls if call.state.active]
+    running = Counter(call.sna for call in active)
+    names = {name: call.vm for call in active for name in (call.vm, call.display_name) if name}
     calling = [one for one in plans if any(isinstance(a, Notify) for a in one.actions)]
     calling.sort(key=lambda one: one.call.created if one.call else float("inf"))
-    busy: dict[str, str] = {}
+    busy: dict[str, tuple[str, str]] = {}
     for one in calling:
-        sna = one.vm.sna
+        sna, own = one.vm.sna, (one.name, one.vm.display_name)
         limit = desired.settings.snas[sna].max_running
+        namesake = next((names[name] for name in own if names.get(name, one.name) != one.name), "")
+        if namesake:
+            why = (
+                f"VM {namesake} has an active run, and an appliance's client that asks for "
+                f"{one.vm.display_name!r} could mean either; it has its turn when that has ended"
+            )
+            busy[one.name] = "NameActive", why
+            continue
         if running[sna] >= limit:
             busy[one.name] = (
-                f"SNA {sna} already runs {limit} backups, as many as max_running allows"
+                "SnaBusy",
+                f"SNA {sna} already runs {limit} backups, as many as max_running allows",
             )
+            continue
         running[sna] += 1
-    return [
-        replace(
-            one,
-            actions=tuple(
-                Wait(vm=one.name, cause="SnaBusy", why=busy[one.name])
-                if isinstance(action, Notify)
-                else action
-                for action in one.actions
-            ),
-        )
-        if one.name in busy
-        else one
-        for one in plans
-    ]
+        names |= dict.fromkeys(own, one.name)
+    return [_waiting(one, *busy[one.name]) if one.name in busy else one for one in plans]
+
+
+def _waiting(one: VmPlan, cause: str, why: str) -> VmPlan:
+    """The same plan, with a wait where its call was."""
+    actions = tuple(
+        Wait(vm=one.name, cause=cause, why=why) if isinstance(action, Notify) else action
+        for action in one.actions
+    )
+    return replace(one, actions=actions)

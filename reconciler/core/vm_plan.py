@@ -9,16 +9,19 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Witness
-from reconciler.core.actual import Server
-from reconciler.core.call import Call, CallEvent, CallState, difference, job_id
+from reconciler.core.actual import Actual, Server
+from reconciler.core.call import Call, CallEvent, CallState, Report, difference, job_id
 from reconciler.core.desired import Export, Vm
 from reconciler.core.disk_plan import Disks, export_key
-from reconciler.core.guards import keeps, unfit
+from reconciler.core.guards import in_use, keeps, unfit
 from reconciler.core.ledger import Lease
-from reconciler.core.units import Port, format_duration
+from reconciler.core.mark import export_of
+from reconciler.core.units import Bytes, Port, Seconds, format_duration, format_size
 
 LOST: Final = "ClaimWithoutRecord"
 """Reason of a call that only a claim in the repository tells of."""
+LOOKS_APART: Final[Seconds] = 2.0
+"""Between two looks in which clients on every disk count as a witness: a scanner does not stay."""
 NOT_AGAIN: Final = ". It is not called again by itself"
 """Behind what is known of an unknown call, in a plan; not part of what is remembered of it."""
 
@@ -61,44 +64,61 @@ class OneVm(Disks):
         return self.ledger.latest(self.vm.name, self.vm.run) or self.lost()
 
     def lost(self) -> Call | None:
-        """A claim without our row: somebody asked for this run, with what outcome is unknown."""
-        runs = {server.mark.run for server in self.servers} | {self.vm.run}
-        for (vm, run), owner in sorted(self.actual.claims.items()):
-            if vm != self.vm.name or run not in runs or self.ledger.latest(vm, run):
+        """A run of which a claim or a server tells and the ledger does not: what became of its
+        call is unknown."""
+        writing = [server for server in self.servers if "--read-only" not in server.argv]
+        wanted = {self.vm.run} if self.vm.run and self.vm.purpose == "backup" else set()
+        for run in sorted({server.mark.run for server in writing} | wanted):
+            owner = self.actual.claims.get((self.vm.name, run))
+            served = [server for server in writing if server.mark.run == run]
+            if not (owner or served) or self.ledger.latest(self.vm.name, run):
                 continue
-            whose = (
-                "this state directory, whose record of it is gone"
-                if owner == self.ledger.state_id
-                else "another state directory"
-            )
-            hub = self.desired.settings.hub
-            exports = self.vm.exports if self.vm.run == run else ()
-            attempt = max([s.mark.attempt for s in self.servers if s.mark.run == run] or [1])
-            return Call(
-                hub=hub,
-                vm=vm,
-                run=run,
-                attempt=attempt,
-                job_id=job_id(hub, vm, run, attempt),
-                state=CallState.UNKNOWN,
-                sna=self.vm.sna,
-                type=self.vm.type,
-                request="",
-                exports=exports,
-                # What died meanwhile was in the record that is gone: what is missing may have.
-                tainted=self.more_than(exports, run) or any(map(self.may_have_died, exports)),
-                created=self.now,
-                changed=self.now,
-                reason=LOST,
-                message=f"the run was claimed by {whose}; whether the appliance was called is "
-                "not known",
-            )
+            return self.unrecorded(run, served, owner)
         return None
 
-    def more_than(self, exports: Sequence[Export], run: str) -> bool:
-        """A run has, or may have had, disks that the spec does not name."""
-        served = {server.mark.disk for server in self.servers if server.mark.run == run}
-        return not exports or not served <= {export.key for export in exports}
+    def unrecorded(self, run: str, served: Sequence[Server], owner: str | None) -> Call:
+        """The call of a lost run, as far as what can be seen tells of it."""
+        hub, vm = self.desired.settings.hub, self.vm
+        if owner == self.ledger.state_id:
+            told = "the run was claimed by this state directory, whose record of it is gone"
+        elif owner:
+            told = "the run was claimed by another state directory, which is gone"
+        else:
+            told = "its servers run, and neither the ledger nor the repository tells of it"
+        exports, tainted = vm.exports, True
+        if run == vm.run:
+            served_keys = {server.mark.disk for server in served}
+            # What died meanwhile was in the record that is gone: what is missing may have.
+            tainted = not served_keys <= {export.key for export in exports} or any(
+                map(self.may_have_died, exports)
+            )
+        else:
+            found = [
+                export_of(one.argv, one.mark, one.handshake.size if one.handshake else None)
+                for one in served
+            ]
+            exports = tuple(sorted(found, key=lambda export: export.position))
+        attempt = max([server.mark.attempt for server in served] or [1])
+        return Call(
+            hub=hub,
+            vm=vm.name,
+            run=run,
+            attempt=attempt,
+            job_id=job_id(hub, vm.name, run, attempt),
+            state=CallState.UNKNOWN,
+            sna=vm.sna,
+            type=vm.type,
+            request="",
+            exports=exports,
+            tainted=tainted,
+            created=self.now,
+            changed=self.now,
+            reason=LOST,
+            message=f"{told}; whether the appliance was called is not known",
+            display_name=vm.display_name,
+            path=vm.path,
+            vcenter=vm.vcenter,
+        )
 
     def may_have_died(self, export: Export) -> bool:
         """Somebody has written into it, and nobody serves it now."""
@@ -110,6 +130,10 @@ class OneVm(Disks):
         trouble = self.actual.troubles.get(self.vm.name)
         if trouble:
             self.refuse("StorageUnreadable", f"{trouble}; nothing of this VM is changed")
+        elif rival := self.rival():
+            self.refuse("ClaimedElsewhere", rival)
+        elif self.twin:
+            self.refuse("Renamed", self.twin)
         elif self.vm.exported:
             self.exported()
         else:
@@ -121,6 +145,21 @@ class OneVm(Disks):
             call=self.call,
             ports=self.ports,
         )
+
+    def rival(self) -> str:
+        """Why nothing of this VM is ours to change: another state directory has it. Empty: it is.
+
+        Its servers carry our hub's name, so the mark alone cannot tell; the claim can.
+        """
+        runs = {server.mark.run for server in self.servers} | {self.vm.run}
+        for (vm, run), directory in sorted(self.actual.rivals.items()):
+            if vm == self.vm.name and run in runs:
+                return (
+                    f"its run {run} is claimed by the state directory {directory}, which exists: "
+                    f"this hub has two. Work there (RECONCILER_STATE={directory}), or remove the "
+                    "one that is not in use; nothing of this VM is changed here"
+                )
+        return ""
 
     # -- what is to be gone
 
@@ -225,7 +264,7 @@ class OneVm(Disks):
         if call and call.reason == LOST:  # keep up what is there; nothing is known of the rest
             return tuple(
                 export
-                for export in self.vm.exports
+                for export in call.exports
                 if self.server_for(export) or export_key(export) in self.leases
             )
         return call.exports if call and call.state.active else self.vm.exports
@@ -319,19 +358,22 @@ class OneVm(Disks):
         report = self.actual.reports.get(call.job_id)
         sna = self.desired.settings.snas.get(call.sna)
         ended = report and report.known and report.status in ("completed", "failed")
-        if report and ended and sna and sna.reports_end:
-            self.conclude(call, report.status, report.message)
-            return
-        if call.state is CallState.ACCEPTED:
-            return
         if call.state is CallState.INTENDED and self.ledger.busy:
             self.wait("Calling", f"it is being called now, by {self.ledger.busy}")
             return
-        if report and report.known:
-            why = f"SNA {call.sna} knows the job: {report.status or 'no status'}"
-            self.actions.append(
-                Witness(**base, cause="WitnessedByAppliance", why=why, event=CallEvent.WITNESS)
-            )
+        if report and ended and sna and sna.reports_end:
+            said = "its status says that it has ended" if report.status == "completed" else ""
+            self.conclude(call, report.status, report.message or said or "it failed")
+            return
+        if self.all_reported(call):
+            self.conclude(call, "completed", "its client reported every disk complete")
+            return
+        if call.state is CallState.ACCEPTED:
+            return
+        witness = self.witness(call, report)
+        if witness:
+            cause, why = witness
+            self.actions.append(Witness(**base, cause=cause, why=why, event=CallEvent.WITNESS))
             return
         if report and report.known is False and sna and sna.remembers_jobs:
             why = f"SNA {call.sna} remembers its jobs and does not know this one: it may be asked"
@@ -344,6 +386,33 @@ class OneVm(Disks):
             said += f" (its status says: {report.message})"
         crash = CallEvent.CRASH if call.state is CallState.INTENDED else None
         self.unknown(call, said, crash)
+
+    def all_reported(self, call: Call) -> bool:
+        """Every disk of the run has arrived, by the word of the SNA's client."""
+        reported = self.ledger.reports.get(call.job_id, {})
+        return bool(call.exports) and all(e.position in reported for e in call.exports)
+
+    def witness(self, call: Call, report: Report | None) -> tuple[str, str] | None:
+        """(cause, why) for which the SNA acts on a call whose outcome is unknown."""
+        if report and report.known:
+            return (
+                "WitnessedByAppliance",
+                f"SNA {call.sna} knows the job: {report.status or 'no status'}",
+            )
+        if call.job_id in self.ledger.reports or call.job_id in self.ledger.telemetry:
+            return "WitnessedByClient", f"the client of SNA {call.sna} has reported about the job"
+        before, now = self.ledger.sightings.get(call.job_id), sighted(call, self.actual)
+        if (
+            before
+            and now is not None
+            and self.now - before.at >= LOOKS_APART
+            and now > before.allocated
+        ):
+            grown = format_size(now - before.allocated)
+            for_long = format_duration(self.now - before.at)
+            why = f"every disk has had clients for {for_long}, and the images have grown by {grown}"
+            return "WitnessedByWriters", why
+        return None
 
     def unknown(self, call: Call, said: str, event: CallEvent | None) -> None:
         """Hold, say what is not known, and wait for a person."""
@@ -373,38 +442,85 @@ class OneVm(Disks):
         return image is None or bool(unfit(export, image, held=True)) or not image.exists
 
     def conclude(self, call: Call, status: str, message: str) -> None:
+        if status != "completed":
+            self.end(call, CallEvent.FAIL, "RunFailed", f"SNA {call.sna}: {message}")
+            return
+        unseen = [image for e in call.exports if (image := self.unseen(e))]
+        if unseen:
+            why = f"{'; '.join(unseen)}: before that is known, the run is not ended"
+            self.actions.append(Hold(vm=self.vm.name, call=call, cause="ImageUnreadable", why=why))
+            return
         dead = [
-            export.key
+            export
             for export in call.exports
             if self.server_for(export) is None and self.would_taint(export)
         ]
-        event, cause, why = CallEvent.FAIL, "RunFailed", f"SNA {call.sna}: {message or 'it failed'}"
-        if status == "completed":
-            event, cause, why = CallEvent.END, "RunCompleted", f"SNA {call.sna} reports its end"
-            unseen = [image for e in call.exports if (image := self.unseen(e))]
-            if unseen:
-                why = f"{'; '.join(unseen)}: before that is known, the run is not ended"
-                self.actions.append(
-                    Hold(vm=self.vm.name, call=call, cause="ImageUnreadable", why=why)
-                )
-                return
-            lost = [export.image for export in call.exports if self.image_lost(export)]
-            if lost:
-                event, cause = CallEvent.FAIL, "ImageLost"
-                why = (
-                    f"{', '.join(lost)}: moved, deleted or replaced under its server; the run is "
-                    "failed although its SNA reports completed"
-                )
-            elif call.tainted and not call.exports:
-                event, cause = CallEvent.SERVER_DIED, "RecordLost"
-                why = (
-                    "its record was lost, and which disks it had is not known; the run is failed "
-                    "although its SNA reports completed"
-                )
-            elif call.tainted or dead:
-                event, cause = CallEvent.SERVER_DIED, "ServerDied"
-                why = (
-                    "a server died under a client, so acknowledged writes may be gone; the run "
-                    "is failed although its SNA reports completed"
-                )
+        lost = [export.image for export in call.exports if self.image_lost(export)]
+        if lost:
+            self.end(
+                call,
+                CallEvent.FAIL,
+                "ImageLost",
+                f"{', '.join(lost)}: moved, deleted or replaced under its server; the run is "
+                f"failed although SNA {call.sna} reports completed",
+            )
+        elif call.tainted and not call.exports:
+            self.end(
+                call,
+                CallEvent.SERVER_DIED,
+                "RecordLost",
+                "its record was lost, and which disks it had is not known; the run is failed "
+                f"although SNA {call.sna} reports completed",
+            )
+        elif call.tainted or dead:
+            self.end(
+                call,
+                CallEvent.SERVER_DIED,
+                "ServerDied",
+                "a server died under a client, so acknowledged writes may be gone; the run "
+                f"is failed although SNA {call.sna} reports completed",
+            )
+        else:
+            self.publish(call, message)
+
+    def publish(self, call: Call, message: str) -> None:
+        """The run is complete; it counts when its images are flushed, checked and left alone."""
+        servers = {export.key: self.server_for(export) for export in call.exports}
+        busy = [f"{in_use(one)}" for one in servers.values() if one and one.clients]
+        silent = [
+            f"disk {key}"
+            for key, one in servers.items()
+            if not (one and one.handshake and one.handshake.answered)
+        ]
+        if busy:
+            self.wait(
+                "ClientsConnected",
+                f"{message}, but {'; '.join(busy)}: it counts when they have left",
+            )
+        elif silent:
+            self.wait(
+                "ServersNotReady",
+                f"{message}; what was written is to be flushed and checked first, and "
+                f"{', '.join(silent)} cannot be asked for it now",
+            )
+        else:
+            for key, server in servers.items():
+                if server:
+                    self.ports[key] = server.mark.port
+            self.end(call, CallEvent.END, "RunCompleted", f"SNA {call.sna}: {message}")
+
+    def end(self, call: Call, event: CallEvent, cause: str, why: str) -> None:
         self.actions.append(Conclude(vm=self.vm.name, call=call, event=event, cause=cause, why=why))
+
+
+def sighted(call: Call, actual: Actual) -> Bytes | None:
+    """What the images of a run take, if every disk has a client; None: not every one has."""
+    servers = {server.mark.key: server for server in actual.servers}
+    total = 0
+    for export in call.exports:
+        server = servers.get(export_key(export))
+        image = actual.images.get(export.image)
+        if not server or not server.clients or image is None:
+            return None
+        total += image.allocated
+    return total if call.exports else None

@@ -23,11 +23,14 @@ from reconciler.core.units import Port, Seconds
 GREETING: Final = b"NBDMAGICIHAVEOPT"
 _OPTION: Final = 0x49484156454F5054
 _REPLY: Final = 0x0003E889045565A9
-_ABORT, _INFO = 2, 6
+_ABORT, _INFO, _GO = 2, 6, 7
 _ACK, _INFORMATION = 1, 3
 _EXPORT, _DESCRIPTION = 0, 2
 _CLIENT_FLAGS: Final = 0x3  # fixed newstyle, no zeroes
-_READ_ONLY: Final = 0x2
+_READ_ONLY, _CAN_FLUSH = 0x2, 0x4
+_REQUEST: Final = 0x25609513
+_SIMPLE_REPLY: Final = 0x67446698
+_DISCONNECT, _FLUSH = 2, 3
 _MAX_REPLY: Final = 65536
 _ERRORS: Final = {
     0x80000001: "it does not know the question",
@@ -43,8 +46,12 @@ class _Malformed(Exception):  # noqa: N818 never leaves this module
     pass
 
 
-def negotiate(name: str) -> Generator[tuple[bytes, int], bytes, Handshake]:
-    """The client's side: yields (bytes to send, bytes wanted next), is sent those bytes."""
+def negotiate(name: str, *, flush: bool = False) -> Generator[tuple[bytes, int], bytes, Handshake]:
+    """The client's side: yields (bytes to send, bytes wanted next), is sent those bytes.
+
+    With `flush`, everything that the server has acknowledged to anybody is on the disk when this
+    ends well.
+    """
     greeting = yield b"", 18
     if greeting[:16] != GREETING:
         raise _Malformed("it does not speak NBD")
@@ -52,7 +59,8 @@ def negotiate(name: str) -> Generator[tuple[bytes, int], bytes, Handshake]:
     body = struct.pack("!I", len(encoded)) + encoded + struct.pack("!HH", 1, _DESCRIPTION)
     size: int | None = None
     flags, description = 0, ""
-    out = struct.pack("!IQII", _CLIENT_FLAGS, _OPTION, _INFO, len(body)) + body
+    option = _GO if flush else _INFO
+    out = struct.pack("!IQII", _CLIENT_FLAGS, _OPTION, option, len(body)) + body
     while True:
         magic, _, kind, length = struct.unpack("!QIII", (yield out, 20))
         out = b""
@@ -73,9 +81,25 @@ def negotiate(name: str) -> Generator[tuple[bytes, int], bytes, Handshake]:
                 description = data[2:].decode("utf-8", "replace")
     if size is None:
         raise _Malformed("it named no size")
+    if flush:
+        yield from _flushed(flags)
+        return Handshake(size, bool(flags & _READ_ONLY), description)
     # Leave in order: a connection that just closes costs the server a line on its stderr.
     yield struct.pack("!QII", _OPTION, _ABORT, 0), 20
     return Handshake(size, bool(flags & _READ_ONLY), description)
+
+
+def _flushed(flags: int) -> Generator[tuple[bytes, int], bytes, None]:
+    """Ask a server that is in its transmission phase to flush, and leave in order."""
+    if not flags & _CAN_FLUSH:
+        raise _Malformed("it cannot flush")
+    reply = yield struct.pack("!IHHQQI", _REQUEST, 0, _FLUSH, 1, 0, 0), 16
+    magic, code, handle = struct.unpack("!IIQ", reply)
+    if magic != _SIMPLE_REPLY or handle != 1:
+        raise _Malformed("its answer is not NBD")
+    if code:
+        raise _Malformed(f"it cannot flush: {os.strerror(code)}")
+    yield struct.pack("!IHHQQI", _REQUEST, 0, _DISCONNECT, 2, 0, 0), 0
 
 
 class Target(Struct, frozen=True):
@@ -87,11 +111,16 @@ class Target(Struct, frozen=True):
     pidfd: int | None = None
 
 
-def handshake(targets: Sequence[Target], timeout: Seconds) -> list[Handshake]:
-    """What each target answers, in their order; all at once, none longer than `timeout`."""
+def handshake(
+    targets: Sequence[Target], timeout: Seconds, *, flush: bool = False
+) -> list[Handshake]:
+    """What each target answers, in their order; all at once, none longer than `timeout`.
+
+    With `flush`, each is also told to put on the disk what it has acknowledged.
+    """
     deadline = time.monotonic() + timeout
     with selectors.DefaultSelector() as selector:
-        talks = [_Talk(target, selector) for target in targets]
+        talks = [_Talk(target, selector, flush=flush) for target in targets]
         while any(talk.result is None for talk in talks):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -106,10 +135,12 @@ def handshake(targets: Sequence[Target], timeout: Seconds) -> list[Handshake]:
 class _Talk:
     """One connection in the middle of its negotiation."""
 
-    def __init__(self, target: Target, selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self, target: Target, selector: selectors.BaseSelector, *, flush: bool = False
+    ) -> None:
         self.target, self.selector = target, selector
         self.result: Handshake | None = None
-        self.protocol = negotiate(target.name)
+        self.protocol = negotiate(target.name, flush=flush)
         self.out, self.wanted = next(self.protocol)
         self.got = b""
         self.pidfd: int | None = None

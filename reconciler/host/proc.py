@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
@@ -16,7 +17,7 @@ from msgspec import Struct
 
 from reconciler.core.actual import Identity
 from reconciler.core.errors import HostError
-from reconciler.core.units import Port
+from reconciler.core.units import Port, Seconds
 
 
 class Process(Struct, frozen=True):
@@ -69,6 +70,12 @@ def identify(pid: int) -> Identity | None:
         return None
     fields = line[line.rindex(b")") + 2 :].split()
     return None if fields[0] in (b"Z", b"X") else Identity(pid, int(fields[19]))
+
+
+def age(identity: Identity) -> Seconds:
+    """How long ago a process began. Source: sysconf(3), _SC_CLK_TCK; clock_gettime(2)."""
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return max(0.0, since_boot - identity.started / os.sysconf("SC_CLK_TCK"))
 
 
 def name_of(pid: int) -> str:

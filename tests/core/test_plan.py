@@ -815,6 +815,7 @@ def test_an_appliance_that_cannot_be_asked_is_no_witness() -> None:
 
 def test_a_run_that_its_appliance_reports_complete_is_ended_and_released() -> None:
     host, desired = a_hub(a_vm(disks=2), settings=a_settings(reports_end=True))
+    host.write(host.server("ctx-1", 2001))
     sna_of(host).jobs[call_of(host).job_id] = "completed"
     assert brief(planned(host, desired)) == [
         ("release", None, "RunCompleted"),
@@ -867,6 +868,7 @@ def test_a_server_found_dead_when_the_end_is_reported_fails_the_run_too() -> Non
 
 def test_a_run_is_not_failed_because_its_image_cannot_be_looked_at_just_now() -> None:
     host, desired = a_hub(a_vm(), settings=a_settings(reports_end=True))
+    host.write(host.server("ctx-1", 2000))
     path = an_export().image
     image = host.images[path]
     host.images[path] = replace(image, error="input/output error")
