@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
+from msgspec.structs import replace
 
 from reconciler.cli import options, tables, text
 from reconciler.cli.progress import Display
@@ -29,6 +30,9 @@ from reconciler.look import Observer
 from reconciler.loop import Applier, Desire, Outcome, desire, dry_run, load_settings, load_source
 from reconciler.loop import pruned as with_removals
 
+DRAIN_LOOK: Final[Seconds] = 0.5
+"""Between two looks at clients that are to leave."""
+
 
 @click.command()
 @options.specs
@@ -38,6 +42,7 @@ from reconciler.loop import pruned as with_removals
 @click.option(
     "--prune", is_flag=True, help="Also take down what was applied once and no spec names now."
 )
+@options.drain_timeout
 @options.lock_timeout
 @options.output("text", "json")
 @click.pass_obj
@@ -48,6 +53,7 @@ def apply(
     wait: bool,
     timeout: float | None,
     prune: bool,
+    drain_timeout: float,
     lock_timeout: float,
     output: str,
 ) -> int:
@@ -68,6 +74,7 @@ def apply(
     if outcome is None:
         click.echo("nothing was changed", err=True)
         return Exit.OK
+    outcome = session.drain(wanted, outcome, drain_timeout)
     code: int = outcome.exit_code()
     if wait and not outcome.interrupted:
         outcome, timed_out = session.stay(wanted, outcome, timeout)
@@ -85,6 +92,7 @@ def apply(
     is_flag=True,
     help="End a run that an appliance may be writing; it cannot be told, and may go on trying.",
 )
+@options.drain_timeout
 @options.lock_timeout
 @click.pass_obj
 def stop(
@@ -93,6 +101,7 @@ def stop(
     yes: bool,
     kill_clients: bool,
     cancel_run: bool,
+    drain_timeout: float,
     lock_timeout: float,
 ) -> int:
     """Stop the exports of VMs, whatever the specs say. Images and history stay.
@@ -127,8 +136,15 @@ def stop(
     if outcome is None:
         click.echo("nothing was changed", err=True)
         return Exit.OK
+    outcome = session.drain(wanted, outcome, drain_timeout, order=True)
     session.report(outcome, "text")
     return session.signal_code or outcome.exit_code()
+
+
+def in_the_way(outcome: Outcome) -> list[str]:
+    """The VMs of which clients hold a stop."""
+    found = (action.vm for action in outcome.plan.actions if action.cause == "InUse")
+    return list(dict.fromkeys(found))
 
 
 class Session:
@@ -234,7 +250,7 @@ class Session:
                     f"{call.sna} cannot be told, and its writer will find nothing.",
                     err=True,
                 )
-            if calls and not yes and not self.ask_plainly():
+            if calls and not yes and not options.confirmed("Do this?"):
                 raise click.Abort
             for call in calls:
                 if call.state is CallState.INTENDED:
@@ -256,10 +272,37 @@ class Session:
                     "cancelled; to cut them off too, add --kill-clients"
                 )
 
-    def ask_plainly(self) -> bool:
-        if not options.can_ask():
-            raise click.UsageError("cannot ask without a terminal: add -y")
-        return click.confirm("Do this?", default=False, err=True)
+    def drain(
+        self, wanted: Desire, outcome: Outcome, timeout: Seconds, *, order: bool = False
+    ) -> Outcome:
+        """Give clients that hold a stop some time to leave; what they still hold then, is held.
+
+        The lock is free meanwhile, so that nobody else waits for them.
+        """
+        deadline = time.monotonic() + timeout
+        if not timeout or not in_the_way(outcome):
+            return outcome
+        options.say(
+            f"waiting up to {format_duration(timeout)} for the clients of "
+            f"{', '.join(in_the_way(outcome))} to leave …",
+            err=True,
+        )
+
+        def at_last(ledger: Ledger) -> Desired:
+            return replace(wanted(ledger), drained=timeout)
+
+        with self.signals():
+            while in_the_way(outcome) and not self.applier.stopping.is_set():
+                left = deadline - time.monotonic()
+                if self.applier.stopping.wait(max(0.0, min(DRAIN_LOOK, left))):
+                    break
+                wish = wanted if left > 0 else at_last
+                again = self.applier.apply(wish, impatient=False, order=order)
+                assert again is not None
+                outcome = again
+                if left <= 0:
+                    break
+        return outcome
 
     def stay(
         self, wanted: Desire, outcome: Outcome, timeout: Seconds | None

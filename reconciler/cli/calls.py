@@ -68,7 +68,7 @@ def resolve(
         if call.state is CallState.ACCEPTED and event is CallEvent.SAY_ACCEPTED:
             click.echo("it is ACCEPTED already: nothing to do", err=True)
             return Exit.OK
-        if not yes and options.can_ask() and not click.confirm("Say so?", default=False, err=True):
+        if not yes and not options.confirmed("Say so?"):
             return Exit.OK
         if event is CallEvent.RESEND:
             _nobody_connected(Observer(settings, os.environ), ledger, call)

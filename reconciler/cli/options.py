@@ -51,6 +51,17 @@ def lock_timeout(command: F) -> F:
     )(command)
 
 
+def drain_timeout(command: F) -> F:
+    """--drain-timeout."""
+    return click.option(
+        "--drain-timeout",
+        type=Duration(),
+        default="0s",
+        show_default=True,
+        help="How long clients that hold a stop are given to leave; then it is held, exit 4.",
+    )(command)
+
+
 class Duration(_FloatType):
     """A span like 30s or 5m, as seconds."""
 
@@ -94,6 +105,13 @@ def who(command: str) -> str:
     except (KeyError, OSError):
         name = str(os.getuid())
     return f"{command} ({name})"
+
+
+def confirmed(question: str) -> bool:
+    """What a person answers; without a terminal there is nobody to ask, and -y must say it."""
+    if not can_ask():
+        raise click.UsageError("cannot ask without a terminal: add -y")
+    return click.confirm(question, default=False, err=True)
 
 
 def can_ask() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reconciler.core.actual import Image, Server
 from reconciler.core.call import Call
 from reconciler.core.desired import Export
-from reconciler.core.units import format_size
+from reconciler.core.units import Seconds, format_duration, format_size
 
 
 def in_use(server: Server) -> str | None:
@@ -17,9 +17,17 @@ def in_use(server: Server) -> str | None:
 
 
 def keeps(
-    server: Server, call: Call | None, *, protect: bool, kill_clients: bool
+    server: Server,
+    call: Call | None,
+    *,
+    protect: bool,
+    kill_clients: bool,
+    drained: Seconds | None = None,
 ) -> tuple[str, str] | None:
-    """(cause, why) for which a server is not stopped; None: nothing speaks against it."""
+    """(cause, why) for which a server is not stopped; None: nothing speaks against it.
+
+    `drained`: how long its clients were already given to leave.
+    """
     vm = server.mark.vm
     if protect:
         return "Protected", (
@@ -33,9 +41,10 @@ def keeps(
         )
     busy = in_use(server)
     if busy and not kill_clients:
-        return "InUse", (
-            f"{busy}; when they are to be cut off: reconciler stop {vm} --kill-clients"
-        )
+        cut = f"when they are to be cut off: reconciler stop {vm} --kill-clients"
+        if drained is not None:
+            return "DrainTimedOut", f"{busy} after {format_duration(drained)} of draining; {cut}"
+        return "InUse", (f"{busy}; they are waited for with --drain-timeout, or {cut}")
     return None
 
 

@@ -190,6 +190,7 @@ class OneVm(Disks):
                 self.call if self.over is None else None,
                 protect=self.vm.protect,
                 kill_clients=self.desired.kill_clients,
+                drained=self.desired.drained,
             )
             base: dict[str, Any] = {"vm": self.vm.name, "disk": server.mark.disk}
             if held:

@@ -129,7 +129,7 @@ def test_unknown_says_so_everywhere_until_a_person_resolves_it(
         site.apply(code=7)
     assert appliance.starts() == []
     site.run("retry", "ctx-1", code=1)  # not what retry is for
-    site.run("resolve", "ctx-1", "--accepted", "--reason", "it runs there")
+    site.run("resolve", "ctx-1", "--accepted", "--reason", "it runs there", "-y")
     assert call_of(site)["state"] == "ACCEPTED"
     site.apply()
     assert appliance.starts() == []
@@ -156,7 +156,7 @@ def test_resend_is_another_attempt_with_other_names_and_files(
     site.spec(site.vm("ctx-1"))
     site.apply(code=7)
     first = call_of(site)["job_id"]
-    site.run("resolve", "ctx-1", "--resend", "--reason", "its log shows nothing")
+    site.run("resolve", "ctx-1", "--resend", "--reason", "its log shows nothing", "-y")
     site.apply()
     (start,) = appliance.starts()
     assert start["job_id"] != first
@@ -219,7 +219,7 @@ def test_an_order_about_a_vm_that_is_not_there_names_the_nearest(
     site.spec(site.vm("ctx-123"))
     site.apply()
     for command in (["explain", "ctx-132"], ["stop", "-y", "ctx-132"], ["retry", "ctx-132"],
-                    ["resolve", "ctx-132", "--failed", "--reason", "x"]):  # fmt: skip
+                    ["resolve", "ctx-132", "--failed", "--reason", "x", "-y"]):  # fmt: skip
         assert "ctx-123" in site.run(*command, code=64)
 
 
@@ -232,7 +232,7 @@ def test_max_running_makes_the_others_wait_with_their_exports_up(
     assert "SnaBusy" in text
     assert len(appliance.starts()) == 2
     assert len(site.servers()) == 4
-    site.run("resolve", "ctx-1", "--completed", "--reason", "test")
+    site.run("resolve", "ctx-1", "--completed", "--reason", "test", "-y")
     site.apply(code=3)
     assert len(appliance.starts()) == 3
 
@@ -242,7 +242,7 @@ def test_a_server_that_died_under_a_writer_fails_the_run(site: Site, ending: App
     site.spec(site.vm("ctx-1", [4 * MIB], release="keep"))
     ending.misbehave("drop-before", 1)
     site.apply(code=7)
-    site.run("resolve", "ctx-1", "--accepted", "--reason", "test")
+    site.run("resolve", "ctx-1", "--accepted", "--reason", "test", "-y")
     disk = site.status()["ctx-1"]["disks"][0]
     source = site.folder / "w.raw"
     source.write_bytes(b"y" * (1 << 20) + bytes(3 << 20))

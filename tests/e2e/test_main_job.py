@@ -214,7 +214,7 @@ def test_applying_some_specs_leaves_other_vms_alone(site: Site, appliance: Appli
     assert site.pids() == before
     site.apply("--prune", code=4)  # its run is ACCEPTED: the appliance may be writing
     assert site.pids() == before
-    site.run("resolve", "ctx-2", "--failed", "--reason", "test")
+    site.run("resolve", "ctx-2", "--failed", "--reason", "test", "-y")
     site.apply("--prune")
     assert set(site.pids()) == {("ctx-1", 2000)}
 
@@ -228,7 +228,7 @@ def test_absent_holds_while_the_appliance_may_be_writing(site: Site, appliance: 
     assert "its run r1 is ACCEPTED" in text
     assert "reconciler resolve ctx-1 --completed | --failed --reason WHY" in text
     assert site.pids() == pids
-    site.run("resolve", "ctx-1", "--completed", "--reason", "seen in the appliance's log")
+    site.run("resolve", "ctx-1", "--completed", "--reason", "seen in the appliance's log", "-y")
     site.apply()
     assert site.servers() == {}
     assert site.listening() == set()
@@ -237,7 +237,7 @@ def test_absent_holds_while_the_appliance_may_be_writing(site: Site, appliance: 
 def test_a_server_in_use_is_not_stopped(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("look", release="keep"))
     site.apply()
-    site.run("resolve", "look", "--failed", "--reason", "test")
+    site.run("resolve", "look", "--failed", "--reason", "test", "-y")
     port = site.status()["look"]["disks"][0]["port"]
     with socket.create_connection(("127.0.0.1", port)):
         site.spec({"name": "look", "state": "absent"})

@@ -34,7 +34,7 @@ def test_a_full_range_makes_the_last_vm_wait_and_a_free_port_lets_it_go_on(
     assert not site.image("ctx-102").exists()
     assert not (site.folder / "repository" / "ctx-102").exists()
     assert len(appliance.starts()) == 101
-    site.run("resolve", "ctx-50", "--failed", "--reason", "test")
+    site.run("resolve", "ctx-50", "--failed", "--reason", "test", "-y")
     before = site.pids()
     site.spec(*[{"name": "ctx-50", "state": "absent"} if v["name"] == "ctx-50" else v for v in vms])
     site.apply()

@@ -32,7 +32,7 @@ def test_a_state_directory_put_back_from_before_the_call_does_not_call_again(
         assert "CallUnknown" in site.apply(code=7)
         assert len(appliance.starts()) == 1
         assert len(site.servers()) == 1
-    site.run("resolve", "ctx-1", "--accepted", "--reason", "its log shows the job")
+    site.run("resolve", "ctx-1", "--accepted", "--reason", "its log shows the job", "-y")
     site.apply()
     assert len(appliance.starts()) == 1
 
@@ -70,7 +70,7 @@ def test_another_state_directory_on_the_same_repository_does_not_call_again(
     site.apply(code=7)
     assert site.status()["ctx-1"]["call"]["state"] == "UNKNOWN"
     assert len(appliance.starts()) == 1
-    site.run("resolve", "ctx-1", "--resend", "--reason", "the first state directory is gone")
+    site.run("resolve", "ctx-1", "--resend", "--reason", "the first state directory is gone", "-y")
     appliance.misbehave("none")
     site.apply("--wait", "--timeout", "60s")
     assert [s["nbd_targets"].rsplit("/", 1)[1] for s in appliance.starts()] == [
@@ -93,9 +93,9 @@ def test_a_tainted_run_cannot_be_called_complete_and_is_shown(
     assert "the run can only fail" in site.apply(code=1)
     assert site.condition("ctx-1", "Ready")[:2] == ("False", "ServerDied")
     assert "acknowledged writes may be gone" in site.run("explain", "ctx-1")
-    text = site.run("resolve", "ctx-1", "--completed", "--reason", "x", code=1)
+    text = site.run("resolve", "ctx-1", "--completed", "--reason", "x", "-y", code=1)
     assert "say --failed, and ask for a new run" in text
-    site.run("resolve", "ctx-1", "--failed", "--reason", "x")
+    site.run("resolve", "ctx-1", "--failed", "--reason", "x", "-y")
 
 
 def test_a_server_that_died_before_anybody_wrote_taints_nothing(
@@ -107,13 +107,13 @@ def test_a_server_that_died_before_anybody_wrote_taints_nothing(
     assert "ServerDied" not in site.run("plan")
     site.apply()
     assert site.status()["ctx-1"]["call"]["tainted"] is False
-    site.run("resolve", "ctx-1", "--completed", "--reason", "x")
+    site.run("resolve", "ctx-1", "--completed", "--reason", "x", "-y")
 
 
 def test_what_is_not_a_backup_is_not_built_on(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("ctx-1"))
     site.apply()
-    site.run("resolve", "ctx-1", "--failed", "--reason", "x")
+    site.run("resolve", "ctx-1", "--failed", "--reason", "x", "-y")
     disks = [{"key": 2000, "size": MIB, "backing": "ctx-1/2000/r1.qcow2"}]
     site.spec(site.vm("ctx-1", backup={"run": "r2", "type": "incremental"}, disks=disks))
     assert "which is FAILED and so not a backup" in site.apply(code=65)
@@ -183,7 +183,7 @@ def test_options_that_changed_restart_a_server_only_when_no_run_is_active(
     text = site.apply(code=4)
     assert "--shared 10, wanted is --shared 20, but its run r1 is ACCEPTED" in text
     assert site.pids() == before
-    site.run("resolve", "ctx-1", "--completed", "--reason", "x")
+    site.run("resolve", "ctx-1", "--completed", "--reason", "x", "-y")
     assert site.changes() == [("ctx-1", "2000", "restart")]
     site.apply()
     assert site.pids() != before
