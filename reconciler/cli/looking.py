@@ -18,12 +18,13 @@ from reconciler.core.actual import Actual
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
 from reconciler.core.ledger import Ledger
+from reconciler.core.mark import parse as served_by
 from reconciler.core.plan import Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import Settings, state_directory
 from reconciler.core.status import by_type, conditions, document, since
 from reconciler.core.units import format_duration
-from reconciler.host import files, lock, store
+from reconciler.host import files, lock, proc, store
 from reconciler.look import Observer
 
 
@@ -49,6 +50,8 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
             options.print_json({"format_version": "1.0", "hub": None, "vms": []})
         elif output != "name":
             click.echo(f"Nothing was applied here yet (state: {state}).")
+            for line in unremembered():
+                click.echo(line)
             click.echo("next: reconciler plan -f specs/")
         return
     plan, actual, now = looked(ledger, vms)
@@ -126,6 +129,22 @@ def explain(config: str | None, vm: str) -> None:
     click.echo(f"next: {next_command(one.vm, plan, ready.reason)}")
 
 
+def unremembered() -> list[str]:
+    """What runs with a mark of ours although nothing is remembered: a state directory was lost, or
+    is elsewhere."""
+    found: dict[tuple[str, str, str], int] = {}
+    for process in proc.processes():
+        served = served_by(process.argv)
+        if served and served.mark:
+            key = (served.mark.hub, served.mark.vm, served.mark.run)
+            found[key] = found.get(key, 0) + 1
+    return [
+        f"running all the same: {count} server{'s' if count > 1 else ''} of VM {vm}, run {run}, "
+        f"hub {hub}"
+        for (hub, vm, run), count in sorted(found.items())
+    ]
+
+
 def next_command(vm: Vm, plan: Plan, reason: str) -> str:
     """The one command that goes on from here."""
     name = vm.name
@@ -138,6 +157,10 @@ def next_command(vm: Vm, plan: Plan, reason: str) -> str:
             f"look at the appliance, then reconciler resolve {name} "
             "--accepted | --completed | --failed | --resend --reason WHY"
         )
+    if "ClaimedElsewhere" in causes:
+        return "work in the state directory that is named above, or move it away if it is not used"
+    if "Renamed" in causes:
+        return f"write the old name into {vm.place or 'the spec'}, or reconciler stop OLD-NAME"
     if "CallRejected" in causes:
         return f"mend what it says, then reconciler retry {name} and {apply}"
     if any(action.kind == "hold" for action in actions):
