@@ -15,6 +15,7 @@ from reconciler.core.desired import Desired
 from reconciler.core.errors import Diagnostic
 from reconciler.core.ledger import Ledger
 from reconciler.core.ports import Pool
+from reconciler.core.space import Room
 from reconciler.core.units import PortRange, Seconds, natural
 from reconciler.core.vm_plan import OneVm, VmPlan
 
@@ -100,10 +101,20 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
     taken = {lease.port for lease in ledger.leases} | set(actual.listeners) | actual.unbindable
     taken |= {server.mark.port for server in actual.servers}
     pool = Pool(desired.settings.ports, taken)
-    plans = []
-    for name in sorted(desired.vms, key=natural):
-        planner = OneVm(desired, actual, ledger, now, desired.vms[name], servers[name], pool)
-        plans.append(planner.plan())
+    room = Room(desired.settings, actual, ledger, desired.vms)
+    planners = [
+        OneVm(desired, actual, ledger, now, desired.vms[name], servers[name], pool, room)
+        for name in sorted(desired.vms, key=natural)
+    ]
+    active = {call.vm: call for call in ledger.calls if call.state.active}
+    for planner in planners:
+        planner.call = call = planner.remembered()
+        if call and call.state.active:
+            active[call.vm] = call
+    for call in active.values():
+        room.reserve(call.vm, call.exports)
+    plans = [planner.plan() for planner in planners]
+    plans = [replace(one, unsure=room.unsure(one.name)) for one in plans]
     known = set(ledger.applied) | {lease.vm for lease in ledger.leases} | set(servers)
     return Plan(
         hub=desired.settings.hub,
