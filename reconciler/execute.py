@@ -442,19 +442,28 @@ class _OneVm:
             # The client asks the hub per disk; a marker that is not empty is enough.
             "previous_change_id": "ask-hub" if vm.type == "incremental" else "",
         }
+        intended = False
         try:
             with self.host.line(vm.sna) as line:
                 line.preflight()
                 call = self.records.advance(
                     call, CallEvent.INTEND, self.host.now(), targets=request["nbd_targets"]
                 )
+                intended = True
                 self.host.intend(vm, call)
                 answer = line.start(request, password)
         except HostError as error:  # of a step before the POST, which itself raises nothing
             answer = Answer(False, error=str(error))
-        return self.answered(action, call, answer)
+            # An intent that hangs cannot be taken back now. If it appears later, the run becomes
+            # UNKNOWN; if not, it is DUE, as it should be.
+            intended = intended and error.reason != "StorageHangs"
+        return self.answered(action, call, answer, intended=intended)
 
-    def answered(self, action: Notify, call: Call, answer: Answer) -> Step:
+    def answered(self, action: Notify, call: Call, answer: Answer, *, intended: bool) -> Step:
+        """Write down what came of the call; where the SNA did not act, take the intent back first.
+
+        `intended`: there is, or may be, an intent that can be taken back.
+        """
         event, message = judge(answer, call.job_id)
         now = self.host.now()
         changes: dict[str, object] = {"message": message}
@@ -463,7 +472,7 @@ class _OneVm:
             changes |= {"failures": failures, "retry_at": now + pause(failures)}
         else:
             changes |= {"failures": 0, "retry_at": 0.0}
-        if event in (CallEvent.NOTHING_SENT, CallEvent.REJECT):
+        if intended and event in (CallEvent.NOTHING_SENT, CallEvent.REJECT):
             self.host.unintend(action.target, call)
         call = self.records.advance(call, event, now, **changes)
         ok = event is CallEvent.ACCEPT

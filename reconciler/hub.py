@@ -16,15 +16,17 @@ from msgspec.structs import replace
 from reconciler.core.actual import Handshake, Identity, Server
 from reconciler.core.call import Call, Seal
 from reconciler.core.desired import Export, Vm
+from reconciler.core.disk_plan import export_key
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Lease
 from reconciler.core.mark import argv
 from reconciler.core.settings import Settings
 from reconciler.core.units import Port, Seconds
-from reconciler.host import images, nbd, proc, processes, qemu_nbd, sockets
+from reconciler.host import images, nbd, patience, proc, processes, qemu_nbd, sockets
 from reconciler.host.effects import Effect, effect
 from reconciler.host.store import Store
 from reconciler.look import HANDSHAKE, SETTLE, Observer
+from reconciler.repositories import roots_of
 
 FLUSH: Final[Seconds] = 120.0
 """Deadline of a flush: what a server has not written yet is at most what the page cache holds."""
@@ -32,6 +34,9 @@ UNLOCK: Final[Seconds] = 3.0
 """A lock is gone with its process; a second is long."""
 MOMENT: Final[Seconds] = 0.005
 """How old an answer about connections may be."""
+EFFECT: Final[Seconds] = 60.0
+"""Deadline of a small file that is written to a repository. It takes 1 ms; on a disk that is busy
+with a backup, its fsync waits for what was written before it, which can be many seconds."""
 
 
 class Hub(Observer):
@@ -57,22 +62,74 @@ class Hub(Observer):
             self.unbindable.add(port)  # so that the next look knows, though nobody is seen there
             raise
 
+    # What is done to a repository can hang with its storage. It is then given up, and may still
+    # happen when the storage is back: each of the four says why that is safe.
+
     def claim(self, vm: Vm) -> None:
-        images.claim(vm.root, vm.name, vm.run, self.records.state_id)
+        """Claim the run for this state directory. Raises HostError.
+
+        Given up, it may still appear, beside the run's row, which is in the ledger before it: what
+        every claim looks like. It can only keep others from calling; we call when it returned.
+        """
+        patience.do(
+            f"claim run {vm.run} of {vm.name}",
+            vm.root,
+            lambda: images.claim(vm.root, vm.name, vm.run, self.records.state_id),
+            EFFECT,
+        )
 
     def intend(self, vm: Vm, call: Call) -> None:
-        images.intend(vm.root, vm.name, call.run, call.attempt, call.job_id)
+        """Note in the repository that the SNA is about to be called. Raises HostError.
+
+        Given up, it may still appear although nobody was called: then the run becomes UNKNOWN, and
+        a person says so. The other way round, a call without its intent, cannot be: nothing is sent
+        before this returned. Nor does it take itself back when it comes late: by then another
+        process may have intended, and called.
+        """
+        patience.do(
+            f"note the intent of run {call.run} of {vm.name}",
+            vm.root,
+            lambda: images.intend(vm.root, vm.name, call.run, call.attempt, call.job_id),
+            EFFECT,
+        )
 
     def unintend(self, vm: Vm, call: Call) -> None:
-        images.unintend(vm.root, vm.name, call.run, call.attempt)
+        """Take the intent back. Raises HostError.
+
+        This is the one that must not come late: another call of the attempt may have been intended
+        meanwhile. So a removal that was given up is not begun any more (see images.unintend); and
+        the call stays INTENDED or UNKNOWN in the ledger until the removal returned, so that this
+        attempt is not called again before.
+        """
+        given_up = threading.Event()
+        homes = [roots_of(self.settings, one.image)[-1] for one in call.exports]
+        root = vm.root or next(iter(homes), "")
+        patience.do(
+            f"take back the intent of run {call.run} of {vm.name}",
+            root,
+            lambda: images.unintend(root, vm.name, call.run, call.attempt, given_up.is_set),
+            EFFECT,
+            given_up,
+        )
 
     def create(self, export: Export, root: str) -> None:
-        assert export.size is not None
-        images.create(export.image, export.size, root, export.backing)
+        """Create an image. Raises HostError.
+
+        Given up, it may still appear: empty, whole and of the size that was asked for, since it
+        gets its name last. The next pass finds it as if it had been made in time, or refuses it if
+        the spec has another size by then. qemu-img itself is ended before we give up.
+        """
+        size = export.size
+        assert size is not None
+        patience.do(
+            f"create {export.image}",
+            root,
+            lambda: images.create(export.image, size, root, export.backing),
+            images.CREATE_TIMEOUT + 10,
+        )
 
     def log_of(self, export: Export) -> Path:
-        name = f"{export.vm}-{export.key}-{export.run}.log"
-        return Path(self.settings.state) / "logs" / name
+        return Path(self.settings.state) / "logs" / qemu_nbd.log_name(*export_key(export)[:3])
 
     def start(self, export: Export, lease: Lease, listener: sockets.Bound) -> None:
         """Start a server on its socket and wait for its handshake. Raises HostError."""
@@ -80,6 +137,7 @@ class Hub(Observer):
         if self._binary is None:
             self._binary = qemu_nbd.find(options.binary)
         log = self.log_of(export)
+        qemu_nbd.cap(log)
         before = qemu_nbd.log_size(log)
         line = argv(export, lease.port, self.settings.hub, options)
         pid = qemu_nbd.spawn(self._binary, line, listener, log)
@@ -137,7 +195,11 @@ class Hub(Observer):
     def _lock_holder(self, export: Export, words: str) -> str:
         if "lock" not in words:
             return ""
-        pids = proc.openers(export.image)
+        root = roots_of(self.settings, export.image)[-1]
+        try:
+            pids = patience.do("look", root, lambda: proc.openers(export.image), patience.QUIET)
+        except HostError:
+            pids = []  # the storage hangs: then nobody can say who it is
         who = ", ".join(f"{proc.name_of(pid)} (pid {pid})" for pid in pids)
         return (
             f"; the image is held by {who}" if who else "; the image is locked by another process"
@@ -169,17 +231,19 @@ class Hub(Observer):
                     f"{answer.error}; its run is not ended",
                     "CannotFlush",
                 )
-        seals = [
-            Seal(
-                export.key,
-                export.image,
-                images.look(export.image, os.path.dirname(export.image)).pristine,
-                images.check(export.image),
-            )
-            for export in exports
-        ]
+        seals = [self._seal(export) for export in exports]
         self._left_alone(where.values(), "its run is not ended")
         return seals
+
+    def _seal(self, export: Export) -> Seal:
+        """What is in an image that was flushed, and whether it is whole. Raises HostError."""
+        root = roots_of(self.settings, export.image)[-1]
+
+        def seal() -> Seal:
+            empty = images.look(export.image, root).pristine
+            return Seal(export.key, export.image, empty, images.check(export.image))
+
+        return patience.do(f"check {export.image}", root, seal, images.CHECK_TIMEOUT + 10)
 
     def _left_alone(self, ports: Iterable[Port], otherwise: str) -> None:
         """Nobody is connected, but for a moment. Raises HostError."""
@@ -217,16 +281,25 @@ class Hub(Observer):
         Its lock goes with the process; who holds it now is somebody else.
         """
         image = server.argv[-1]
-        deadline = time.monotonic() + UNLOCK
-        while "--read-only" not in server.argv and images.locked(image):
-            if time.monotonic() > deadline:
-                who = ", ".join(f"{proc.name_of(pid)} (pid {pid})" for pid in proc.openers(image))
-                raise HostError(
-                    f"pid {server.pid} has ended, and {image} is still locked by "
-                    f"{who or 'another process'}; its port stays leased until it lets go",
-                    "ImageLocked",
-                )
-            time.sleep(0.02)
+        if "--read-only" in server.argv:
+            return
+        root = roots_of(self.settings, image)[-1]
+
+        def holders() -> list[str] | None:
+            deadline = time.monotonic() + UNLOCK
+            while images.locked(image):
+                if time.monotonic() > deadline:
+                    return [f"{proc.name_of(pid)} (pid {pid})" for pid in proc.openers(image)]
+                time.sleep(0.02)
+            return None
+
+        who = patience.do(f"look at the lock of {image}", root, holders, UNLOCK + patience.QUIET)
+        if who is not None:
+            raise HostError(
+                f"pid {server.pid} has ended, and {image} is still locked by "
+                f"{', '.join(who) or 'another process'}; its port stays leased until it lets go",
+                "ImageLocked",
+            )
 
     def silent(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[str]:
         """Which of the exports do not answer as they should; empty: every one does."""

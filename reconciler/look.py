@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Image, Listener, Server
+from reconciler import repositories
+from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Listener, Server
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Export
 from reconciler.core.errors import HostError
@@ -18,7 +18,7 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.mark import Served, parse
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Port, Seconds
-from reconciler.host import images, nbd, proc
+from reconciler.host import nbd, proc
 
 if TYPE_CHECKING:
     from reconciler.host.sna import Line
@@ -79,15 +79,21 @@ class Observer:
             and self._conflicts(one.address)
             and not any(s.mark.port == one.port and s.listening for s in servers)
         ]
-        claims, intents, troubles = self._claims(desired, ledger, servers)
+        found = repositories.look(self.settings, desired, ledger, servers)
         return Actual(
-            servers=tuple(servers),
+            servers=tuple(
+                replace(one, holds_image=False) if one.identity in found.detached else one
+                for one in servers
+            ),
             foreign=tuple(self._foreign(foreign_processes, sockets_seen)),
             listeners=self._listeners(strangers),
-            images=self._images(desired, ledger, servers),
-            claims=claims,
-            intents=frozenset(intents),
-            troubles=troubles,
+            images=found.images,
+            claims=found.claims,
+            intents=frozenset(found.intents),
+            troubles=found.troubles,
+            hangs=found.hangs,
+            file_systems=found.file_systems,
+            others=found.others,
             reports=self._reports(desired, ledger) if ask else {},
             secrets=self._secrets(desired, ledger) if secrets else {},
             unbindable=frozenset(self.unbindable),
@@ -134,7 +140,6 @@ class Observer:
             age=proc.age(process.identity) if served.starting else 0.0,
             # Another user's descriptors are not ours to see: then somebody listening must do.
             listening=inode in there if inode else bool(there),
-            holds_image=served.starting or proc.has_open(process.identity.pid, served.argv[-1]),
             clients=clients.get(port, 0),
         )
 
@@ -206,60 +211,6 @@ class Observer:
             if served.mark:
                 what = f"a qemu-nbd of hub {served.mark.hub}"
             yield Foreign(pid=pid, what=what, image=served.image, ports=tuple(sorted(ports)))
-
-    def _images(
-        self, desired: Desired, ledger: Ledger, servers: Sequence[Server]
-    ) -> dict[str, Image]:
-        roots: dict[str, str] = {}
-        for vm in desired.vms.values():
-            call = ledger.active(vm.name)
-            for export in (*vm.exports, *(call.exports if call else ())):
-                root = vm.root or os.path.dirname(export.image)
-                roots.setdefault(export.image, root)
-                if export.backing:
-                    roots.setdefault(export.backing, root)
-        found = {path: images.look(path, root) for path, root in roots.items()}
-        served: dict[str, list[int]] = defaultdict(list)
-        for server in servers:
-            served[server.argv[-1]].append(server.pid)
-        for path, image in found.items():
-            if not image.locked or path in served:
-                continue
-            who = [f"{proc.name_of(pid)} (pid {pid})" for pid in proc.openers(path)]
-            if who:
-                found[path] = replace(image, holder=", ".join(who))
-        return found
-
-    def _claims(
-        self, desired: Desired, ledger: Ledger, servers: Sequence[Server]
-    ) -> tuple[dict[tuple[str, str], str], set[tuple[str, str, int]], dict[str, str]]:
-        """The claims of every run that is wanted or served, the intents of those that are due,
-        and the VMs where that cannot be read."""
-        wanted: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for vm in desired.vms.values():
-            if vm.exported and vm.purpose == "backup":
-                wanted[vm.name, vm.run].add(vm.root)
-        for server in servers:
-            if server.mark.vm in desired.vms and "--read-only" not in server.argv:
-                key = (server.mark.vm, server.mark.run)
-                wanted[key].update(self.settings.repositories.values())
-        claims: dict[tuple[str, str], str] = {}
-        intents: set[tuple[str, str, int]] = set()
-        troubles: dict[str, str] = {}
-        for (vm_name, run), roots in wanted.items():
-            call = ledger.latest(vm_name, run)
-            for root in sorted(roots):
-                try:
-                    owner = images.claimed_by(root, vm_name, run)
-                    if owner is None:
-                        continue
-                    claims[vm_name, run] = owner
-                    asked = call is None or call.state not in (CallState.DUE, CallState.REJECTED)
-                    if call and not asked and images.intended(root, vm_name, run, call.attempt):
-                        intents.add(call.key)
-                except HostError as error:
-                    troubles[vm_name] = str(error)
-        return claims, intents, troubles
 
     def _reports(self, desired: Desired, ledger: Ledger) -> dict[str, Report]:
         """What the SNAs say of calls whose outcome or end they may know."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,19 +19,20 @@ from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Desired, Vm, build
+from reconciler.core.disk_plan import export_key
 from reconciler.core.errors import ConfigError, Diagnostic, Exit, HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
-from reconciler.core.settings import Settings
+from reconciler.core.settings import Settings, below
 from reconciler.core.status import conditions
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan, sighted
 from reconciler.execute import Emit, Step, execute
-from reconciler.host import files, lock
+from reconciler.host import files, lock, patience
 from reconciler.host.images import claim, claimed_by
-from reconciler.host.qemu_nbd import close_inherited
-from reconciler.host.store import Event, Store, WrongHubError, read
-from reconciler.hub import Hub
+from reconciler.host.qemu_nbd import close_inherited, log_name, tidy
+from reconciler.host.store import EVENT_DAYS, Event, Store, WrongHubError, read
+from reconciler.hub import EFFECT, Hub
 from reconciler.look import Observer
 
 if TYPE_CHECKING:
@@ -332,8 +334,18 @@ class Applier:
                 fine = {n: v for n, v in desired.vms.items() if verdicts.get(n) is Exit.OK}
                 self.note(store, replace(desired, vms=fine), ledger)
             self.note_failures(store, outcome, ledger)
-            self.note_conditions(store, planned, actual, store.ledger(), hub.now())
+            ledger = store.ledger()
+            self.note_conditions(store, planned, actual, ledger, hub.now())
+            self.tidy(ledger, actual, hub.now())
             return outcome
+
+    def tidy(self, ledger: Ledger, actual: Actual, now: Seconds) -> None:
+        """Keep the servers' logs from growing without end."""
+        keep = {lease.key for lease in ledger.leases}
+        keep |= {export_key(e) for c in ledger.calls if c.state.active for e in c.exports}
+        keep |= {server.mark.key for server in actual.servers}
+        names = {log_name(*key[:3]) for key in keep}
+        tidy(Path(self.settings.state) / "logs", names, now - EVENT_DAYS * 86400)
 
     def parallel(self) -> int:
         """Servers started at once. Four per core: more gains nothing, measured on two cores."""
@@ -399,10 +411,20 @@ class Applier:
 
     def take_over(self, store: Store, call: Call) -> None:
         """By an operator's order, what another state directory claimed of this run is ours."""
-        for root in self.settings.repositories.values():
-            owner = claimed_by(root, call.vm, call.run)
-            if owner and owner != store.state_id:
-                claim(root, call.vm, call.run, store.state_id, take_over=True)
+        roots = set(self.settings.repositories.values())
+        near = {root for root in roots for one in call.exports if below(root, one.image)}
+        for root in sorted(near or roots):
+            patience.do(
+                f"take over the claim of run {call.run} of {call.vm}",
+                root,
+                partial(self.take_over_in, root, call, store.state_id),
+                EFFECT,
+            )
+
+    def take_over_in(self, root: str, call: Call, state_id: str) -> None:
+        owner = claimed_by(root, call.vm, call.run)
+        if owner and owner != state_id:
+            claim(root, call.vm, call.run, state_id, take_over=True)
 
     def say(self, store: Store, vm: str, run: str, reason: str, message: str) -> None:
         """One event of an operator's order."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 import click
 from msgspec.structs import replace
@@ -113,6 +114,8 @@ def explain(config: str | None, vm: str) -> None:
             click.echo(
                 f"    next try in {format_duration(call.retry_at - now)}, or at once by apply"
             )
+    if one.unsure:
+        click.echo(f"  SpaceUnsure: {one.unsure}")
     for action in one.actions:
         where = f"disk {action.disk}" if action.disk is not None else "VM"
         click.echo(f"  {tables.SYMBOL[action.kind]:>3} {where}: {action.what()}: {action.why}")
@@ -145,6 +148,18 @@ def unremembered() -> list[str]:
     ]
 
 
+_STORAGE: Final = frozenset(
+    {
+        "RepositoryFull",
+        "RepositoryReadOnly",
+        "SpaceShort",
+        "StorageHangs",
+        "StorageUnreadable",
+    }
+)
+"""Causes that are mended at the storage, by no edit of a spec."""
+
+
 def next_command(vm: Vm, plan: Plan, reason: str) -> str:
     """The one command that goes on from here."""
     name = vm.name
@@ -163,6 +178,8 @@ def next_command(vm: Vm, plan: Plan, reason: str) -> str:
         return f"write the old name into {vm.place or 'the spec'}, or reconciler stop OLD-NAME"
     if "CallRejected" in causes:
         return f"mend what it says, then reconciler retry {name} and {apply}"
+    if causes & _STORAGE:
+        return f"see to that storage, as said above, then {apply}"
     if any(action.kind == "hold" for action in actions):
         return "see what holds it, above; nothing is destroyed meanwhile"
     if any(action.kind == "refuse" for action in actions):

@@ -48,6 +48,8 @@ def header(one: VmPlan) -> str:
         parts += ["restore", summary(vm)]
     if not vm.verified:
         parts.append("DisksUnverified")
+    if one.unsure:
+        parts.append("SpaceUnsure")
     return "   ".join(parts)
 
 
@@ -120,6 +122,11 @@ def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str
         shown = wide or not released(vm)
         out.extend(_disk(disk, wide) for disk in vm["disks"] if shown or disk["pid"])
         if wide:
+            out.extend(
+                f"    SpaceUnsure: {one['message']}"
+                for one in vm["conditions"]
+                if one["type"] == "SpaceUnsure"
+            )
             if vm["nbd_targets"]:
                 out.append(f"    targets {vm['nbd_targets']}")
             if vm["call"]:

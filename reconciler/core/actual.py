@@ -93,7 +93,9 @@ class Image(Struct, frozen=True, kw_only=True):
     pristine: bool = False
     """Nothing was ever written into it."""
     allocated: Bytes = 0
-    """What it takes on its file system."""
+    """What it takes of its file system."""
+    device: int = 0
+    """The file system that it is or would be on: st_dev. 0: not known."""
     outside: str | None = None
     """Where it really is, if symlinks lead out of its repository."""
     error: str = ""
@@ -101,6 +103,16 @@ class Image(Struct, frozen=True, kw_only=True):
     """Some process holds a lock on it."""
     holder: str = ""
     """A foreign process that holds it open for writing, with its pid."""
+
+
+class FileSystem(Struct, frozen=True, kw_only=True):
+    """A file system that images are on."""
+
+    mount: str
+    """Where it is mounted, as far up as the images' paths lead."""
+    free: Bytes
+    """What an ordinary user may still take of it."""
+    read_only: bool = False
 
 
 class Actual(Struct, frozen=True, kw_only=True):
@@ -119,6 +131,12 @@ class Actual(Struct, frozen=True, kw_only=True):
     """(VM, run, attempt) whose repository says that an SNA may have been called."""
     troubles: Mapping[str, str] = field(default_factory=dict)
     """VM → why its repository could not be looked at."""
+    hangs: Mapping[str, str] = field(default_factory=dict)
+    """VM → which repository of it gives no answer. Nothing that was asked of it is known."""
+    file_systems: Mapping[int, FileSystem] = field(default_factory=dict)
+    """By st_dev."""
+    others: Mapping[str, Image] = field(default_factory=dict)
+    """Images that only their space is asked of: of runs out of scope, and of earlier runs."""
     reports: Mapping[str, Report] = field(default_factory=dict)
     """Job id → what its SNA says."""
     secrets: Mapping[str, str] = field(default_factory=dict)

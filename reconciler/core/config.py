@@ -21,6 +21,7 @@ from reconciler.core.document import Document
 from reconciler.core.errors import ConfigError, Diagnostic
 from reconciler.core.explain import described, explained
 from reconciler.core.settings import (
+    MIN_FREE,
     PORTS,
     Appliance,
     QemuNbd,
@@ -30,7 +31,7 @@ from reconciler.core.settings import (
     state_directory,
 )
 from reconciler.core.spec import Name, Strict
-from reconciler.core.units import PortRange, parse_duration
+from reconciler.core.units import Bytes, PortRange, parse_duration, parse_size
 
 
 def _duration(value: object) -> float:
@@ -46,6 +47,12 @@ def _range(value: object) -> PortRange:
     if not isinstance(value, str):
         raise ValueError("write a port range like 10100-10200")
     return PortRange.parse(value)
+
+
+def _size(value: object) -> Bytes:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError("write a size like 1GiB or 500MiB")
+    return parse_size(value)
 
 
 def _url(value: str) -> str:
@@ -108,6 +115,7 @@ class SecretModel(Strict):
 
 class RepositoryModel(Strict):
     root: Path
+    min_free: Annotated[int, BeforeValidator(_size)] = MIN_FREE
 
 
 class PortsModel(Strict):
@@ -279,6 +287,7 @@ def settings(
             for name, repository in model.repositories.items()
         }
         or {"local": f"{state}/repository"},
+        min_free={name: one.min_free for name, one in model.repositories.items()},
         ports=model.ports.range,
         bind=model.ports.bind,
         advertise=model.ports.advertise,

@@ -26,6 +26,7 @@ from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import argv
 from reconciler.core.ports import Pool
 from reconciler.core.settings import QemuNbd
+from reconciler.core.space import Room
 from reconciler.core.units import Port, Seconds, format_duration, format_size
 
 
@@ -41,10 +42,11 @@ class Disks:
         vm: Vm,
         servers: list[Server],
         pool: Pool,
+        room: Room,
         twin: str = "",
     ) -> None:
         self.desired, self.actual, self.ledger, self.now = desired, actual, ledger, now
-        self.vm, self.servers, self.pool = vm, servers, pool
+        self.vm, self.servers, self.pool, self.room = vm, servers, pool, room
         self.twin = twin
         """Why this VM is another one under a new name; empty: it is not."""
         self.leases = {lease.key: lease for lease in ledger.of(vm.name)}
@@ -151,7 +153,7 @@ class Disks:
                 f"{'are' if len(self.pool) != 1 else 'is'} free; "
                 "it goes on when others release theirs",
             )
-            self.give_back(wanted, serving)
+            self.give_back(wanted, serving, "PortPoolExhausted")
             new_keys = {export.key for export in new}
             wanted = [one for one in wanted if one.key not in new_keys and one.key in serving]
         fresh = dict(zip([export.key for export in new], ports or (), strict=False))
@@ -161,7 +163,22 @@ class Disks:
             up &= self.disk(export, server, fresh.get(export.key))
         return up
 
-    def give_back(self, wanted: Sequence[Export], serving: Mapping[int, Server]) -> None:
+    def fits(self, wanted: Sequence[Export], serving: Mapping[int, Server]) -> bool:
+        """Whether there is room for a run that wants to begin; one that has begun goes on."""
+        call = self.call
+        begun = call is not None and call.state not in (CallState.DUE, CallState.REJECTED)
+        if begun or self.vm.purpose != "backup":
+            return True
+        short = self.room.take(self.vm.name, wanted)
+        if short is None:
+            return True
+        self.refuse(*short)
+        self.give_back(wanted, serving, short[0])
+        return False
+
+    def give_back(
+        self, wanted: Sequence[Export], serving: Mapping[int, Server], cause: str
+    ) -> None:
         """All ports or none: what a VM that waits has without a server, another may need."""
         if self.call and self.call.state.active:
             return
@@ -172,8 +189,8 @@ class Disks:
                     Release(
                         vm=self.vm.name,
                         disk=export.key,
-                        cause="PortPoolExhausted",
-                        why="the VM waits for more ports than there are, and holds none meanwhile",
+                        cause=cause,
+                        why="the VM cannot begin yet, and holds no port meanwhile",
                         lease=lease,
                     )
                 )

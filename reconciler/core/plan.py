@@ -16,6 +16,7 @@ from reconciler.core.desired import Desired
 from reconciler.core.errors import Diagnostic
 from reconciler.core.ledger import Ledger
 from reconciler.core.ports import Pool
+from reconciler.core.space import Room
 from reconciler.core.units import PortRange, Seconds, natural
 from reconciler.core.vm_plan import OneVm, VmPlan
 
@@ -101,12 +102,31 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
     taken = {lease.port for lease in ledger.leases} | set(actual.listeners) | actual.unbindable
     taken |= {server.mark.port for server in actual.servers}
     pool = Pool(desired.settings.ports, taken)
+    room = Room(desired.settings, actual, ledger, desired.vms)
     twins = renamed(desired, ledger, servers)
-    plans = []
-    for name in sorted(desired.vms, key=natural):
-        vm, twin = desired.vms[name], twins.get(name, "")
-        planner = OneVm(desired, actual, ledger, now, vm, servers[name], pool, twin)
-        plans.append(planner.plan())
+    planners = [
+        OneVm(
+            desired,
+            actual,
+            ledger,
+            now,
+            desired.vms[name],
+            servers[name],
+            pool,
+            room,
+            twins.get(name, ""),
+        )
+        for name in sorted(desired.vms, key=natural)
+    ]
+    active = {call.vm: call for call in ledger.calls if call.state.active}
+    for planner in planners:
+        planner.call = call = planner.remembered()
+        if call and call.state.active:
+            active[call.vm] = call
+    for call in active.values():
+        room.reserve(call.vm, call.exports)
+    plans = [planner.plan() for planner in planners]
+    plans = [replace(one, unsure=room.unsure(one.name)) for one in plans]
     known = set(ledger.applied) | {lease.vm for lease in ledger.leases} | set(servers)
     return Plan(
         hub=desired.settings.hub,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
-from reconciler.core.units import PortRange, Seconds
+from reconciler.core.units import Bytes, PortRange, Seconds
 
 
 class Secret:
@@ -87,6 +87,9 @@ class VCenter(Struct, frozen=True, kw_only=True):
 
 PORTS: Final = PortRange(10100, 10200)
 """The range that the field's tunnel forwards. Source: Sendense, October 2025."""
+MIN_FREE: Final[Bytes] = 1 << 30
+"""What a disk that was never backed up is reckoned to need: more than an idle system disk's first
+minutes, less than would keep a small hub from beginning at all."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -96,6 +99,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     state: str
     repositories: Mapping[str, str]
     """Name → absolute root."""
+    min_free: Mapping[str, Bytes] = field(default_factory=dict)
+    """Repository → what a new image in it is reckoned to need at least; see core/space.py."""
     ports: PortRange = PORTS
     bind: str = "127.0.0.1"
     advertise: str = "127.0.0.1"
@@ -105,6 +110,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     inventory: str | None = None
     inventory_required: bool = False
 
+    def repository_of(self, path: str) -> str | None:
+        """The repository that a file lies in, by its path; the innermost, if one is in another."""
+        inside = [n for n, root in self.repositories.items() if below(root, path)]
+        return max(inside, key=lambda name: len(self.repositories[name]), default=None)
+
+    def least_free(self, path: str) -> Bytes:
+        """`min_free` of the repository that a file lies in."""
+        return self.min_free.get(self.repository_of(path) or "", MIN_FREE)
+
     def to_json(self) -> dict[str, Any]:
         """What a later `status` needs to judge by; no secret, nor the way to one."""
         qemu = self.qemu_nbd
@@ -112,6 +126,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             "hub": self.hub,
             "state": self.state,
             "repositories": dict(self.repositories),
+            "min_free": dict(self.min_free),
             "ports": str(self.ports),
             "bind": self.bind,
             "advertise": self.advertise,
@@ -128,12 +143,18 @@ class Settings(Struct, frozen=True, kw_only=True):
             hub=value["hub"],
             state=value["state"],
             repositories=value["repositories"],
+            min_free=value.get("min_free", {}),  # a store of before it was there has none
             ports=PortRange.parse(value["ports"]),
             bind=value["bind"],
             advertise=value["advertise"],
             qemu_nbd=QemuNbd(**value["qemu_nbd"]),
             snas={name: Appliance(**sna) for name, sna in value["snas"].items()},
         )
+
+
+def below(root: str, path: str) -> bool:
+    """Whether a path lies in a directory, by their names alone."""
+    return path.startswith(f"{root.rstrip('/')}/")
 
 
 CONFIG_NAMES: Final = ("hub", "state", "repositories", "ports", "qemu_nbd", "snas", "vcenters")

@@ -152,6 +152,8 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     if not vm.verified:
         message = "no inventory confirms that these are all disks of the VM"
         found.append(said("DisksUnverified", True, "NoInventory", message))
+    if one.unsure:
+        found.append(said("SpaceUnsure", True, "FullDisksDoNotFit", one.unsure))
     return found
 
 

@@ -36,6 +36,8 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     """The ledger's call of the run, as it was when this was planned."""
     ports: Mapping[int, Port] = field(default_factory=dict)
     """Disk key → port."""
+    unsure: str = ""
+    """What could still fill up the file systems of its run; empty: nothing."""
 
     @property
     def lost_run(self) -> str:
@@ -126,9 +128,14 @@ class OneVm(Disks):
         return self.server_for(export) is None and not (image and image.pristine)
 
     def plan(self) -> VmPlan:
-        self.call = self.remembered()
+        hangs = self.actual.hangs.get(self.vm.name)
         trouble = self.actual.troubles.get(self.vm.name)
-        if trouble:
+        if hangs:
+            self.refuse(
+                "StorageHangs",
+                f"{hangs}: see dmesg, and bring that storage back; nothing of this VM is changed",
+            )
+        elif trouble:
             self.refuse("StorageUnreadable", f"{trouble}; nothing of this VM is changed")
         elif rival := self.rival():
             self.refuse("ClaimedElsewhere", rival)
@@ -138,6 +145,7 @@ class OneVm(Disks):
             self.exported()
         else:
             self.absent()
+        self.suffers()
         return VmPlan(
             name=self.vm.name,
             vm=self.vm,
@@ -160,6 +168,16 @@ class OneVm(Disks):
                     "one that is not in use; nothing of this VM is changed here"
                 )
         return ""
+
+    def suffers(self) -> None:
+        """An active run that cannot be written any further is said; nothing is stopped for it."""
+        if self.call is None or not self.call.state.active or self.over is not None:
+            return
+        found = self.room.suffering(self.vm.name, self.call.run)
+        if found:
+            cause, why = found
+            subject = "its servers are left as they are"
+            self.actions.append(Hold(vm=self.vm.name, cause=cause, why=why, subject=subject))
 
     # -- what is to be gone
 
@@ -287,8 +305,10 @@ class OneVm(Disks):
         cleared = self.clear(keep)
         if self.over is not None and not wanted:
             return
-        fit = self.check(wanted, serving)
+        fit = self.check(wanted, serving) and self.fits(wanted, serving)
         up = fit and self.serve(wanted, serving)
+        if len(self.ports) < len(wanted):
+            self.room.give_back(vm.name)  # it waits for ports, and for their sake alone
         if self.over is not None or not fit:
             return
         if call and call.state.active and (call.run != vm.run or not backup):

@@ -7,16 +7,19 @@ the image's lock. Source: qemu's docs/interop/qcow2.txt.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import posixpath
+import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
-from reconciler.core.actual import Image
+from reconciler.core.actual import FileSystem, Image
 from reconciler.core.errors import HostError
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
@@ -38,22 +41,76 @@ def look(path: str, root: str) -> Image:
     if real != real_root and not real.startswith(real_root.rstrip("/") + "/"):
         return Image(path=path, exists=os.path.lexists(path), outside=real)
     try:
-        with open(path, "rb") as file:
-            return replace(_header(path, file.fileno()), locked=_locked(file.fileno()))
+        # Without O_NONBLOCK, opening a FIFO waits for somebody to write into it.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                return Image(path=path, exists=True, error=_kind(info.st_mode))
+            found = replace(_header(path, fd, info), locked=_locked(fd))
+            return replace(found, allocated=info.st_blocks * 512, device=info.st_dev)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         if os.path.islink(path):
             return Image(path=path, exists=True, error="it is a symlink to nothing")
-        return Image(path=path, exists=False)
+        return Image(path=path, exists=False, device=_device(posixpath.dirname(path)))
     except (OSError, struct.error) as error:
         said = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "torn"
         return Image(path=path, exists=True, error=said)
 
 
-def _header(path: str, fd: int) -> Image:
-    stat = os.fstat(fd)
+def space(path: str) -> Image:
+    """How much an image takes, and of which file system; nothing else of it is looked at."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return Image(path=path, exists=False, device=_device(posixpath.dirname(path)))
+    return Image(path=path, exists=True, allocated=info.st_blocks * 512, device=info.st_dev)
+
+
+def _kind(mode: int) -> str:
+    """What is there instead of a file."""
+    if stat.S_ISDIR(mode):
+        return os.strerror(errno.EISDIR)
+    return f"it is {'a FIFO' if stat.S_ISFIFO(mode) else 'a device'}, not a file"
+
+
+def _device(directory: str) -> int:
+    """The file system that a directory is on, or will be when it is made; 0: not known."""
+    while True:
+        try:
+            return os.stat(directory).st_dev
+        except OSError:
+            above = posixpath.dirname(directory)
+            if above == directory:
+                return 0
+            directory = above
+
+
+def file_system(path: str) -> FileSystem | None:
+    """The file system that a path is on, whether it exists or not; None: it does not say."""
+    path = os.path.realpath(path)
+    device = _device(path)
+    while (above := posixpath.dirname(path)) != path and _device(above) == device:
+        path = above
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    if not found.f_blocks:
+        return None  # one that keeps no count of its blocks is not full
+    return FileSystem(
+        mount=path,
+        free=found.f_bavail * found.f_frsize,
+        read_only=bool(found.f_flag & os.ST_RDONLY),
+    )
+
+
+def _header(path: str, fd: int, info: os.stat_result) -> Image:
     head = os.pread(fd, 104, 0)
     if head[:4] != _MAGIC:
-        return Image(path=path, exists=True, format="raw" if head else "", size=stat.st_size)
+        return Image(path=path, exists=True, format="raw" if head else "", size=info.st_size)
     backing_at, backing_length, cluster_bits, size = struct.unpack_from("!QIIQ", head, 8)
     l1_entries, l1_at = struct.unpack_from("!IQ", head, 36)
     (snapshots,) = struct.unpack_from("!I", head, 60)
@@ -67,7 +124,7 @@ def _header(path: str, fd: int) -> Image:
     cluster = 1 << cluster_bits
     bare = -(-(l1_at + l1_entries * 8) // cluster) * cluster
     # A client's data clusters are appended at once, its tables only at a flush: look at both.
-    pristine = not table.strip(b"\0") and stat.st_size <= bare and not snapshots
+    pristine = not table.strip(b"\0") and info.st_size <= bare and not snapshots
     return Image(
         path=path,
         exists=True,
@@ -75,7 +132,7 @@ def _header(path: str, fd: int) -> Image:
         size=size,
         backing=backing,
         pristine=pristine,
-        allocated=stat.st_blocks * 512,
+        allocated=info.st_blocks * 512,
     )
 
 
@@ -282,15 +339,33 @@ def intend(root: str, vm: str, run: str, attempt: int, job_id: str) -> None:
         raise HostError(f"cannot write {path}: {error.strerror}", "CannotClaim") from error
 
 
-def unintend(root: str, vm: str, run: str, attempt: int) -> None:
-    """Take it back: it is known that the SNA did not act. Raises HostError."""
+def unintend(
+    root: str, vm: str, run: str, attempt: int, given_up: Callable[[], bool] = lambda: False
+) -> None:
+    """Take it back: it is known that the SNA did not act. Raises HostError.
+
+    `given_up`: nobody waits for this any more, so that another intent of the same name may be made
+    meanwhile; nothing is removed then. The way to the directory, where hanging storage holds us up,
+    is behind us when that is asked, and while we are in the unlink the kernel lets nobody else make
+    a file in the directory.
+    """
     path = intent_path(root, vm, run, attempt)
     try:
-        with effect(Effect.UNMARK), contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-            _sync(str(path.parent))
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise HostError(f"cannot remove {path}: {error.strerror}", "CannotClaim") from error
+    try:
+        if given_up():
+            return
+        with effect(Effect.UNMARK), contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=directory)
+            os.fsync(directory)
+    except OSError as error:
+        raise HostError(f"cannot remove {path}: {error.strerror}", "CannotClaim") from error
+    finally:
+        os.close(directory)
 
 
 def _write(path: str, text: str) -> None:

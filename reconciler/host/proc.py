@@ -126,12 +126,16 @@ def holders(inodes: Iterable[int]) -> Mapping[int, int]:
 def openers(path: str, ignore: Iterable[int] = ()) -> list[int]:
     """The processes that hold a file open for writing; the ignored ones are left out."""
     try:
-        wanted = os.stat(path)
+        fd = os.open(path, os.O_PATH)
     except OSError:
         return []
+    try:
+        wanted, inode = os.fstat(fd), _described("self", fd).get("ino")
+    finally:
+        os.close(fd)
     skip = {*ignore, os.getpid()}
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return sorted(pid for pid in pids if pid not in skip and _holds(str(pid), wanted))
+    return sorted(pid for pid in pids if pid not in skip and _holds(str(pid), wanted, inode))
 
 
 def has_open(pid: int, path: str) -> bool:
@@ -152,16 +156,23 @@ def has_open(pid: int, path: str) -> bool:
     return False
 
 
-def _holds(name: str, wanted: os.stat_result) -> bool:
+def _described(name: str, fd: str | int) -> dict[str, str]:
+    """What the kernel itself knows of an open file. Source: proc(5), /proc/PID/fdinfo."""
+    with open(f"/proc/{name}/fdinfo/{fd}") as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+
+def _holds(name: str, wanted: os.stat_result, inode: str | None) -> bool:
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{name}/fd"):
             with contextlib.suppress(OSError, ValueError):
+                known = _described(name, fd)
+                if known.get("ino") != inode:
+                    continue  # not asked of its file system, which may hang; since Linux 5.14
                 found = os.stat(f"/proc/{name}/fd/{fd}")
                 if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino):
                     continue
-                with open(f"/proc/{name}/fdinfo/{fd}") as file:
-                    flags = next(line for line in file if line.startswith("flags:"))
-                if int(flags.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                if int(known["flags"], 8) & os.O_ACCMODE != os.O_RDONLY:
                     return True
     return False
 

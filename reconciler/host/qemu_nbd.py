@@ -6,16 +6,20 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+import stat
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from reconciler.core.errors import HostError
 from reconciler.core.mark import ENTER
+from reconciler.core.units import Seconds
 from reconciler.host.effects import Effect, effect
 
 LOG_LIMIT: Final = 1 << 20
-"""Bytes of a server's log; a longer one is begun anew at its next start."""
+"""Bytes of a server's log; a longer one is cut. A connection that is aborted leaves 108 of them."""
+LOG_KEPT: Final = 1 << 18
+"""Bytes at the end of a log that are left when it is cut."""
 LAST_LINES: Final = 5
 LINE_LIMIT: Final = 300
 """Characters of a line that a person is shown; what a terminal would obey is not among them."""
@@ -48,9 +52,6 @@ def spawn(binary: str, argv: Sequence[str], listener: HasFileno, log: Path) -> i
     directory = str(Path(binary).parent)
     environment = {"PATH": f"{directory}:/usr/bin:/bin", "LC_ALL": "C"}
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if log.stat().st_size > LOG_LIMIT:
-            log.unlink()
     opening = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
         with effect(Effect.SPAWN):
@@ -80,6 +81,52 @@ def last_words(log: Path, since: int = 0) -> str:
         return ""
     lines = [re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "?", line) for line in text.strip().splitlines()]
     return "\n".join(line[:LINE_LIMIT] for line in lines[-LAST_LINES:])
+
+
+def log_name(vm: str, key: int, run: str) -> str:
+    """The name of a server's log in the directory of logs."""
+    return f"{vm}-{key}-{run}.log"
+
+
+def cap(log: Path) -> None:
+    """Cut a log that has grown too long; its end stays, and whoever has it open writes on there.
+
+    Nothing else cuts it: the caller holds the lock of the hub. The server appends, so it goes on
+    behind the new end; what it says between our last read and the cut, some microseconds, is lost.
+    A log that cannot be cut now is cut another time.
+    """
+    with contextlib.suppress(OSError), log.open("r+b", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size <= LOG_LIMIT:
+            return
+        file.seek(-LOG_KEPT, os.SEEK_END)
+        end = file.read()
+        end = end[end.find(b"\n") + 1 :]  # from the first line that is whole
+        while more := file.read():
+            end += more
+        os.pwrite(file.fileno(), end, 0)
+        os.ftruncate(file.fileno(), len(end))
+
+
+def tidy(logs: Path, keep: Collection[str], before: Seconds) -> None:
+    """Cut the logs that have grown too long, and remove those that nobody needs any more: not
+    written to since the moment `before`, and not in `keep`.
+
+    One pass over the directory. What cannot be done is done another time.
+    """
+    try:
+        with os.scandir(logs) as entries:
+            found = [entry for entry in entries if entry.name.endswith(".log")]
+    except OSError:
+        return  # there are no logs yet, or the state directory has worse troubles, told elsewhere
+    for entry in found:
+        with contextlib.suppress(OSError):
+            info = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(info.st_mode):
+                continue
+            if info.st_mtime < before and entry.name not in keep:
+                os.unlink(entry.path)
+            elif info.st_size > LOG_LIMIT:
+                cap(Path(entry.path))
 
 
 def log_size(log: Path) -> int:
