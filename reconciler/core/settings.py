@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
-from reconciler.core.units import PortRange, Seconds
+from reconciler.core.units import Endpoint, PortRange, Seconds
 
 
 class Secret:
@@ -87,6 +87,8 @@ class VCenter(Struct, frozen=True, kw_only=True):
 
 PORTS: Final = PortRange(10100, 10200)
 """The range that the field's tunnel forwards. Source: Sendense, October 2025."""
+LISTEN: Final = Endpoint("127.0.0.1", 8082)
+"""Where the field's client looks for the hub, through the tunnel. Source: Sendense, October 2025."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -104,6 +106,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     vcenters: Mapping[str, VCenter] = field(default_factory=dict)
     inventory: str | None = None
     inventory_required: bool = False
+    listen: Endpoint = LISTEN
+    """Where the callbacks of the appliances' clients are taken."""
 
     def to_json(self) -> dict[str, Any]:
         """What a later `status` needs to judge by; no secret, nor the way to one."""
