@@ -88,7 +88,7 @@ class VCenter(Struct, frozen=True, kw_only=True):
 PORTS: Final = PortRange(10100, 10200)
 """The range that the field's tunnel forwards. Source: Sendense, October 2025."""
 LISTEN: Final = Endpoint("127.0.0.1", 8082)
-"""Where the field's client looks for the hub, through the tunnel. Source: Sendense, October 2025."""
+"""Where the field's client looks for the hub, by the tunnel. Source: Sendense, October 2025."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
