@@ -18,7 +18,7 @@ from reconciler.core.units import Seconds, format_duration
 
 _PAUSE: Final[Seconds] = 0.05
 _PATIENCE: Final[Seconds] = 0.5
-"""A wait that is over before this is not worth a word: `serve` has the lock for a moment at once."""
+"""A wait that is over before this is not worth a word: `serve` takes the lock again and again."""
 
 
 class Holder(Struct, frozen=True):
