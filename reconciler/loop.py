@@ -255,15 +255,7 @@ class Applier:
     @contextmanager
     def opened(self) -> Iterator[Store]:
         """The store, under the lock. Raises LockError, HostError, ConfigError."""
-        directory = Path(self.settings.state)
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise HostError(
-                f"cannot use the state directory {directory}: {error.strerror}; run as a user who "
-                "may write there, or set `state:` in the config (or RECONCILER_STATE)",
-                "Storage",
-            ) from error
+        directory = state_directory_of(self.settings)
         with lock.held(directory / "lock", self.command, self.lock_timeout, self.waiting):
             try:
                 store = Store(directory, self.settings.hub)
@@ -281,11 +273,13 @@ class Applier:
         approved: Callable[[Plan], bool] = lambda _: True,
         impatient: bool = True,
         order: bool = False,
+        note: bool = True,
     ) -> Outcome | None:
         """Make it true. None: `approved` said no to what it would do. Raises ReconcilerError.
 
         `impatient`: an operator is asking, so a back-off does not make them wait. `order`: what is
         wanted is no spec but an order; it becomes what was applied only where it was carried out.
+        `note`: what is wanted is what was applied last, from now on; not so, if it was that before.
         """
         close_inherited()
         with self.opened() as store:
@@ -305,7 +299,7 @@ class Applier:
                 if not number:
                     if not approved(planned):
                         return None
-                    if not order:
+                    if note and not order:
                         self.note(store, desired, ledger)
                 todo = worth(planned, failed)
                 if not todo.vms or number == PASSES - 1 or self.stopping.is_set():
@@ -459,6 +453,20 @@ class Applier:
                     found[key] = value
         if found:
             store.transitions(found, now)
+
+
+def state_directory_of(settings: Settings) -> Path:
+    """The state directory, made where it is missing. Raises HostError."""
+    directory = Path(settings.state)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"cannot use the state directory {directory}: {error.strerror}; run as a user who "
+            "may write there, or set `state:` in the config (or RECONCILER_STATE)",
+            "Storage",
+        ) from error
+    return directory
 
 
 def without_backoff(ledger: Ledger) -> Ledger:

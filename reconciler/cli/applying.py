@@ -7,9 +7,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from msgspec.structs import replace
@@ -27,8 +27,20 @@ from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds, format_duration
 from reconciler.execute import Step
 from reconciler.look import Observer
-from reconciler.loop import Applier, Desire, Outcome, desire, dry_run, load_settings, load_source
+from reconciler.loop import (
+    Applier,
+    Desire,
+    Outcome,
+    current,
+    desire,
+    dry_run,
+    load_settings,
+    load_source,
+)
 from reconciler.loop import pruned as with_removals
+
+if TYPE_CHECKING:
+    from reconciler.cli.hearing import WaitingEars
 
 DRAIN_LOOK: Final[Seconds] = 0.5
 """Between two looks at clients that are to leave."""
@@ -70,15 +82,17 @@ def apply(
     if prune:
         wanted = with_removals(wanted)
     session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
-    outcome = session.apply(wanted, yes=yes)
-    if outcome is None:
-        click.echo("nothing was changed", err=True)
-        return Exit.OK
-    outcome = session.drain(wanted, outcome, drain_timeout)
-    code: int = outcome.exit_code()
-    if wait and not outcome.interrupted:
-        outcome, timed_out = session.stay(wanted, outcome, timeout)
-        code = Exit.TIMED_OUT if timed_out else outcome.exit_code()
+    ears = session.ears() if wait else None
+    with ears or nullcontext():
+        outcome = session.apply(wanted, yes=yes)
+        if outcome is None:
+            click.echo("nothing was changed", err=True)
+            return Exit.OK
+        outcome = session.drain(wanted, outcome, drain_timeout)
+        code: int = outcome.exit_code()
+        if ears and not outcome.interrupted:
+            outcome, timed_out = session.stay(wanted, outcome, timeout, ears)
+            code = Exit.TIMED_OUT if timed_out else outcome.exit_code()
     session.report(outcome, output)
     return session.signal_code or code
 
@@ -304,8 +318,14 @@ class Session:
                     break
         return outcome
 
+    def ears(self) -> WaitingEars:
+        """For callbacks, which may come before the answer to the call."""
+        from reconciler.cli.hearing import WaitingEars  # only who waits takes callbacks
+
+        return WaitingEars(self.settings, self.applier.command)
+
     def stay(
-        self, wanted: Desire, outcome: Outcome, timeout: Seconds | None
+        self, wanted: Desire, outcome: Outcome, timeout: Seconds | None, ears: WaitingEars
     ) -> tuple[Outcome, bool]:
         """Look again until no run of the VMs is open; (last outcome, whether time ran out)."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -321,23 +341,27 @@ class Session:
                             err=True,
                         )
                         return outcome, True
-                    if not told and (deaf := self.deaf(waits)):
+                    if self.applier.stopping.is_set():
+                        return outcome, False
+                    ears.listen()
+                    if not told and (deaf := self.deaf(waits, ears)):
                         told = True
                         options.say(deaf, err=True)
                     pause = min(self.settings.snas[sna].poll for sna in waits.values())
                     if deadline is not None:
                         pause = min(pause, max(0.05, deadline - time.monotonic()))
-                    if self.applier.stopping.wait(pause):
-                        return outcome, False
+                    ears.kicked.wait(pause)
+                    ears.kicked.clear()  # before looking, so that no kick is lost
                     try:
                         next_one = self.applier.apply(wanted, impatient=False)
+                        telemetry = current(self.settings).telemetry
                     except HostError as error:
                         options.say(f"warning: {error}; looking again", err=True)
                         continue
                     assert next_one is not None
                     outcome = next_one
                     if self.last:
-                        self.display.running(*self.last)
+                        self.display.running(*self.last, telemetry)
                 return outcome, False
             finally:
                 self.display.end()
@@ -354,15 +378,22 @@ class Session:
                 found[one.name] = one.vm.sna
         return found
 
-    def deaf(self, waits: Mapping[str, str]) -> str | None:
-        """What to say if nothing will ever end these runs."""
+    def deaf(self, waits: Mapping[str, str], ears: WaitingEars) -> str | None:
+        """What to say if it is not the appliance that says how these runs end."""
         silent = sorted({sna for sna in waits.values() if not self.settings.snas[sna].reports_end})
         if not silent:
             return None
+        names = f"waiting; SNA {', '.join(silent)} does not report the end of runs"
+        if ears.hears:
+            return (
+                f"{names} by its status, so one ends when the client has reported every disk to "
+                f"http://{ears.endpoint}; if it falls silent: `reconciler explain VM`, and "
+                "`reconciler resolve VM --completed | --failed`"
+            )
         return (
-            f"waiting; SNA {', '.join(silent)} does not report the end of runs (`reports_end: "
-            "true` in the config says that one does), so this goes on until "
-            "`reconciler resolve VM --completed | --failed` or --timeout"
+            f"{names} (`reports_end: true` in the config says that one does), and callbacks are "
+            "not heard, so this goes on until `reconciler resolve VM --completed | --failed` or "
+            "--timeout"
         )
 
     def report(self, outcome: Outcome, output: str) -> None:
@@ -372,8 +403,6 @@ class Session:
 
             assert self.last is not None
             planned, actual = self.last
-            from reconciler.loop import current
-
             value: dict[str, Any] = document(planned, actual, current(self.settings), time.time())
             value["steps"] = [
                 {

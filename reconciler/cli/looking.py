@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from reconciler import __version__
 from reconciler.cli import options, tables
 from reconciler.core.actual import Actual
+from reconciler.core.call import Call
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
 from reconciler.core.ledger import Ledger
@@ -23,8 +24,9 @@ from reconciler.core.mark import parse as served_by
 from reconciler.core.plan import Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import Settings, state_directory
-from reconciler.core.status import by_type, conditions, document, since
+from reconciler.core.status import by_type, conditions, disks, document, progress_text, since
 from reconciler.core.units import format_duration
+from reconciler.core.vm_plan import VmPlan
 from reconciler.host import files, lock, proc, store
 from reconciler.look import Observer
 
@@ -66,7 +68,9 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
         return
     if value["vms"]:
         wide = output == "wide"
-        click.echo(tables.status_text(value, wide=wide, colour=tables.coloured(sys.stdout)))
+        progress = {job: progress_text(said, now) for job, said in ledger.telemetry.items()}
+        colour = tables.coloured(sys.stdout)
+        click.echo(tables.status_text(value, progress, wide=wide, colour=colour))
     else:
         click.echo("No VM is exported.")
     for note in tables.foreign_notes(plan):
@@ -114,6 +118,8 @@ def explain(config: str | None, vm: str) -> None:
             click.echo(
                 f"    next try in {format_duration(call.retry_at - now)}, or at once by apply"
             )
+        for line in heard(call, one, actual, ledger, now):
+            click.echo(f"    {line}")
     if one.unsure:
         click.echo(f"  SpaceUnsure: {one.unsure}")
     for action in one.actions:
@@ -130,6 +136,18 @@ def explain(config: str | None, vm: str) -> None:
             disk = f" disk {event.disk}" if event.disk is not None else ""
             click.echo(f"    {ago} ago{disk}: {event.reason}: {event.message}{times}")
     click.echo(f"next: {next_command(one.vm, plan, ready.reason)}")
+
+
+def heard(call: Call, one: VmPlan, actual: Actual, ledger: Ledger, now: float) -> Iterator[str]:
+    """What the appliance's client says of an open call."""
+    if not call.state.active:
+        return
+    if said := ledger.telemetry.get(call.job_id):
+        yield f"progress: {progress_text(said, now)}"
+    views = disks(one, actual, ledger)
+    arrived = [str(view.export.key) for view in views if view.reported]
+    if arrived:
+        yield f"reported complete: {len(arrived)} of {len(views)} disks ({', '.join(arrived)})"
 
 
 def unremembered() -> list[str]:

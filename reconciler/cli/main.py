@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "plan": ("planning", "Show what would be done and why; change nothing."),
     "diff": ("planning", "The same; exit 2 if there is something to do."),
     "apply": ("applying", "Make the specs true: servers, ports, and one call per VM."),
+    "serve": ("serving", "Take callbacks, and bring runs to their end, until it is stopped."),
     "stop": ("applying", "Stop the exports of VMs, whatever the specs say."),
     "status": ("looking", "What was applied, against what really runs."),
     "explain": ("looking", "What one VM waits for, since when, and what to type next."),

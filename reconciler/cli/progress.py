@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from reconciler.core.actual import Actual
+    from reconciler.core.ledger import Telemetry
     from reconciler.core.plan import Plan
 
 
@@ -63,7 +65,7 @@ class Display:
         else:
             say(line, err=True)
 
-    def running(self, plan: Plan, actual: Actual) -> None:
+    def running(self, plan: Plan, actual: Actual, telemetry: Mapping[str, Telemetry]) -> None:
         """How far the appliances are, by their own word."""
         if not self.enabled:
             return
@@ -76,8 +78,12 @@ class Display:
                 continue
             report = actual.reports.get(call.job_id)
             clients = sum(s.clients for s in actual.servers if s.mark.vm == one.name)
-            percent = report.percent if report and report.percent is not None else 0.0
-            doing = (report.message if report else "") or f"{clients} connections"
+            said = telemetry.get(call.job_id)
+            percent = said.percent if said else 0.0
+            if report and report.percent is not None:
+                percent = report.percent
+            doing = report.message if report else said.phase if said else ""
+            doing = doing or f"{clients} connections"
             self._tell(one.name, percent, doing)
 
     def _tell(self, vm: str, percent: float, doing: str) -> None:

@@ -90,8 +90,10 @@ def table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
     ]
 
 
-def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str:
-    """A block per VM: how it stands, and a line per disk."""
+def status_text(
+    document: Mapping[str, Any], progress: Mapping[str, str], *, wide: bool, colour: bool
+) -> str:
+    """A block per VM: how it stands, how far it is (by job id), and a line per disk."""
     rows = []
     for vm in document["vms"]:
         found = {one["type"]: one for one in vm["conditions"]}
@@ -119,6 +121,8 @@ def status_text(document: Mapping[str, Any], *, wide: bool, colour: bool) -> str
             out.append(f"    {ready['message']}")
         if any(one["type"] == "DisksUnverified" for one in vm["conditions"]):
             out.append("    DisksUnverified: no inventory confirms that these are all its disks")
+        if vm["call"] and (said := progress.get(vm["call"]["job_id"])):
+            out.append(f"    {said}")
         shown = wide or not released(vm)
         out.extend(_disk(disk, wide) for disk in vm["disks"] if shown or disk["pid"])
         if wide:
@@ -162,6 +166,8 @@ def _disk(disk: Mapping[str, Any], wide: bool) -> str:
         )
         if disk["restarts"]:
             line += f"   {disk['restarts']} restart{'s' if disk['restarts'] != 1 else ''}"
+        if disk["reported"]:
+            line += "   reported"
     if wide:
         line += f"   {disk['export']}   {disk['image']}"
     return line

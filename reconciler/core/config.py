@@ -21,6 +21,7 @@ from reconciler.core.document import Document
 from reconciler.core.errors import ConfigError, Diagnostic
 from reconciler.core.explain import described, explained
 from reconciler.core.settings import (
+    LISTEN,
     MIN_FREE,
     PORTS,
     Appliance,
@@ -31,7 +32,7 @@ from reconciler.core.settings import (
     state_directory,
 )
 from reconciler.core.spec import Name, Strict
-from reconciler.core.units import Bytes, PortRange, parse_duration, parse_size
+from reconciler.core.units import Bytes, Endpoint, PortRange, parse_duration, parse_size
 
 
 def _duration(value: object) -> float:
@@ -53,6 +54,18 @@ def _size(value: object) -> Bytes:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("write a size like 1GiB or 500MiB")
     return parse_size(value)
+
+
+def _loopback(value: object) -> Endpoint:
+    if not isinstance(value, str):
+        raise ValueError("write an address like 127.0.0.1:8082")
+    found = Endpoint.parse(value)
+    if not found.loopback:
+        raise ValueError(
+            f"cannot listen on {value!r}: the API asks nobody who they are in this version, so it "
+            "listens on loopback only, where the tunnel ends; write 127.0.0.1:8082"
+        )
+    return found
 
 
 def _url(value: str) -> str:
@@ -167,9 +180,11 @@ class InventoryModel(Strict):
 
 
 class ApiModel(Strict):
-    """Checked, so that one file serves every version; nothing listens yet."""
+    """`token` and `tls` are checked, so that one file serves every version; not used yet."""
 
-    listen: str = "127.0.0.1:8082"
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    listen: Annotated[Endpoint, BeforeValidator(_loopback)] = LISTEN
     token: SecretModel | None = None
     tls: Mapping[Literal["cert", "key"], str] | None = None
 
@@ -196,7 +211,7 @@ class ConfigModel(Strict):
     loop: LoopModel = LoopModel()
 
 
-_SCALARS = {"hub": (), "state": ()} | {
+_SCALARS: dict[str, tuple[str, ...]] = {"hub": (), "state": (), "api": ("listen",)} | {
     section: tuple(model.model_fields)
     for section, model in (
         ("ports", PortsModel),
@@ -305,6 +320,7 @@ def settings(
         },
         inventory=_absolute(model.inventory.file, inventory_base) if model.inventory.file else None,
         inventory_required=model.inventory.required,
+        listen=model.api.listen,
     )
 
 

@@ -91,7 +91,7 @@ class Ledger(Struct, frozen=True, kw_only=True):
     failures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """VM → (reason, message) of what its last apply could not do; gone when one could."""
     reports: Mapping[str, Mapping[int, DiskReport]] = field(default_factory=dict)
-    """Job id of an open call → position → what was reported."""
+    """Job id of an open call, or of a VM's newest → position → what was reported."""
     telemetry: Mapping[str, Telemetry] = field(default_factory=dict)
     """Job id of an open call → the last word about it."""
     sightings: Mapping[str, Sighting] = field(default_factory=dict)

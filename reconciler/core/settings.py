@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
-from reconciler.core.units import Bytes, PortRange, Seconds
+from reconciler.core.units import Bytes, Endpoint, PortRange, Seconds
 
 
 class Secret:
@@ -90,6 +90,8 @@ PORTS: Final = PortRange(10100, 10200)
 MIN_FREE: Final[Bytes] = 1 << 30
 """What a disk that was never backed up is reckoned to need: more than an idle system disk's first
 minutes, less than would keep a small hub from beginning at all."""
+LISTEN: Final = Endpoint("127.0.0.1", 8082)
+"""Where the field's client looks for the hub, by the tunnel. Source: Sendense, October 2025."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -109,6 +111,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     vcenters: Mapping[str, VCenter] = field(default_factory=dict)
     inventory: str | None = None
     inventory_required: bool = False
+    listen: Endpoint = LISTEN
+    """Where the callbacks of the appliances' clients are taken."""
 
     def repository_of(self, path: str) -> str | None:
         """The repository that a file lies in, by its path; the innermost, if one is in another."""

@@ -13,9 +13,9 @@ from reconciler.core.actual import Actual, Server
 from reconciler.core.call import Call, CallState, targets
 from reconciler.core.desired import Export
 from reconciler.core.disk_plan import export_key
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import Ledger, Telemetry
 from reconciler.core.plan import FORMAT_VERSION, Plan, foreign_json
-from reconciler.core.units import Port, Seconds
+from reconciler.core.units import Port, Seconds, format_duration, format_size
 from reconciler.core.vm_plan import VmPlan
 
 
@@ -35,6 +35,8 @@ class DiskView(Struct, frozen=True):
     port: Port | None
     server: Server | None
     restarts: int
+    reported: bool = False
+    """The SNA's client said that it has arrived."""
 
     @property
     def ready(self) -> bool:
@@ -54,11 +56,14 @@ def disks(one: VmPlan, actual: Actual, ledger: Ledger) -> list[DiskView]:
     exports = call.exports if call and call.state.active and call.exports else one.vm.exports
     leases = {lease.key: lease for lease in ledger.of(one.name)}
     servers = {server.mark.key: server for server in actual.servers}
+    mine = call is not None and (call.exports == exports or call.run == one.vm.run)
+    reports = ledger.reports.get(call.job_id, {}) if call and mine else {}
     views = []
     for export in sorted(exports, key=lambda export: export.position):
         lease, server = leases.get(export_key(export)), servers.get(export_key(export))
         port = server.mark.port if server else None
-        views.append(DiskView(export, port, server, lease.restarts if lease else 0))
+        restarts = lease.restarts if lease else 0
+        views.append(DiskView(export, port, server, restarts, export.position in reports))
     return views
 
 
@@ -207,11 +212,12 @@ def _vm(one: VmPlan, actual: Actual, ledger: Ledger, now: Seconds) -> dict[str, 
                 "ready": view.ready,
                 "clients": view.server.clients if view.server else 0,
                 "restarts": view.restarts,
+                "reported": view.reported,
             }
             for view in views
         ],
         "nbd_targets": targets_of(views, ledger),
-        "call": call_json(one.call),
+        "call": call_json(one.call, ledger),
     }
 
 
@@ -224,7 +230,7 @@ def targets_of(views: Sequence[DiskView], ledger: Ledger) -> str | None:
     return targets([view.export for view in views], ports, host)
 
 
-def call_json(call: Call | None) -> dict[str, Any] | None:
+def call_json(call: Call | None, ledger: Ledger) -> dict[str, Any] | None:
     if call is None:
         return None
     return {
@@ -237,7 +243,38 @@ def call_json(call: Call | None) -> dict[str, Any] | None:
         "reason": call.reason,
         "message": call.message,
         "tainted": call.tainted,
+        "progress": progress_json(ledger.telemetry.get(call.job_id)),
     }
+
+
+def progress_json(said: Telemetry | None) -> dict[str, Any] | None:
+    """The last word of an SNA's client about an open call; None: none yet, or it has ended."""
+    if said is None:
+        return None
+    return {
+        "percent": said.percent,
+        "bytes": said.bytes,
+        "total": said.total,
+        "speed": said.speed,
+        "phase": said.phase,
+        "status": said.status,
+        "error": said.error or None,
+        "at": stamp(said.at),
+    }
+
+
+def progress_text(said: Telemetry, now: Seconds) -> str:
+    """The same in one line: `51 %, 49 MiB of 96 MiB, 12 MiB/s, copying, 3 s ago`."""
+    parts = [f"{said.percent:.0f} %"]
+    if said.total:
+        parts.append(f"{format_size(said.bytes)} of {format_size(said.total)}")
+    elif said.bytes:
+        parts.append(format_size(said.bytes))
+    if said.speed:
+        parts.append(f"{format_size(said.speed)}/s")
+    parts += [word for word in (said.phase or said.status,) if word]
+    line = f"{', '.join(parts)}, {format_duration(max(0.0, now - said.at))} ago"
+    return f"{line}; error: {said.error}" if said.error else line
 
 
 def since(vm: str, condition: Condition, ledger: Ledger, now: Seconds) -> Seconds:

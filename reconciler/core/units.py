@@ -136,6 +136,38 @@ class PortRange(Struct, frozen=True):
         return cls(first, last)
 
 
+class Endpoint(Struct, frozen=True):
+    """Where somebody listens: an IP address, or `localhost`, and a TCP port."""
+
+    host: str
+    port: Port
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        """Nobody outside this machine can reach it."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """From `127.0.0.1:8082`, `localhost:8082` or `[::1]:8082`. Raises ValueError."""
+        match = re.fullmatch(
+            r"(\[[0-9A-Fa-f:]{2,39}\]|[A-Za-z0-9.-]{1,253}):(\d{1,5})", text, re.ASCII
+        )
+        if match is None:
+            raise ValueError(f"cannot read {text!r}: write HOST:PORT, like 127.0.0.1:8082")
+        host, port = match.group(1).strip("[]"), int(match.group(2))
+        if host[0].isdigit() and "[" not in text:
+            parts = host.split(".")
+            if len(parts) != 4 or not all(part.isdigit() and int(part) < 256 for part in parts):
+                raise ValueError(f"cannot use {host!r}: it is no IPv4 address like 127.0.0.1")
+        if not 1 <= port <= 65535:
+            raise ValueError(f"cannot use port {port}: it must be within 1-65535")
+        return cls(host, port)
+
+
 def natural(text: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key that puts ctx-2 before ctx-10."""
     parts = filter(None, re.split(r"(\d+)", text))

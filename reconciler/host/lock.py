@@ -17,6 +17,8 @@ from reconciler.core.errors import HostError, LockError
 from reconciler.core.units import Seconds, format_duration
 
 _PAUSE: Final[Seconds] = 0.05
+_PATIENCE: Final[Seconds] = 0.5
+"""A wait that is over before this is not worth a word: `serve` takes the lock again and again."""
 
 
 class Holder(Struct, frozen=True):
@@ -59,13 +61,14 @@ def held(
     timeout: Seconds,
     waiting: Callable[[Holder | None], None] = lambda _: None,
 ) -> Iterator[None]:
-    """Hold the lock. `waiting` is told once who has it. Raises LockError, HostError."""
+    """Hold the lock. `waiting` is told who has it, if that lasts. Raises LockError, HostError."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise HostError(f"cannot open the lock {path}: {error.strerror}", "Storage") from error
     try:
-        deadline = time.monotonic() + timeout
+        begun = time.monotonic()
+        deadline = begun + timeout
         told = False
         while True:
             try:
@@ -78,7 +81,7 @@ def held(
                         f"cannot change this hub: it is being changed by {who or 'another process'}"
                         "; try again when that has ended, or wait longer with --lock-timeout"
                     ) from None
-                if not told and who:
+                if not told and who and time.monotonic() >= begun + _PATIENCE:
                     told = True
                     waiting(who)
                 time.sleep(_PAUSE)

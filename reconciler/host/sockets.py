@@ -32,24 +32,29 @@ class PortBusyError(HostError):
 
 
 def reserve(host: str, port: Port) -> socket.socket:
-    """A listening socket for one export. Raises PortBusyError, HostError.
+    """A listening socket for one export. Raises PortBusyError, HostError."""
+    with effect(Effect.BIND):
+        return listening(host, port, "ports: {bind: …}")
+
+
+def listening(host: str, port: Port, setting: str) -> socket.socket:
+    """A listening socket. `setting` is what says where. Raises PortBusyError, HostError.
 
     Accepted connections inherit TCP_NODELAY, which takes 44 ms off every client's handshake.
     """
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with effect(Effect.BIND):
-            sock.bind((host, port))
-            sock.listen(BACKLOG)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         message = f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
         if error.errno == errno.EADDRINUSE:
             raise PortBusyError(port, message) from error
         if error.errno == errno.EADDRNOTAVAIL:
-            message += " on this machine: correct `ports: {bind: …}` in the config"
+            message += f" on this machine: correct `{setting}` in the config"
         raise HostError(message, "CannotListen") from error
     return sock
 

@@ -19,7 +19,7 @@ from reconciler.core.settings import (
     VCenter,
     state_directory,
 )
-from reconciler.core.units import PortRange
+from reconciler.core.units import Endpoint, PortRange
 from tests.core.builders import document, lines, says
 
 
@@ -55,7 +55,7 @@ snas:
 vcenters:
   vc1: {host: vcenter.example, user: backup@vsphere.local, password: {env: VC1}}
 inventory: {file: inventory.yaml, required: true}
-api: {listen: "127.0.0.1:8082"}
+api: {listen: "127.0.0.1:8099"}
 loop: {resync: 30s, stale_after: 5m, prune: false, max_delete: 25%}
 """
 
@@ -85,6 +85,7 @@ def test_the_full_config_is_read() -> None:
         )
     }
     assert (found.inventory, found.inventory_required) == ("/etc/r/inventory.yaml", True)
+    assert found.listen == Endpoint("127.0.0.1", 8099)
 
 
 @pytest.mark.parametrize("text", [None, "", "{}"])
@@ -95,6 +96,7 @@ def test_without_a_config_the_defaults_work(text: str | None) -> None:
     assert found.ports == PortRange(10100, 10200)
     assert (found.bind, found.qemu_nbd) == ("127.0.0.1", QemuNbd())
     assert (found.snas, found.vcenters, found.inventory) == ({}, {}, None)
+    assert str(found.listen) == "127.0.0.1:8082"
     sna = read("snas: {a: {url: http://x}}").snas["a"]
     assert (sna.timeout, sna.connect_timeout, sna.poll, sna.max_running) == (30.0, 5.0, 10.0, 8)
     assert (sna.remembers_jobs, sna.reports_end, sna.token) == (False, False, None)
@@ -111,6 +113,7 @@ def test_the_environment_goes_before_the_file() -> None:
             "RECONCILER_QEMU_NBD_START_TIMEOUT": "3s",
             "RECONCILER_INVENTORY_FILE": "other.yaml",
             "RECONCILER_INVENTORY_REQUIRED": "false",
+            "RECONCILER_API_LISTEN": "localhost:8100",
         },
     )
     assert (found.hub, found.state) == ("hub-z", "/cwd/here")
@@ -118,6 +121,19 @@ def test_the_environment_goes_before_the_file() -> None:
     assert found.bind == "0.0.0.0"
     assert (found.qemu_nbd.shared, found.qemu_nbd.start_timeout) == (20, 3.0)
     assert (found.inventory, found.inventory_required) == ("/cwd/other.yaml", False)
+    assert found.listen == Endpoint("localhost", 8100)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "hub.example", "[::]", "[2001:db8::1]"])
+def test_the_api_is_not_offered_beyond_this_machine(host: str) -> None:
+    found = wrong(f'hub: a\napi: {{listen: "{host}:8082"}}')
+    says(found, "2:15 error: listen: cannot listen on", f"{host}:8082", "loopback only")
+
+
+@pytest.mark.parametrize("written", ["8082", "127.0.0.1", "127.0.0.1:0", "127.1:8082", "x y:1"])
+def test_an_address_that_is_none_is_refused(written: str) -> None:
+    assert "error: listen: " in wrong(f'api: {{listen: "{written}"}}')
+    assert "write an address like 127.0.0.1:8082" in wrong("api: {listen: 8082}")
 
 
 @pytest.mark.parametrize("value", ["x", "²", "1.5", "1"])

@@ -11,10 +11,18 @@ from msgspec.structs import replace
 from reconciler.core.actual import Actual, Handshake
 from reconciler.core.call import CallState
 from reconciler.core.desired import Vm
-from reconciler.core.ledger import Applied, Ledger
+from reconciler.core.ledger import Applied, DiskReport, Ledger, Telemetry
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
-from reconciler.core.status import by_type, conditions, document, notified, stamp
+from reconciler.core.status import (
+    by_type,
+    conditions,
+    disks,
+    document,
+    notified,
+    progress_text,
+    stamp,
+)
 from tests.core.builders import (
     NOW,
     a_call,
@@ -234,6 +242,7 @@ def test_the_document_is_the_one_that_others_rely_on() -> None:
         "ready": True,
         "clients": 2,
         "restarts": 3,
+        "reported": False,
     }
     assert one["nbd_targets"] == (
         "2000:nbd://127.0.0.1:10100/ctx-123-nightly-disk0,"
@@ -243,6 +252,69 @@ def test_the_document_is_the_one_that_others_rely_on() -> None:
     assert (call["state"], call["sna"], call["attempt"]) == ("ACCEPTED", "site-a", 1)
     assert call["job_id"] == ledger.calls[0].job_id
     assert call["at"] == stamp(ledger.calls[0].changed)
+    assert call["progress"] is None
+
+
+def told(ledger: Ledger, *positions: int, **changes: Any) -> Ledger:
+    """The same ledger, after reports of those disks and a word of telemetry."""
+    job = ledger.calls[0].job_id
+    words: dict[str, Any] = {
+        "job_id": job, "first": NOW - 60, "at": NOW - 3, "status": "running", "phase": "copying",
+        "bytes": 49 << 20, "total": 96 << 20, "speed": 12 << 20, "percent": 51.04, "error": "",
+    }  # fmt: skip
+    reports = {
+        one: DiskReport(job_id=job, position=one, change_id=f"id-{one}", bytes=1, at=NOW)
+        for one in positions
+    }
+    telemetry = {job: Telemetry(**{**words, **changes})}
+    return replace(ledger, reports={job: reports}, telemetry=telemetry)
+
+
+def test_the_document_has_what_the_client_said_of_an_open_call() -> None:
+    vm = a_vm(disks=2)
+    (one,) = written(vm, running(vm), told(leased(vm), 1))["vms"]
+    assert [disk["reported"] for disk in one["disks"]] == [False, True]
+    assert one["call"]["progress"] == {
+        "percent": 51.04,
+        "bytes": 49 << 20,
+        "total": 96 << 20,
+        "speed": 12 << 20,
+        "phase": "copying",
+        "status": "running",
+        "error": None,
+        "at": stamp(NOW - 3),
+    }
+    (one,) = written(vm, running(vm), told(leased(vm), error="no space"))["vms"]
+    assert one["call"]["progress"]["error"] == "no space"
+
+
+def test_reports_of_one_run_say_nothing_of_the_disks_of_another() -> None:
+    vm = a_vm(run="r2", disks=2)
+    before = a_vm(run="r1", disks=2)
+    for state, shown in ((S.ACCEPTED, True), (S.COMPLETED, False)):
+        ledger = told(remembered(calls=[a_call(before, state)]), 0, 1)
+        views = disks(plan(wanting(vm), seen(), ledger, NOW).vms[0], seen(), ledger)
+        assert [view.reported for view in views] == [shown, shown]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "51 %, 49 MiB of 96 MiB, 12 MiB/s, copying, 3 s ago"),
+        ({"phase": ""}, "51 %, 49 MiB of 96 MiB, 12 MiB/s, running, 3 s ago"),
+        ({"total": 0, "speed": 0, "phase": "", "status": ""}, "51 %, 49 MiB, 3 s ago"),
+        ({"total": 0, "bytes": 0, "speed": 0}, "51 %, copying, 3 s ago"),
+        (
+            {"error": "no space"},
+            "51 %, 49 MiB of 96 MiB, 12 MiB/s, copying, 3 s ago; error: no space",
+        ),
+        ({"at": NOW + 5}, "51 %, 49 MiB of 96 MiB, 12 MiB/s, copying, 0 ms ago"),
+    ],
+)
+def test_progress_is_one_line(changes: dict[str, Any], line: str) -> None:
+    ledger = told(remembered(calls=[a_call(a_vm())]), **changes)
+    (said,) = ledger.telemetry.values()
+    assert progress_text(said, NOW) == line
 
 
 def test_a_disk_without_a_server_has_no_pid_and_no_port() -> None:

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reconciler.core.units import (
+    Endpoint,
     PortRange,
     format_duration,
     format_size,
@@ -210,3 +211,25 @@ def test_names_are_in_the_order_that_people_count_in() -> None:
 def test_whatever_stands_in_a_strangers_argv_can_be_sorted(names: list[str]) -> None:
     keys = sorted(natural(name) for name in names)
     assert keys == [natural(name) for name in sorted(names, key=natural)]
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:8082", "localhost:1", "127.1.2.3:65535", "[::1]:8082"])
+def test_a_loopback_endpoint_is_read_and_written_the_same(text: str) -> None:
+    found = Endpoint.parse(text)
+    assert (str(found), found.loopback) == (text, True)
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:1", "[::]:1", "128.0.0.1:1", "127.a.example:1", "a:1"])
+def test_an_endpoint_that_others_can_reach_is_not_loopback(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert not Endpoint.parse(text).loopback
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "8082", ":8082", "127.0.0.1", "127.0.0.1:", "a:0", "a:65536", "127.1:80", "256.0.0.1:80",
+     "::1:80", "[]:80", "a b:80", "a:８０"],
+)  # fmt: skip
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="cannot"):
+        Endpoint.parse(text)

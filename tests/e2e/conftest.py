@@ -19,7 +19,8 @@ def dealer() -> Dealer:
 @pytest.fixture
 def site(tmp_path: Path, dealer: Dealer) -> Iterator[Site]:
     """A hub with ten ports and no appliance."""
-    found = Site(tmp_path, dealer.deal(10))
+    dealt = dealer.deal(11)
+    found = Site(tmp_path, dealt[:10], api=dealt[10])
     yield found
     found.clean_up()
 

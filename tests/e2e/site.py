@@ -102,9 +102,10 @@ class Appliance:
 class Site:
     """A hub with its config, inventory and specs."""
 
-    def __init__(self, folder: Path, ports: range) -> None:
+    def __init__(self, folder: Path, ports: range, api: int = 0) -> None:
         self.folder = folder
         self.ports = ports
+        self.api = api
         self.hub = f"hub-{folder.name[-40:]}-{os.getpid()}".replace("_", "-")
         self.config: dict[str, Any] = {
             "hub": self.hub,
@@ -117,6 +118,8 @@ class Site:
                 "vc1": {"host": "vc.example", "user": "backup", "password": {"file": "password"}}
             },
         }
+        if api:
+            self.config["api"] = {"listen": f"127.0.0.1:{api}"}
         (folder / "password").write_text(PASSWORD + "\n")
         self.specs = folder / "specs"
         self.specs.mkdir()

@@ -70,7 +70,8 @@ class Example(Site):
         ):
             text, count = re.subn(pattern, value, text, flags=re.MULTILINE)
             assert count == 1, pattern
-        config.write_text(text)
+        self.api = dealer.deal(1)[0]
+        config.write_text(f"{text}api: {{listen: 127.0.0.1:{self.api}}}\n")
 
     def read(self, file: str) -> Any:
         """A YAML file as plain values."""

@@ -29,6 +29,16 @@ class Event(Struct, frozen=True, kw_only=True):
     count: int = 1
 
 
+def insert_event(db: sqlite3.Connection, event: Event, who: str, now: Seconds) -> None:
+    """A new row, for something that happens the first time."""
+    db.execute(
+        "INSERT INTO events (first, last, vm, disk, run, severity, reason, message, who) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (now, now, event.vm, event.disk, event.run, event.severity, event.reason, event.message,
+         who),
+    )  # fmt: skip
+
+
 CALL: Final = (
     "hub, vm, run, attempt, state, job_id, sna, type, request, exports, targets, created, changed, "
     "reason, message, failures, retry_at, tainted, display_name, path, vcenter, who, called, ended"
@@ -111,12 +121,14 @@ def ledger_of(db: sqlite3.Connection) -> Ledger:
     )
     calls = tuple(call_of(row) for row in db.execute(f"SELECT {CALL} FROM calls"))  # noqa: S608
     open_jobs = [call.job_id for call in calls if call.state.active]
+    newest = {call.vm: call.job_id for call in sorted(calls, key=lambda call: call.created)}
+    told = dict.fromkeys((*open_jobs, *newest.values()))
     return Ledger(
         hub=meta["hub"],
         state_id=meta["state_id"],
         leases=tuple(map(_lease, leases)),
         calls=calls,
-        reports={job: found for job in open_jobs if (found := reports_of(db, job))},
+        reports={job: found for job in told if (found := reports_of(db, job))},
         telemetry={one.job_id: one for job in open_jobs if (one := _telemetry(db, job))},
         sightings={
             job: Sighting(at, allocated)

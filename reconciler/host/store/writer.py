@@ -16,7 +16,7 @@ from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
 from reconciler.host.store.files import BUSY_TIMEOUT, StoreError, WrongHubError, explained, newer
-from reconciler.host.store.rows import CALL, Event, call_of, insert_call, ledger_of
+from reconciler.host.store.rows import CALL, Event, call_of, insert_call, insert_event, ledger_of
 from reconciler.host.store.schema import VERSION, create, migrate
 
 EVENT_DAYS: Final = 90
@@ -223,12 +223,7 @@ class Store:
                         "UPDATE events SET count = count + 1, last = ? WHERE id = ?", (now, last[0])
                     )
                     continue
-                db.execute(
-                    "INSERT INTO events (first, last, vm, disk, run, severity, reason, message, "
-                    "who) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (now, now, event.vm, event.disk, event.run, event.severity, event.reason,
-                     event.message, who),
-                )  # fmt: skip
+                insert_event(db, event, who, now)
             db.execute("DELETE FROM events WHERE last < ?", (now - EVENT_DAYS * 86400,))
 
     def apply(

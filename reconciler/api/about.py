@@ -1,0 +1,90 @@
+"""Who listens: what we say of ourselves, and what another who has our address says."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+from typing import Final
+
+from msgspec import Struct, ValidationError, convert
+
+from reconciler.core.units import Endpoint, Seconds
+from reconciler.host import proc
+
+HEALTH: Final = "/api/v1/health"
+ASK_TIMEOUT: Final[Seconds] = 3.0
+"""For one answer of who has our address. A listener that is only starting takes about 1 s."""
+MOST_ANSWER: Final = 65_536
+"""Bytes of it that are read."""
+
+
+class About(Struct, frozen=True, kw_only=True):
+    """Who takes the callbacks of a hub."""
+
+    hub: str
+    state: str
+    """The state directory, absolute and without symlinks."""
+    state_id: str = ""
+    """Of its store; empty: there is none yet."""
+    pid: int = 0
+    command: str = ""
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({self.command})" if self.command else f"pid {self.pid}"
+
+    def same_state(self, other: About) -> bool:
+        """Both write what they hear into one store."""
+        if self.hub != other.hub:
+            return False
+        if self.state_id and other.state_id:
+            return self.state_id == other.state_id
+        return self.state == other.state
+
+
+class Holder(Struct, frozen=True):
+    """Who has an address that we would listen on."""
+
+    what: str
+    """In words, with the pid where it can be seen."""
+    about: About | None = None
+    """What it says of itself, if it is a reconciler."""
+
+
+def ourselves(hub: str, state: str, command: str) -> About:
+    return About(hub=hub, state=os.path.realpath(state), pid=os.getpid(), command=command)
+
+
+def holder(endpoint: Endpoint) -> Holder:
+    """Who listens there, by the kernel's word and by its own."""
+    about = _asked(endpoint)
+    inodes = [
+        one.inode
+        for one in proc.tcp_sockets(established=False)
+        if one.port == endpoint.port and one.listening and _meets(one.address, endpoint.host)
+    ]
+    pids = sorted(set(proc.holders(inodes).values()))
+    if about:
+        return Holder(f"the reconciler of hub {about.hub}, {about}", about)
+    if pids:
+        return Holder(" and ".join(f"{proc.name_of(pid)} (pid {pid})" for pid in pids))
+    return Holder("a process of another user")
+
+
+def _meets(address: str, host: str) -> bool:
+    """Whether a listener at `address` keeps us from listening at `host`."""
+    mine = "127.0.0.1" if host == "localhost" else host
+    return address in (mine, f"::ffff:{mine}", "0.0.0.0", "::")  # noqa: S104 seen, not bound
+
+
+def _asked(endpoint: Endpoint) -> About | None:
+    """What the listener says of itself; None: it is no reconciler, or does not say."""
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=ASK_TIMEOUT)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", HEALTH)
+            answer = connection.getresponse().read(MOST_ANSWER)
+            return convert(json.loads(answer), About)
+        except (OSError, http.client.HTTPException, ValueError, ValidationError):
+            return None

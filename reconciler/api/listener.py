@@ -1,0 +1,112 @@
+"""Listening: our own socket at once, and a thread that serves it.
+
+The socket listens before anything is loaded, so that who connects meanwhile waits and is not
+refused: a client may have a question before the answer to our call is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from reconciler.api.about import About
+from reconciler.core.errors import HostError
+from reconciler.core.units import Endpoint, Seconds
+from reconciler.host import sockets
+from reconciler.host.store.inbox import Inbox
+
+if TYPE_CHECKING:
+    import uvicorn
+
+GRACE: Final[Seconds] = 0.6
+"""For answers that are on their way, at the end. Measured: an idle server ends within 0.3 s."""
+LAST: Final[Seconds] = 0.3
+"""After that, for the thread to let go of the rest."""
+
+
+class Listener:
+    """Takes callbacks at an address until it is closed."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        inbox: Inbox,
+        about: About,
+        *,
+        kick: Callable[[str], None],
+        say: Callable[[str], None],
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Listens from now on. `ended` is told if the thread ends by itself; see `failure`.
+
+        Raises PortBusyError (somebody has the address), HostError.
+        """
+        self.endpoint = endpoint
+        self.failure: BaseException | None = None
+        self._inbox, self._about = inbox, about
+        self._kick, self._say, self._ended = kick, say, ended
+        self._closing = threading.Event()
+        self._server: uvicorn.Server | None = None
+        self._socket = _bound(endpoint)
+        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with contextlib.closing(self._socket):
+                self._serve()
+            if not self._closing.is_set():
+                raise HostError("it ended by itself")
+        except BaseException as failure:  # whoever waits for callbacks has to know
+            self.failure = failure
+            self._ended()
+
+    def _serve(self) -> None:
+        import uvicorn  # here, in the thread: the first call does not wait for it
+
+        from reconciler.api.app import create_app
+
+        config = uvicorn.Config(
+            create_app(self._inbox, self._about, self._kick, self._say),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        if not self._closing.is_set():
+            self._server.run(sockets=[self._socket])
+
+    def check(self) -> None:
+        """Raises HostError if nobody takes callbacks any more."""
+        if self.failure:
+            raise HostError(
+                f"cannot take callbacks at {self.endpoint} any more: "
+                f"{type(self.failure).__name__}: {self.failure}"
+            ) from self.failure
+
+    def close(self) -> None:
+        """Answer what was asked, within a second, and let go of the address."""
+        self._closing.set()
+        if self._server is None:
+            return  # it is only being loaded, and sees this before it begins
+        self._server.should_exit = True
+        self._thread.join(GRACE)
+        if self._thread.is_alive():
+            self._server.force_exit = True
+            self._thread.join(LAST)
+
+
+def _bound(endpoint: Endpoint) -> socket.socket:
+    host = "127.0.0.1" if endpoint.host == "localhost" else endpoint.host
+    return sockets.listening(host, endpoint.port, "api: {listen: …}")

@@ -1,0 +1,116 @@
+"""Taking callbacks while a command stays, and saying who takes them instead."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from msgspec.structs import replace
+
+from reconciler.api.about import Holder, holder, ourselves
+from reconciler.api.listener import Listener
+from reconciler.cli import options
+from reconciler.core.errors import HostError
+from reconciler.core.settings import Settings
+from reconciler.host.sockets import PortBusyError
+from reconciler.host.store.inbox import Inbox
+
+
+def say(text: str) -> None:
+    """A line on stderr, from any thread."""
+    options.say(text, err=True)
+
+
+class Ears:
+    """The callbacks of one hub, into its store. `kicked` is set when a VM is worth a look."""
+
+    def __init__(self, settings: Settings, command: str) -> None:
+        self.endpoint = settings.listen
+        self.inbox = Inbox(Path(settings.state))
+        self.about = ourselves(settings.hub, settings.state, command)
+        self.kicked = threading.Event()
+        self.listener: Listener | None = None
+
+    def kick(self, _vm: str) -> None:
+        self.kicked.set()
+
+    def open(self) -> None:
+        """Take callbacks from now on. Raises PortBusyError, HostError."""
+        self.listener = Listener(
+            self.endpoint, self.inbox, self.about, kick=self.kick, say=say, ended=self.kicked.set
+        )
+
+    def close(self) -> None:
+        if self.listener:
+            self.listener.close()
+        self.inbox.close()
+
+    def taken(self) -> tuple[Holder, bool]:
+        """Who has our address, and whether that one writes what it hears into our store."""
+        found = holder(self.endpoint)
+        identity = self.inbox.identity()
+        us = replace(self.about, state_id=identity.state_id if identity else "")
+        return found, bool(found.about and found.about.same_state(us))
+
+
+class WaitingEars(Ears):
+    """Where callbacks cannot be taken, a command that only waits says so once and goes on."""
+
+    def __init__(self, settings: Settings, command: str) -> None:
+        super().__init__(settings, command)
+        self.others: Holder | None = None
+        """Who takes the callbacks of our store instead."""
+        self._told = ""
+
+    def __enter__(self) -> WaitingEars:
+        self.listen()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def hears(self) -> bool:
+        """What the appliances' clients say comes into our store."""
+        return bool(self.listener and not self.listener.failure) or self.others is not None
+
+    def listen(self) -> None:
+        """Take the address, also when who had it has let go of it."""
+        try:
+            if self.listener:
+                self.listener.check()
+                return
+            self.open()
+        except PortBusyError as busy:
+            if self.others or not self._told:
+                self.look_who(busy)
+        except HostError as error:
+            self.tell(f"warning: {error}; callbacks are not heard")
+        else:
+            self.others = None
+            if self._told:
+                self.tell(f"callbacks are taken here now, at {self.endpoint}")
+
+    def look_who(self, busy: PortBusyError) -> None:
+        """Say who has our address."""
+        found, same = self.taken()
+        if same and found.about:
+            self.others = found
+            self.tell(f"callbacks are taken by {found.about}")
+        else:
+            self.others = None
+            self.tell(
+                f"warning: {busy}: {found.what} does; callbacks are not heard, so end that, or set "
+                "`api: {listen: …}` in the config"
+            )
+
+    def tell(self, text: str) -> None:
+        if text != self._told:
+            self._told = text
+            say(text)
