@@ -54,7 +54,8 @@ class Hub(Observer):
             raise
 
     def claim(self, vm: Vm) -> None:
-        images.claim(vm.root, vm.name, vm.run, self.records.state_id)
+        owner = images.Owner(self.records.state_id, self.records.home)
+        images.claim(vm.root, vm.name, vm.run, owner)
 
     def intend(self, vm: Vm, call: Call) -> None:
         images.intend(vm.root, vm.name, call.run, call.attempt, call.job_id)

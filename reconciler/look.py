@@ -140,7 +140,7 @@ class Observer:
     def _names(self, desired: Desired, ledger: Ledger) -> Mapping[tuple[str, int, str, int], str]:
         """The export name that each server should answer to."""
         exports: list[Export] = [e for vm in desired.vms.values() for e in vm.exports]
-        for call in ledger.calls:
+        for call in ledger.open:
             if call.state.active:
                 exports.extend(call.exports)
         return {(e.vm, e.key, e.run, e.attempt): e.name for e in exports}
@@ -264,7 +264,7 @@ class Observer:
         """What the SNAs say of calls whose outcome or end they may know."""
         found: dict[str, Report] = {}
         asked: dict[str, list[Call]] = defaultdict(list)
-        for call in ledger.calls:
+        for call in ledger.open:
             sna = self.settings.snas.get(call.sna)
             if call.vm not in desired.vms or not call.state.active or sna is None:
                 continue

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,7 +27,7 @@ from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Emit, Step, execute
 from reconciler.host import files, lock
-from reconciler.host.images import claim, claimed_by
+from reconciler.host.images import Owner, claim, claimed_by
 from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Event, Store, WrongHubError, read
 from reconciler.hub import Hub
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 PASSES: Final = 4
 """Passes of one apply: each repeats only what the one before made possible."""
 BETWEEN: Final[Seconds] = 0.2
+UNSURE: Final = (CallState.UNKNOWN, CallState.INTENDED)
+"""States of a call whose outcome is not known when nobody is making it."""
 
 
 def load_settings(config: str | None, environment: Mapping[str, str]) -> Settings:
@@ -215,7 +217,7 @@ class Outcome:
 
 def _verdict(one: VmPlan, call: Call | None, failed: Collection[str]) -> Exit:
     kinds = {action.kind for action in one.actions}
-    if call and call.state in (CallState.UNKNOWN, CallState.INTENDED):
+    if call and call.state in UNSURE:
         return Exit.UNKNOWN
     if one.lost_run:
         return Exit.ERROR
@@ -278,9 +280,9 @@ class Applier:
         wanted is no spec but an order; it becomes what was applied only where it was carried out.
         """
         close_inherited()
-        with self.opened() as store:
+        steps: list[Step] = []
+        with self.opened() as store, _unknown_told(steps):
             hub = Hub(self.settings, self.environment, store, self.command)
-            steps: list[Step] = []
             failed: set[str] = set()
             for number in range(PASSES):
                 ledger = store.ledger()
@@ -314,8 +316,8 @@ class Applier:
                     )
                 finally:
                     self.executing = False
-                self.write_down(store, hub, planned, done)
                 steps += done
+                self.write_down(store, hub, planned, done)
                 # A lost race for a port is planned anew; what failed otherwise waits for its cause.
                 failed |= {s.action.vm for s in done if not s.ok and s.reason != "PortTaken"}
             outcome = Outcome(planned, steps, self.stopping.is_set())
@@ -382,7 +384,8 @@ class Applier:
         for root in self.settings.repositories.values():
             owner = claimed_by(root, call.vm, call.run)
             if owner and owner != store.state_id:
-                claim(root, call.vm, call.run, store.state_id, take_over=True)
+                ours = Owner(store.state_id, store.home)
+                claim(root, call.vm, call.run, ours, take_over=True)
 
     def say(self, store: Store, vm: str, run: str, reason: str, message: str) -> None:
         """One event of an operator's order."""
@@ -419,9 +422,32 @@ class Applier:
             store.transitions(found, now)
 
 
+class UnknownOutcomeError(HostError):
+    """The record failed while calls were out whose outcome is therefore not known."""
+
+    exit: ClassVar[Exit] = Exit.UNKNOWN
+
+
+@contextmanager
+def _unknown_told(steps: Sequence[Step]) -> Iterator[None]:
+    """A pass that cannot go on says of which calls the outcome is not known by then."""
+    try:
+        yield
+    except HostError as error:
+        last = {step.action.vm: step.call for step in steps if step.call}
+        unknown = [vm for vm, call in last.items() if call.state in UNSURE]
+        if not unknown:
+            raise
+        raise UnknownOutcomeError(
+            f"{error}; the outcome of the call is not known for {', '.join(sorted(unknown))}: when "
+            f"that is mended, reconciler explain {min(unknown)}",
+            error.reason,
+        ) from error
+
+
 def without_backoff(ledger: Ledger) -> Ledger:
     """The same ledger with every rest over."""
-    return replace(ledger, calls=tuple(replace(call, retry_at=0.0) for call in ledger.calls))
+    return ledger.put(replace(call, retry_at=0.0) for call in ledger.open if call.retry_at)
 
 
 def worth(planned: Plan, failed: Collection[str]) -> Plan:

@@ -120,7 +120,7 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
 
 def _with_places(plans: Sequence[VmPlan], desired: Desired, ledger: Ledger) -> list[VmPlan]:
     """An SNA runs `max_running` backups at once; who has waited longest goes first."""
-    running = Counter(call.sna for call in ledger.calls if call.state.active)
+    running = Counter(call.sna for call in ledger.open if call.state.active)
     calling = [one for one in plans if any(isinstance(a, Notify) for a in one.actions)]
     calling.sort(key=lambda one: one.call.created if one.call else float("inf"))
     busy: dict[str, str] = {}
