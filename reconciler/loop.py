@@ -245,8 +245,8 @@ class Applier:
     executing: bool = False
 
     @contextmanager
-    def opened(self) -> Iterator[Store]:
-        """The store, under the lock. Raises LockError, HostError, ConfigError."""
+    def locked(self) -> Iterator[Path]:
+        """The state directory, under the lock. Raises LockError, HostError."""
         directory = Path(self.settings.state)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -257,6 +257,12 @@ class Applier:
                 "Storage",
             ) from error
         with lock.held(directory / "lock", self.command, self.lock_timeout, self.waiting):
+            yield directory
+
+    @contextmanager
+    def opened(self) -> Iterator[Store]:
+        """The store, under the lock. Raises LockError, HostError, ConfigError."""
+        with self.locked() as directory:
             try:
                 store = Store(directory, self.settings.hub)
             except WrongHubError as error:

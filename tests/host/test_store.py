@@ -163,7 +163,9 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_store_is_named_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"this is no database at all, whatever it looks like" * 99)
-    with pytest.raises(StoreError, match=r"reconciler state restore FILE.*, or move .*state.db\* away"):
+    with pytest.raises(
+        StoreError, match=r"reconciler state restore FILE.*, or move .*state.db\* away"
+    ):
         Store(tmp_path, "h")
     with pytest.raises(StoreError, match="not a database"):
         read(tmp_path)

@@ -80,14 +80,16 @@ def damaged(path: Path, doing: str, said: str) -> StoreError:
 def _failed(path: Path, doing: str, said: str, code: int) -> StoreError:
     reason, hint = "Store", ""
     directory = path.parent
-    if code == errno.EBADMSG:
+    if code == errno.EBADMSG and path.name != NAME:
+        reason, hint = "StoreDamaged", "; take another copy"
+    elif code == errno.EBADMSG:
         reason = "StoreDamaged"
         hint = (
             f"; put a backup back with `reconciler state restore FILE`, or move {path}* away and "
             "apply again: what runs is found by its marks, and a run that was asked for is held "
             "as UNKNOWN"
         )
-    elif code in (errno.EISDIR, errno.ENOTDIR):
+    elif code in (errno.EISDIR, errno.ENOTDIR) and path.name == NAME:
         hint = "; move it away, or use another state directory"
     elif code in (errno.EACCES, errno.EPERM):
         hint = _owner(path)
