@@ -472,9 +472,13 @@ class _OneVm:
             changes |= {"failures": failures, "retry_at": now + pause(failures)}
         else:
             changes |= {"failures": 0, "retry_at": 0.0}
-        if intended and event in (CallEvent.NOTHING_SENT, CallEvent.REJECT):
-            self.host.unintend(action.target, call)
-        call = self.records.advance(call, event, now, **changes)
+        try:
+            if intended and event in (CallEvent.NOTHING_SENT, CallEvent.REJECT):
+                self.host.unintend(action.target, call)
+            call = self.records.advance(call, event, now, **changes)
+        except HostError as error:  # what is written down is the intent: to the next, it is unknown
+            said = f"SNA {call.sna}: {message}, job {call.job_id}; not written down: {error}"
+            return Step(action, False, error.reason, said, call)
         ok = event is CallEvent.ACCEPT
         reason = "CallAccepted" if ok else f"Call{event}"
         text = f"SNA {call.sna}: {message}, job {call.job_id}"

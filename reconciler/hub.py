@@ -71,10 +71,11 @@ class Hub(Observer):
         Given up, it may still appear, beside the run's row, which is in the ledger before it: what
         every claim looks like. It can only keep others from calling; we call when it returned.
         """
+        owner = images.Owner(self.records.state_id, self.records.home)
         patience.do(
             f"claim run {vm.run} of {vm.name}",
             vm.root,
-            lambda: images.claim(vm.root, vm.name, vm.run, self.records.state_id),
+            lambda: images.claim(vm.root, vm.name, vm.run, owner),
             EFFECT,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -19,6 +20,8 @@ from reconciler.core.mark import Served, parse
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Port, Seconds
 from reconciler.host import nbd, proc
+from reconciler.host.images import Owner
+from reconciler.host.store import StoreError, state_id_of
 
 if TYPE_CHECKING:
     from reconciler.host.sna import Line
@@ -88,7 +91,8 @@ class Observer:
             foreign=tuple(self._foreign(foreign_processes, sockets_seen)),
             listeners=self._listeners(strangers),
             images=found.images,
-            claims=found.claims,
+            claims={run: owner.state_id for run, owner in found.owners.items()},
+            rivals=rivals(found.owners, ledger.state_id),
             intents=frozenset(found.intents),
             troubles=found.troubles,
             hangs=found.hangs,
@@ -146,7 +150,7 @@ class Observer:
     def _names(self, desired: Desired, ledger: Ledger) -> Mapping[tuple[str, int, str, int], str]:
         """The export name that each server should answer to."""
         exports: list[Export] = [e for vm in desired.vms.values() for e in vm.exports]
-        for call in ledger.calls:
+        for call in ledger.open:
             if call.state.active:
                 exports.extend(call.exports)
         return {(e.vm, e.key, e.run, e.attempt): e.name for e in exports}
@@ -216,7 +220,7 @@ class Observer:
         """What the SNAs say of calls whose outcome or end they may know."""
         found: dict[str, Report] = {}
         asked: dict[str, list[Call]] = defaultdict(list)
-        for call in ledger.calls:
+        for call in ledger.open:
             sna = self.settings.snas.get(call.sna)
             if call.vm not in desired.vms or not call.state.active or sna is None:
                 continue
@@ -276,6 +280,20 @@ class Observer:
         from reconciler.host.files import secret
 
         return secret(self.settings.vcenters[vcenter].password, self.environment)
+
+
+def rivals(owners: Mapping[tuple[str, str], Owner], state_id: str) -> dict[tuple[str, str], str]:
+    """(VM, run) → the other state directory that claimed it, where that is still in its place."""
+    others = {key: one for key, one in owners.items() if one.state_id != state_id and one.directory}
+    there = {one: _is_there(one) for one in set(others.values())}
+    return {key: one.directory for key, one in others.items() if there[one]}
+
+
+def _is_there(owner: Owner) -> bool:
+    try:
+        return state_id_of(Path(owner.directory)) == owner.state_id
+    except StoreError:
+        return True  # what cannot be read may well be in use
 
 
 def _option(line: Sequence[str], name: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -29,7 +29,7 @@ from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan, sighted
 from reconciler.execute import Emit, Step, execute
 from reconciler.host import files, lock, patience
-from reconciler.host.images import claim, claimed_by
+from reconciler.host.images import Owner, claim, claimed_by
 from reconciler.host.qemu_nbd import close_inherited, log_name, tidy
 from reconciler.host.store import EVENT_DAYS, Event, Store, WrongHubError, read
 from reconciler.hub import EFFECT, Hub
@@ -43,7 +43,7 @@ PASSES: Final = 4
 """Passes of one apply: each repeats only what the one before made possible."""
 BETWEEN: Final[Seconds] = 0.2
 UNSURE: Final = (CallState.UNKNOWN, CallState.INTENDED)
-"""Calls about which the clients on their disks may tell something."""
+"""States of a call whose outcome is not known when nobody is making it."""
 
 
 def load_settings(config: str | None, environment: Mapping[str, str]) -> Settings:
@@ -225,7 +225,7 @@ class Outcome:
 
 def _verdict(one: VmPlan, call: Call | None, failed: Collection[str]) -> Exit:
     kinds = {action.kind for action in one.actions}
-    if call and call.state in (CallState.UNKNOWN, CallState.INTENDED):
+    if call and call.state in UNSURE:
         return Exit.UNKNOWN
     if one.lost_run:
         return Exit.ERROR
@@ -253,10 +253,16 @@ class Applier:
     executing: bool = False
 
     @contextmanager
-    def opened(self) -> Iterator[Store]:
-        """The store, under the lock. Raises LockError, HostError, ConfigError."""
+    def locked(self) -> Iterator[Path]:
+        """The state directory, under the lock. Raises LockError, HostError."""
         directory = state_directory_of(self.settings)
         with lock.held(directory / "lock", self.command, self.lock_timeout, self.waiting):
+            yield directory
+
+    @contextmanager
+    def opened(self) -> Iterator[Store]:
+        """The store, under the lock. Raises LockError, HostError, ConfigError."""
+        with self.locked() as directory:
             try:
                 store = Store(directory, self.settings.hub)
             except WrongHubError as error:
@@ -282,9 +288,9 @@ class Applier:
         `note`: what is wanted is what was applied last, from now on; not so, if it was that before.
         """
         close_inherited()
-        with self.opened() as store:
+        steps: list[Step] = []
+        with self.opened() as store, _unknown_told(steps):
             hub = Hub(self.settings, self.environment, store, self.command)
-            steps: list[Step] = []
             failed: set[str] = set()
             for number in range(PASSES):
                 ledger = store.ledger()
@@ -318,8 +324,8 @@ class Applier:
                     )
                 finally:
                     self.executing = False
-                self.write_down(store, hub, planned, done)
                 steps += done
+                self.write_down(store, hub, planned, done)
                 # A lost race for a port is planned anew; what failed otherwise waits for its cause.
                 failed |= {s.action.vm for s in done if not s.ok and s.reason != "PortTaken"}
             outcome = Outcome(planned, steps, self.stopping.is_set())
@@ -336,7 +342,7 @@ class Applier:
     def tidy(self, ledger: Ledger, actual: Actual, now: Seconds) -> None:
         """Keep the servers' logs from growing without end."""
         keep = {lease.key for lease in ledger.leases}
-        keep |= {export_key(e) for c in ledger.calls if c.state.active for e in c.exports}
+        keep |= {export_key(e) for c in ledger.open if c.state.active for e in c.exports}
         keep |= {server.mark.key for server in actual.servers}
         names = {log_name(*key[:3]) for key in keep}
         tidy(Path(self.settings.state) / "logs", names, now - EVENT_DAYS * 86400)
@@ -364,7 +370,7 @@ class Applier:
         fresh = [one for one in ledger.leases if one.key in busy and not one.clients_seen]
         if fresh:
             store.clients_seen(fresh)
-        unsure = {c.job_id: c for c in ledger.calls if c.state in UNSURE}
+        unsure = {c.job_id: c for c in ledger.open if c.state in UNSURE}
         found = {
             job: sighted(call, actual) for job, call in unsure.items() if call.vm in desired.vms
         }
@@ -411,14 +417,14 @@ class Applier:
             patience.do(
                 f"take over the claim of run {call.run} of {call.vm}",
                 root,
-                partial(self.take_over_in, root, call, store.state_id),
+                partial(self.take_over_in, root, call, Owner(store.state_id, store.home)),
                 EFFECT,
             )
 
-    def take_over_in(self, root: str, call: Call, state_id: str) -> None:
+    def take_over_in(self, root: str, call: Call, ours: Owner) -> None:
         owner = claimed_by(root, call.vm, call.run)
-        if owner and owner != state_id:
-            claim(root, call.vm, call.run, state_id, take_over=True)
+        if owner and owner != ours.state_id:
+            claim(root, call.vm, call.run, ours, take_over=True)
 
     def say(self, store: Store, vm: str, run: str, reason: str, message: str) -> None:
         """One event of an operator's order."""
@@ -469,9 +475,32 @@ def state_directory_of(settings: Settings) -> Path:
     return directory
 
 
+class UnknownOutcomeError(HostError):
+    """The record failed while calls were out whose outcome is therefore not known."""
+
+    exit: ClassVar[Exit] = Exit.UNKNOWN
+
+
+@contextmanager
+def _unknown_told(steps: Sequence[Step]) -> Iterator[None]:
+    """A pass that cannot go on says of which calls the outcome is not known by then."""
+    try:
+        yield
+    except HostError as error:
+        last = {step.action.vm: step.call for step in steps if step.call}
+        unknown = [vm for vm, call in last.items() if call.state in UNSURE]
+        if not unknown:
+            raise
+        raise UnknownOutcomeError(
+            f"{error}; the outcome of the call is not known for {', '.join(sorted(unknown))}: when "
+            f"that is mended, reconciler explain {min(unknown)}",
+            error.reason,
+        ) from error
+
+
 def without_backoff(ledger: Ledger) -> Ledger:
     """The same ledger with every rest over."""
-    return replace(ledger, calls=tuple(replace(call, retry_at=0.0) for call in ledger.calls))
+    return ledger.put(replace(call, retry_at=0.0) for call in ledger.open if call.retry_at)
 
 
 def worth(planned: Plan, failed: Collection[str]) -> Plan:

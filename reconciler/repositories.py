@@ -18,6 +18,7 @@ from reconciler.core.errors import HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.settings import Settings, below
 from reconciler.host import images, patience, proc
+from reconciler.host.images import Owner
 
 
 @dataclass(slots=True)
@@ -25,7 +26,7 @@ class Found:
     """What one look at the repositories found; the fields are those of `Actual`."""
 
     images: dict[str, Image] = field(default_factory=dict)
-    claims: dict[tuple[str, str], str] = field(default_factory=dict)
+    owners: dict[tuple[str, str], Owner] = field(default_factory=dict)
     intents: set[tuple[str, str, int]] = field(default_factory=set)
     troubles: dict[str, str] = field(default_factory=dict)
     hangs: dict[str, str] = field(default_factory=dict)
@@ -129,7 +130,7 @@ class _Round:
                 last = before.get((vm.name, export.key))
                 if last and not export.read_only and not export.backing:
                     others.append(last)
-        for call in self.ledger.calls:
+        for call in self.ledger.open:
             if call.state.active and call.vm not in self.desired.vms:
                 others.extend(call.exports)
                 others += [one for e in call.exports if (one := before.get((call.vm, e.key)))]
@@ -168,7 +169,7 @@ class _Round:
 def _claim(root: str, vm: str, run: str, attempt: int | None) -> Note:
     """Who claimed a run; and whether an attempt of it, if one is named, was intended."""
     try:
-        owner = images.claimed_by(root, vm, run)
+        owner = images.owner_of(root, vm, run)
         if owner is None:
             return _nothing
         intent = None
@@ -188,9 +189,9 @@ def _trouble(vm: str, why: str, found: Found) -> None:
 
 
 def _claimed(
-    run: tuple[str, str], owner: str, intent: tuple[str, str, int] | None, found: Found
+    run: tuple[str, str], owner: Owner, intent: tuple[str, str, int] | None, found: Found
 ) -> None:
-    found.claims[run] = owner
+    found.owners[run] = owner
     if intent:
         found.intents.add(intent)
 

@@ -118,7 +118,7 @@ def retry(config: str | None, vm: str, lock_timeout: float) -> int:
 
 def _calls(ledger: Ledger, vm: str) -> list[Call]:
     """The calls of a VM, oldest first; at least one."""
-    calls = sorted((c for c in ledger.calls if c.vm == vm), key=lambda c: (c.created, c.attempt))
+    calls = sorted(ledger.runs(vm), key=lambda c: (c.created, c.attempt))
     if not calls:
         known = {call.vm for call in ledger.calls}
         raise click.UsageError(f"the ledger has no run of a VM {vm!r}{nearest(vm, known)}")

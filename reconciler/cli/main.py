@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "explain": ("looking", "What one VM waits for, since when, and what to type next."),
     "resolve": ("calls", "Say what became of a call whose outcome is unknown."),
     "retry": ("calls", "Ask again for a run that was refused or could not be sent."),
+    "state": ("state", "Back up, restore and look into what the hub remembers."),
     "version": ("looking", "Show the version."),
 }
 """Command → the module that has it, and the line in --help that is shown without importing it."""
@@ -57,8 +58,10 @@ class Commands(click.Group):
         module = importlib.import_module(f"reconciler.cli.{COMMANDS[cmd_name][0]}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
-        if not any(parameter.name == "config" for parameter in command.params):
-            command.params.append(_config())
+        inner = list(command.commands.values()) if isinstance(command, click.Group) else []
+        for one in [command, *inner]:
+            if not any(parameter.name == "config" for parameter in one.params):
+                one.params.append(_config())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

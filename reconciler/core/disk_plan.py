@@ -119,7 +119,7 @@ class Disks:
                     f"{export.image} is served by {one.what} (pid {one.pid}), which is not ours: "
                     "it must let go first"
                 )
-        for call in self.ledger.calls:
+        for call in self.ledger.open:
             if call.vm != export.vm and call.state.active:
                 for other in call.exports:
                     if other.image == export.image:

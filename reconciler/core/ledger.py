@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Any, Final, TypeAlias, overload
 
 from msgspec import Struct, field
+from msgspec.structs import force_setattr, replace
 
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
@@ -77,13 +80,129 @@ class Sighting(Struct, frozen=True):
     allocated: Bytes
 
 
+Head: TypeAlias = tuple[str, str, int, str, Seconds]
+"""What is known of a call before it is loaded: VM, run, attempt, state, when it changed last."""
+Load: TypeAlias = Callable[[Sequence[Head]], Iterable[Call]]
+"""Gets the calls of some heads, in their order."""
+
+
+def head_of(call: Call) -> Head:
+    return (*call.key, str(call.state), call.changed)
+
+
+class Calls(Sequence[Call]):
+    """All calls of a hub, in the order in which they were first written down.
+
+    Those that have ended stay for ever and are seldom asked for. They do not change any more, so
+    each is loaded when it is asked for: a look at 10,000 calls reads some hundred of them.
+    """
+
+    NEWEST: Final = 2
+    """Calls of each VM that a look is likely to ask for: the wanted run and its parent."""
+
+    def __init__(self, heads: Sequence[Head], load: Load) -> None:
+        self._heads, self._load = heads, load
+        self._loaded: dict[int, Call] = {}
+
+    @classmethod
+    def of(cls, calls: Iterable[Call]) -> Calls:
+        """Of calls that are there."""
+        return cls([], lambda _heads: ()).put(calls)
+
+    def put(self, calls: Iterable[Call]) -> Calls:
+        """The same with these calls, in the place of those that they replace or at the end."""
+        heads, loaded = list(self._heads), dict(self._loaded)
+        where = {head[:3]: number for number, head in enumerate(heads)}
+        for call in calls:
+            number = where.setdefault(call.key, len(where))
+            heads[number : number + 1] = [head_of(call)]
+            loaded[number] = call
+        found = Calls(heads, self._load)
+        found._loaded = loaded
+        return found
+
+    def fetch(self, numbers: Iterable[int], load: Load | None = None) -> list[Call]:
+        """Some of the calls; those that are not loaded yet are loaded in one go."""
+        wanted = list(numbers)
+        missing = [number for number in wanted if number not in self._loaded]
+        if missing:
+            loaded = (load or self._load)([self._heads[number] for number in missing])
+            self._loaded.update(zip(missing, loaded, strict=True))
+        return [self._loaded[number] for number in wanted]
+
+    def warm(self, load: Load) -> None:
+        """Load what most looks ask for, by other means: those are of the moment of the heads."""
+        newest = [sorted(chain(*runs.values()))[-self.NEWEST :] for runs in self._by_vm.values()]
+        self.fetch(sorted({*self._unended, *chain(*newest)}), load)
+
+    @overload
+    def __getitem__(self, number: int) -> Call: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Call]: ...
+    def __getitem__(self, number: int | slice) -> Call | list[Call]:
+        chosen = range(len(self))[number]
+        return self.fetch(chosen) if isinstance(chosen, range) else self.fetch([chosen])[0]
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.fetch(range(len(self))))
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return f"Calls({list(self)!r})"
+
+    @cached_property
+    def _by_vm(self) -> Mapping[str, Mapping[str, Sequence[int]]]:
+        """VM → run → where its attempts are."""
+        found: dict[str, dict[str, list[int]]] = {}
+        for number, (vm, run, *_) in enumerate(self._heads):
+            found.setdefault(vm, {}).setdefault(run, []).append(number)
+        return found
+
+    @cached_property
+    def _unended(self) -> Sequence[int]:
+        ended = {str(state) for state in CallState if state.terminal}
+        return [number for number, head in enumerate(self._heads) if head[3] not in ended]
+
+    @cached_property
+    def open(self) -> Sequence[Call]:
+        """The calls that have not ended."""
+        return self.fetch(self._unended)
+
+    @property
+    def newest(self) -> Sequence[Call]:
+        """The last call of each VM."""
+        return self.fetch(sorted(max(chain(*runs.values())) for runs in self._by_vm.values()))
+
+    def of_vm(self, vm: str) -> Sequence[Call]:
+        """Every call of a VM."""
+        return self.fetch(sorted(chain(*self._by_vm.get(vm, {}).values())))
+
+    def latest(self, vm: str, run: str) -> Call | None:
+        """The newest attempt of a run."""
+        found = self._by_vm.get(vm, {}).get(run, ())
+        newest = max(found, key=lambda number: self._heads[number][2], default=None)
+        return None if newest is None else self[newest]
+
+    def completed_runs(self, vm: str) -> list[str]:
+        """The runs of a VM that are backups, in the order in which they ended."""
+        heads = (self._heads[number] for number in chain(*self._by_vm.get(vm, {}).values()))
+        done = [head for head in heads if head[3] == CallState.COMPLETED]
+        return [head[1] for head in sorted(done, key=lambda head: head[4])]
+
+
 class Ledger(Struct, frozen=True, kw_only=True):
     """One consistent reading of the store."""
 
     hub: str
     state_id: str
     leases: tuple[Lease, ...] = ()
-    calls: tuple[Call, ...] = ()
+    calls: Sequence[Call] = ()
+    """All of them. Who only needs those that have not ended asks `open`: that is cheap."""
     applied: Mapping[str, Applied] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     transitions: Mapping[tuple[str, str], tuple[str, str, Seconds]] = field(default_factory=dict)
@@ -99,13 +218,30 @@ class Ledger(Struct, frozen=True, kw_only=True):
     busy: str = ""
     """Who is changing the hub while this is read; nobody, if the reader holds the lock."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.calls, Calls):
+            force_setattr(self, "calls", Calls.of(self.calls))
+
+    @property
+    def _calls(self) -> Calls:
+        assert isinstance(self.calls, Calls)
+        return self.calls
+
     def of(self, vm: str) -> tuple[Lease, ...]:
         return tuple(lease for lease in self.leases if lease.vm == vm)
 
+    @property
+    def open(self) -> Sequence[Call]:
+        """The calls that have not ended: DUE, REJECTED and the active ones."""
+        return self._calls.open
+
+    def runs(self, vm: str) -> Sequence[Call]:
+        """Every call of a VM."""
+        return self._calls.of_vm(vm)
+
     def latest(self, vm: str, run: str) -> Call | None:
         """The newest attempt of a run."""
-        found = [call for call in self.calls if call.vm == vm and call.run == run]
-        return max(found, key=lambda call: call.attempt, default=None)
+        return self._calls.latest(vm, run)
 
     def attempt(self, vm: str, run: str) -> int:
         call = self.latest(vm, run)
@@ -113,11 +249,14 @@ class Ledger(Struct, frozen=True, kw_only=True):
 
     def active(self, vm: str) -> Call | None:
         """The call of this VM that an SNA may be acting on."""
-        return next((call for call in self.calls if call.vm == vm and call.state.active), None)
+        return next((call for call in self.open if call.vm == vm and call.state.active), None)
 
     def completed_runs(self, vm: str) -> list[str]:
-        done = [c for c in self.calls if c.vm == vm and c.state is CallState.COMPLETED]
-        return [call.run for call in sorted(done, key=lambda call: call.changed)]
+        return self._calls.completed_runs(vm)
+
+    def put(self, calls: Iterable[Call]) -> Ledger:
+        """The same with these calls, in the place of those that they replace or at the end."""
+        return replace(self, calls=self._calls.put(calls))
 
     def newest_completed(self, vm: str, key: int, root: str) -> Export | None:
         """The disk of the newest completed run below a repository's root."""

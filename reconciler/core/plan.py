@@ -118,7 +118,7 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
         )
         for name in sorted(desired.vms, key=natural)
     ]
-    active = {call.vm: call for call in ledger.calls if call.state.active}
+    active = {call.vm: call for call in ledger.open if call.state.active}
     for planner in planners:
         planner.call = call = planner.remembered()
         if call and call.state.active:
@@ -150,7 +150,7 @@ def renamed(
     snapshot while the first is being written.
     """
     living: dict[tuple[str, str], tuple[str, Call | None]] = {}
-    for name in {*ledger.applied, *(call.vm for call in ledger.calls if call.state.active)}:
+    for name in {*ledger.applied, *(call.vm for call in ledger.open if call.state.active)}:
         call = ledger.active(name)
         applied = ledger.applied[name].vm if name in ledger.applied else {}
         vcenter = (call and call.vcenter) or str(applied.get("vcenter", ""))
@@ -177,7 +177,7 @@ def renamed(
 def _with_places(plans: Sequence[VmPlan], desired: Desired, ledger: Ledger) -> list[VmPlan]:
     """An SNA runs `max_running` backups at once, and its client knows a VM by its name alone; who
     has waited longest goes first."""
-    active = [call for call in ledger.calls if call.state.active]
+    active = [call for call in ledger.open if call.state.active]
     running = Counter(call.sna for call in active)
     names = {name: call.vm for call in active for name in (call.vm, call.display_name) if name}
     calling = [one for one in plans if any(isinstance(a, Notify) for a in one.actions)]

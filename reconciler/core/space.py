@@ -8,13 +8,12 @@ already is not counted twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
 
 from reconciler.core.actual import Actual, FileSystem, Image
-from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
 from reconciler.core.ledger import Ledger
 from reconciler.core.settings import Settings
@@ -40,20 +39,19 @@ Needs = Mapping[int, Need]
 """File system (st_dev) → need."""
 
 
-def earlier(ledger: Ledger, vms: Container[str]) -> Mapping[tuple[str, int], Export]:
+def earlier(ledger: Ledger, vms: Iterable[str]) -> Mapping[tuple[str, int], Export]:
     """(VM, disk key) → that disk in the newest completed full run of the VM."""
-    newest: dict[str, Call] = {}
-    for call in ledger.calls:
-        if call.state is CallState.COMPLETED and call.type == "full" and call.vm in vms:
-            before = newest.get(call.vm)
-            if before is None or before.changed <= call.changed:
-                newest[call.vm] = call
-    return {(vm, e.key): e for vm, call in newest.items() for e in call.exports}
+    found: dict[tuple[str, int], Export] = {}
+    for vm in vms:
+        runs = (ledger.latest(vm, run) for run in reversed(ledger.completed_runs(vm)))
+        full = next((call for call in runs if call and call.type == "full"), None)
+        found |= {(vm, export.key): export for export in (full.exports if full else ())}
+    return found
 
 
 def writing(ledger: Ledger) -> set[str]:
     """The VMs of which an SNA may be writing a run."""
-    return {call.vm for call in ledger.calls if call.state.active}
+    return {call.vm for call in ledger.open if call.state.active}
 
 
 def needed(export: Export, *, least: Bytes, taken: Bytes, before: Bytes) -> Need:

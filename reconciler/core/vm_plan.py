@@ -446,7 +446,7 @@ class OneVm(Disks):
                 f"reconciler resolve {self.vm.name} --accepted | --completed | --failed | --resend",
                 subject="the outcome of the call is unknown",
                 event=event,
-                remember=call not in self.ledger.calls,
+                remember=call not in self.ledger.open,
             )
         )
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core.actual import FileSystem, Image
@@ -266,18 +267,33 @@ def claim_path(root: str, vm: str, run: str) -> Path:
     return Path(root) / vm / f".claim-{run}"
 
 
-def claimed_by(root: str, vm: str, run: str) -> str | None:
-    """The id of the state directory that claimed a run here; None: nobody. Raises HostError."""
+class Owner(Struct, frozen=True):
+    """The state directory that claimed a run."""
+
+    state_id: str
+    directory: str = ""
+    """Where it was then, an absolute path; empty: the claim does not say."""
+
+
+def owner_of(root: str, vm: str, run: str) -> Owner | None:
+    """The state directory that claimed a run here; None: none did. Raises HostError."""
     path = claim_path(root, vm, run)
     try:
-        return path.read_text().strip() or "nobody: the claim is empty"
+        state_id, directory, *_ = [*path.read_text(errors="replace").split("\n"), "", ""]
     except FileNotFoundError:
         return None
     except OSError as error:
         raise HostError(f"cannot read the claim {path}: {error.strerror}", "Storage") from error
+    return Owner(state_id.strip() or "nobody: the claim is empty", directory)
 
 
-def claim(root: str, vm: str, run: str, state_id: str, *, take_over: bool = False) -> None:
+def claimed_by(root: str, vm: str, run: str) -> str | None:
+    """The id of the state directory that claimed a run here; None: none did. Raises HostError."""
+    owner = owner_of(root, vm, run)
+    return owner.state_id if owner else None
+
+
+def claim(root: str, vm: str, run: str, owner: Owner, *, take_over: bool = False) -> None:
     """Say on the repository itself that a run is being asked for. Raises HostError.
 
     Written whole at another name and linked, so that a crash leaves a claim or none. Doing it
@@ -285,10 +301,10 @@ def claim(root: str, vm: str, run: str, state_id: str, *, take_over: bool = Fals
     another state directory's claim ours.
     """
     path = claim_path(root, vm, run)
-    temporary = path.with_name(f".claiming-{run}-{state_id}")
+    temporary = path.with_name(f".claiming-{run}-{owner.state_id}")
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        _write(str(temporary), f"{state_id}\n")
+        _write(str(temporary), f"{owner.state_id}\n{owner.directory}\n")
         with effect(Effect.CLAIM):
             if take_over:
                 os.rename(temporary, path)
@@ -301,10 +317,11 @@ def claim(root: str, vm: str, run: str, state_id: str, *, take_over: bool = Fals
         raise HostError(
             f"cannot claim run {run} of {vm} in {path.parent}: {error.strerror}", "CannotClaim"
         ) from error
-    owner = claimed_by(root, vm, run)
-    if owner != state_id:
+    there = owner_of(root, vm, run)
+    if there is None or there.state_id != owner.state_id:
+        whose = f"{there.state_id} {there.directory}".rstrip() if there else "nobody"
         raise HostError(
-            f"cannot claim run {run} of {vm}: {path} belongs to state directory {owner}",
+            f"cannot claim run {run} of {vm}: {path} belongs to state directory {whose}",
             "ClaimedElsewhere",
         )
 

@@ -54,6 +54,15 @@ def _read(path: Path) -> Holder | None:
         return None  # it is being written just now
 
 
+def _refused(doing: str, path: Path, error: OSError) -> HostError:
+    where = path.parent
+    return HostError(
+        f"cannot {doing} the lock {path}: {error.strerror}; nothing was changed; see to the space "
+        f"and the rights there: df {where}; findmnt -T {where}; ls -la {where}",
+        "Storage",
+    )
+
+
 @contextlib.contextmanager
 def held(
     path: Path,
@@ -65,7 +74,7 @@ def held(
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise HostError(f"cannot open the lock {path}: {error.strerror}", "Storage") from error
+        raise _refused("open", path, error) from error
     try:
         begun = time.monotonic()
         deadline = begun + timeout
@@ -85,9 +94,12 @@ def held(
                     told = True
                     waiting(who)
                 time.sleep(_PAUSE)
-        text = json.dumps({"pid": os.getpid(), "command": command, "since": time.time()})
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, text.encode(), 0)
+        text = json.dumps({"pid": os.getpid(), "command": command, "since": time.time()}).encode()
+        try:
+            os.pwrite(fd, text, 0)  # before the cut, so that a full disk has room for it
+            os.ftruncate(fd, len(text))
+        except OSError as error:
+            raise _refused("write", path, error) from error
         yield
     finally:
         os.close(fd)  # and with it the lock

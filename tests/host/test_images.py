@@ -121,14 +121,31 @@ def test_qemu_img_missing_says_what_to_install(
         images.create(str(tmp_path / "a.qcow2"), MIB, str(tmp_path))
 
 
+A, B = images.Owner("aaaa", "/var/lib/a"), images.Owner("bbbb", "/var/lib/b")
+
+
 def test_a_claim_is_made_once_and_belongs_to_one(tmp_path: Path) -> None:
     assert images.claimed_by(str(tmp_path), "ctx-1", "r1") is None
-    images.claim(str(tmp_path), "ctx-1", "r1", "aaaa")
-    images.claim(str(tmp_path), "ctx-1", "r1", "aaaa")
+    images.claim(str(tmp_path), "ctx-1", "r1", A)
+    images.claim(str(tmp_path), "ctx-1", "r1", A)
     assert images.claimed_by(str(tmp_path), "ctx-1", "r1") == "aaaa"
-    with pytest.raises(HostError, match="belongs to state directory aaaa"):
-        images.claim(str(tmp_path), "ctx-1", "r1", "bbbb")
+    with pytest.raises(HostError, match="belongs to state directory aaaa /var/lib/a"):
+        images.claim(str(tmp_path), "ctx-1", "r1", B)
     assert os.listdir(tmp_path / "ctx-1") == [".claim-r1"]
+
+
+def test_a_claim_says_where_its_owner_was_and_one_of_one_line_is_valid(tmp_path: Path) -> None:
+    assert images.owner_of(str(tmp_path), "ctx-1", "r1") is None
+    images.claim(str(tmp_path), "ctx-1", "r1", A)
+    assert (tmp_path / "ctx-1" / ".claim-r1").read_text() == "aaaa\n/var/lib/a\n"
+    assert images.owner_of(str(tmp_path), "ctx-1", "r1") == A
+    images.claim(str(tmp_path), "ctx-1", "r1", B, take_over=True)
+    assert images.owner_of(str(tmp_path), "ctx-1", "r1") == B
+    (tmp_path / "ctx-1" / ".claim-r2").write_text("cccc\n")
+    assert images.owner_of(str(tmp_path), "ctx-1", "r2") == images.Owner("cccc")
+    images.claim(str(tmp_path), "ctx-1", "r2", images.Owner("cccc", "/moved"))
+    (tmp_path / "ctx-1" / ".claim-r3").write_text("")
+    assert images.claimed_by(str(tmp_path), "ctx-1", "r3") == "nobody: the claim is empty"
 
 
 def test_a_claim_that_cannot_be_read_is_an_error_and_not_a_no(tmp_path: Path) -> None:

@@ -438,7 +438,7 @@ def test_a_word_waits_for_no_lock_and_is_refused_where_the_store_is_held(
     put(store, a_call(), *ACCEPTED)
     with store._write():
         assert inbox.change_id("ctx-1", 0).question is Question.ANSWERED
-        with pytest.raises(StoreError, match="another process has it open for writing"):
+        with pytest.raises(StoreError, match="it was locked by another process"):
             inbox.report(JOB, 0, "id-1", 1, 9.0)
     assert inbox.report(JOB, 0, "id-1", 1, 9.0).word is Word.NOTED
 

@@ -29,7 +29,7 @@ def test_a_second_holder_waits_is_told_who_and_gives_up_in_time(tmp_path: Path) 
         assert (holder.pid, holder.command) == (os.getpid(), "first")
         with (
             pytest.raises(LockError, match=r"\(first\)"),
-            lock.held(path, "second", 0.2, told.append),
+            lock.held(path, "second", 1, told.append),
         ):
             raise AssertionError
     assert [one.command for one in told if one] == ["first"]

@@ -13,7 +13,15 @@ from msgspec.structs import replace
 from reconciler.core.call import Call, CallEvent, CallState, ImpossibleStepError, job_id
 from reconciler.core.desired import Export
 from reconciler.core.ledger import Lease
-from reconciler.host.store import Event, Store, StoreError, WrongHubError, events, read
+from reconciler.host.store import (
+    Event,
+    Store,
+    StoreError,
+    StoreLockedError,
+    WrongHubError,
+    events,
+    read,
+)
 
 
 def lease(vm: str = "ctx-1", disk: int = 2000, port: int = 10100, attempt: int = 1) -> Lease:
@@ -155,7 +163,9 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_store_is_named_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"this is no database at all, whatever it looks like" * 99)
-    with pytest.raises(StoreError, match="move the file away and apply again"):
+    with pytest.raises(
+        StoreError, match=r"reconciler state restore FILE.*, or move .*state.db\* away"
+    ):
         Store(tmp_path, "h")
     with pytest.raises(StoreError, match="not a database"):
         read(tmp_path)
@@ -165,9 +175,10 @@ def test_a_locked_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("reconciler.host.store.writer.BUSY_TIMEOUT", 0.05)
     store = Store(tmp_path, "h")
     other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreError, match="another process has it open for writing"):
+    other.execute("BEGIN IMMEDIATE")  # of our own process, which is not to be named
+    with pytest.raises(StoreLockedError, match="locked by another process") as refused:
         store.hold([lease()], None)
+    assert "fuser -v" in str(refused.value)
     other.execute("ROLLBACK")
     other.close()
     store.hold([lease()], None)

@@ -3,9 +3,20 @@
 Every change is one transaction that is on the disk when the method returns.
 """
 
-from reconciler.host.store.files import StoreError, WrongHubError
-from reconciler.host.store.reading import events, read
+from reconciler.host.store.files import NAME, StoreError, StoreLockedError, WrongHubError
+from reconciler.host.store.reading import events, read, state_id_of
 from reconciler.host.store.rows import Event
 from reconciler.host.store.writer import EVENT_DAYS, Store
 
-__all__ = ["EVENT_DAYS", "Event", "Store", "StoreError", "WrongHubError", "events", "read"]
+__all__ = [
+    "EVENT_DAYS",
+    "NAME",
+    "Event",
+    "Store",
+    "StoreError",
+    "StoreLockedError",
+    "WrongHubError",
+    "events",
+    "read",
+    "state_id_of",
+]

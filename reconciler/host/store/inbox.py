@@ -133,7 +133,7 @@ class Inbox:
                 f"{clean(change_id)[:40]!r}: without one there is nothing to go on from"
             )
         with self._write() as db:
-            call = _call(db, job_id)
+            call = _call(self.path, db, job_id)
             if db is None or call is None:
                 return _unknown_job(job_id)
             export = _disk(call, position)
@@ -181,7 +181,7 @@ class Inbox:
         its status says. Raises StoreError."""
         # The last word is replaced in a moment, so it does not wait for the disk.
         with self._write(durable=False) as db:
-            call = _call(db, job_id)
+            call = _call(self.path, db, job_id)
             if db is None or call is None:
                 return _unknown_job(job_id)
             if event := _out_of_time(call):
@@ -224,7 +224,9 @@ class Inbox:
         with self._read() as db:
             if db is None:
                 return _unknown_vm(vm_name)
-            calls = [one for one in _active(db) if vm_name in (one.vm, _display_name(db, one))]
+            calls = [
+                one for one in _active(self.path, db) if vm_name in (one.vm, _display_name(db, one))
+            ]
             if not calls:
                 if not _known(db, vm_name):
                     return _unknown_vm(vm_name)
@@ -234,7 +236,7 @@ class Inbox:
                 both = " and ".join(f"{one.vm} (run {one.run})" for one in calls)
                 said = f"{vm_name!r} may be {both}; ask by the VM context"
                 return Answer(question=Question.AMBIGUOUS, message=said)
-            return _parent(db, calls[0], position)
+            return _parent(self.path, db, calls[0], position)
 
     # -- the file
 
@@ -271,7 +273,7 @@ class Inbox:
         """False: the store is only about to be made. Raises OtherVersionError."""
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
-            raise OtherVersionError(newer(self.path, version), "Store")
+            raise OtherVersionError(str(newer(self.path, version)), "StoreNewer")
         if 0 < version < VERSION:
             raise OtherVersionError(
                 f"cannot use the store {self.path} yet: it is of an older version (schema "
@@ -325,11 +327,11 @@ def _identity_of(path: Path) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if found.st_size else None
 
 
-def _call(db: sqlite3.Connection | None, job_id: str) -> Call | None:
+def _call(path: Path, db: sqlite3.Connection | None, job_id: str) -> Call | None:
     if db is None:
         return None
     row = db.execute(f"SELECT {CALL} FROM calls WHERE job_id = ?", (job_id,)).fetchone()  # noqa: S608
-    return call_of(row) if row else None
+    return call_of(path, row) if row else None
 
 
 def _disk(call: Call, position: int | None) -> Export | None:
@@ -418,13 +420,13 @@ def _unknown_vm(vm_name: str) -> Answer:
     return Answer(question=Question.UNKNOWN_VM, message=said)
 
 
-def _active(db: sqlite3.Connection) -> list[Call]:
+def _active(path: Path, db: sqlite3.Connection) -> list[Call]:
     rows = db.execute(
         f"SELECT {CALL} FROM calls WHERE state IN ({', '.join('?' * len(_ACTIVE))}) "  # noqa: S608
         "ORDER BY vm, run, attempt",
         _ACTIVE,
     )
-    return [call_of(row) for row in rows]
+    return [call_of(path, row) for row in rows]
 
 
 def _display_name(db: sqlite3.Connection, call: Call) -> str:
@@ -451,7 +453,7 @@ def _known(db: sqlite3.Connection, vm_name: str) -> bool:
     )
 
 
-def _parent(db: sqlite3.Connection, call: Call, position: int) -> Answer:
+def _parent(path: Path, db: sqlite3.Connection, call: Call, position: int) -> Answer:
     """What was reported of the disk that this run's disk is an overlay on."""
     if call.type == "full":
         said = f"run {call.run} of {call.vm} is full: it goes on from nothing"
@@ -465,7 +467,7 @@ def _parent(db: sqlite3.Connection, call: Call, position: int) -> Answer:
         "ORDER BY changed DESC",
         (str(CallState.COMPLETED), json.dumps(export.backing)),
     )
-    parents = (one for one in map(call_of, rows) if _same_vm(one, call))
+    parents = (one for one in (call_of(path, row) for row in rows) if _same_vm(one, call))
     for parent, was in ((one, was) for one in parents for was in one.exports):
         if (was.image, was.key) != (export.backing, export.key):
             continue

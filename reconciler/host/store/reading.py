@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from reconciler.core.ledger import Ledger
-from reconciler.host.store.files import looked_up
-from reconciler.host.store.rows import Event, ledger_of
+from reconciler.core.call import Call
+from reconciler.core.ledger import Head, Ledger
+from reconciler.host.store.files import NAME, StoreError, looked_up
+from reconciler.host.store.rows import Event, calls_of, identity, ledger_of
 
 
 def read(directory: Path) -> Ledger | None:
@@ -15,7 +20,53 @@ def read(directory: Path) -> Ledger | None:
 
     Raises StoreError.
     """
-    return looked_up(directory, ledger_of)
+    path = directory / NAME
+
+    def again(heads: Sequence[Head]) -> Sequence[Call]:
+        """Calls that had ended when we looked, and so are as they were."""
+        found = looked_up(path, lambda db: calls_of(path, identity(db, path)["hub"], heads, db))
+        return found or ()
+
+    return looked_up(path, partial(ledger_of, path, again))
+
+
+def state_id_of(directory: Path) -> str | None:
+    """Which state directory this is, without the lock. None: there is no store in it.
+
+    Raises StoreError if that cannot be read.
+    """
+    path = directory / NAME
+    return looked_up(path, lambda db: identity(db, path)["state_id"])
+
+
+def home_of(path: Path) -> str:
+    """Where a store is, whatever way leads there; text that a table can hold."""
+    return os.fsencode(os.path.realpath(path.parent)).decode(errors="backslashreplace")
+
+
+def elsewhere(meta: Mapping[str, str], path: Path) -> str:
+    """Why a store at `path` may not be written: it is a copy of one that is still in its place.
+
+    Two directories of one state id are two writers that know nothing of each other. Empty: it may.
+    """
+    home = meta.get("home", "")
+    original = Path(home) / NAME
+    if not home or home == home_of(path):
+        return ""
+    with contextlib.suppress(OSError):
+        if os.path.samefile(original, path):
+            return ""  # the same directory, seen from somewhere else
+    use = (
+        f"use that one (`state: {home}` in the config, or RECONCILER_STATE={home}), or remove it "
+        "if it is given up"
+    )
+    try:
+        there = state_id_of(Path(home))
+    except StoreError as error:
+        return f"it is a copy of {home}, and whether that is still there is not known: {error}"
+    if there == meta["state_id"]:
+        return f"it is a copy of {home}, which is still there with the same state id; {use}"
+    return ""
 
 
 def events(directory: Path, vm: str, limit: int = 20) -> list[Event]:
@@ -30,4 +81,4 @@ def events(directory: Path, vm: str, limit: int = 20) -> list[Event]:
         names = ("vm", "reason", "message", "severity", "disk", "run", "first", "last", "count")
         return [Event(**dict(zip(names, row, strict=True))) for row in rows]
 
-    return looked_up(directory, query) or []
+    return looked_up(directory / NAME, query) or []

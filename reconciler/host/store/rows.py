@@ -5,14 +5,28 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
-from reconciler.core.ledger import Applied, DiskReport, Lease, Ledger, Sighting, Telemetry
+from reconciler.core.ledger import (
+    Applied,
+    Calls,
+    DiskReport,
+    Head,
+    Lease,
+    Ledger,
+    Load,
+    Sighting,
+    Telemetry,
+    head_of,
+)
 from reconciler.core.units import Seconds
+from reconciler.host.store.files import StoreError, believed, damaged
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -39,14 +53,17 @@ def insert_event(db: sqlite3.Connection, event: Event, who: str, now: Seconds) -
     )  # fmt: skip
 
 
-CALL: Final = (
-    "hub, vm, run, attempt, state, job_id, sna, type, request, exports, targets, created, changed, "
-    "reason, message, failures, retry_at, tainted, display_name, path, vcenter, who, called, ended"
-)
+COLUMNS: Final = Call.__struct_fields__
+CALL: Final = ", ".join(COLUMNS)
+"""What is selected for `call_of`."""
+_EXPORTS: Final = msgspec.json.Decoder(tuple[Export, ...])
 
 
 def insert_call(db: sqlite3.Connection, call: Call, *, replace_due: bool) -> None:
-    exports = json.dumps([export.to_json() for export in call.exports])
+    values = {name: getattr(call, name) for name in COLUMNS}
+    values["state"] = str(call.state)
+    values["exports"] = json.dumps([export.to_json() for export in call.exports])
+    values["tainted"] = int(call.tainted)
     conflict = "DO NOTHING"
     if replace_due:
         # Before the intent, a run is what the spec says last.
@@ -57,24 +74,38 @@ def insert_call(db: sqlite3.Connection, call: Call, *, replace_due: bool) -> Non
             "vcenter = excluded.vcenter, who = excluded.who "
             "WHERE state IN ('DUE', 'REJECTED')"
         )
+    places = ", ".join("?" * len(COLUMNS))
     db.execute(
-        f"INSERT INTO calls ({CALL}) VALUES ({', '.join('?' * len(CALL.split(', ')))}) "  # noqa: S608
-        f"ON CONFLICT {conflict}",
-        (
-            *(call.hub, call.vm, call.run, call.attempt, str(call.state), call.job_id, call.sna),
-            *(call.type, call.request, exports, call.targets, call.created, call.changed),
-            *(call.reason, call.message, call.failures, call.retry_at, int(call.tainted)),
-            *(call.display_name, call.path, call.vcenter, call.who, call.called, call.ended),
-        ),
+        f"INSERT INTO calls ({CALL}) VALUES ({places}) ON CONFLICT {conflict}",  # noqa: S608
+        tuple(values.values()),
     )
 
 
-def call_of(row: Sequence[Any]) -> Call:
-    values = dict(zip(CALL.split(", "), row, strict=True))
-    values["state"] = CallState(values["state"])
-    values["exports"] = tuple(Export(**one) for one in json.loads(values["exports"]))
-    values["tainted"] = bool(values["tainted"])
-    return Call(**values)
+def call_of(path: Path, row: Sequence[Any]) -> Call:
+    """Raises StoreError if it is nothing that was ever written."""
+    values = dict(zip(COLUMNS, row, strict=True))
+    with believed(path):
+        values["state"] = CallState(values["state"])
+        values["exports"] = _EXPORTS.decode(values["exports"])
+        values["tainted"] = bool(values["tainted"])
+        return Call(**values)
+
+
+def calls_of(path: Path, hub: str, heads: Sequence[Head], db: sqlite3.Connection) -> Sequence[Call]:
+    """The calls of some heads, in their order. Raises StoreError if one is not there."""
+    where = f"SELECT {CALL} FROM calls WHERE hub = ? AND vm = ? AND run = ? AND attempt = ?"  # noqa: S608
+    found = []
+    for head in heads:
+        row = db.execute(where, (hub, *head[:3])).fetchone()
+        call = call_of(path, row) if row else None
+        if call is None or head_of(call) != head:
+            raise StoreError(
+                f"cannot read the store {path}: run {head[1]} of {head[0]} is not as it was when "
+                "we looked, so another store was put in its place; do this again",
+                "Store",
+            )
+        found.append(call)
+    return found
 
 
 def _lease(row: Sequence[Any]) -> Lease:
@@ -113,38 +144,53 @@ def _telemetry(db: sqlite3.Connection, job_id: str) -> Telemetry | None:
     return Telemetry(**dict(zip(names, row, strict=True))) if row else None
 
 
-def ledger_of(db: sqlite3.Connection) -> Ledger:
+def identity(db: sqlite3.Connection, path: Path) -> Mapping[str, str]:
+    """What is said of the store as a whole; `hub` and `state_id` at least. Raises StoreError."""
     meta: dict[str, str] = dict(db.execute("SELECT name, value FROM meta").fetchall())
+    missing = {"hub", "state_id"} - meta.keys()
+    if missing:
+        raise damaged(path, "read", f"it does not say its {' and '.join(sorted(missing))}")
+    return meta
+
+
+def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
+    """Everything, as it is at one moment; most calls that have ended are got by `load` if needed.
+
+    Raises StoreError.
+    """
+    meta = identity(db, path)
     leases = db.execute(
         "SELECT hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe "
         "FROM leases"
     )
-    calls = tuple(call_of(row) for row in db.execute(f"SELECT {CALL} FROM calls"))  # noqa: S608
-    open_jobs = [call.job_id for call in calls if call.state.active]
-    newest = {call.vm: call.job_id for call in sorted(calls, key=lambda call: call.created)}
-    told = dict.fromkeys((*open_jobs, *newest.values()))
-    return Ledger(
-        hub=meta["hub"],
-        state_id=meta["state_id"],
-        leases=tuple(map(_lease, leases)),
-        calls=calls,
-        reports={job: found for job in told if (found := reports_of(db, job))},
-        telemetry={one.job_id: one for job in open_jobs if (one := _telemetry(db, job))},
-        sightings={
-            job: Sighting(at, allocated)
-            for job, at, allocated in db.execute("SELECT job_id, at, allocated FROM sightings")
-        },
-        applied={
-            vm: Applied(vm=json.loads(desired), generation=generation, at=at)
-            for vm, desired, generation, at in db.execute("SELECT * FROM applied")
-        },
-        settings=json.loads(meta.get("settings", "{}")),
-        failures={
-            vm: (reason, message)
-            for vm, reason, message in db.execute("SELECT vm, reason, message FROM failures")
-        },
-        transitions={
-            (vm, kind): (status, reason, since)
-            for vm, kind, status, reason, since in db.execute("SELECT * FROM conditions")
-        },
-    )
+    heads = db.execute("SELECT vm, run, attempt, state, changed FROM calls ORDER BY rowid")
+    calls = Calls(heads.fetchall(), load)
+    calls.warm(lambda some: calls_of(path, meta["hub"], some, db))
+    open_jobs = [call.job_id for call in calls.open if call.state.active]
+    told = dict.fromkeys((*open_jobs, *(call.job_id for call in calls.newest)))
+    with believed(path):
+        return Ledger(
+            hub=meta["hub"],
+            state_id=meta["state_id"],
+            leases=tuple(map(_lease, leases)),
+            calls=calls,
+            reports={job: found for job in told if (found := reports_of(db, job))},
+            telemetry={one.job_id: one for job in open_jobs if (one := _telemetry(db, job))},
+            sightings={
+                job: Sighting(at, allocated)
+                for job, at, allocated in db.execute("SELECT job_id, at, allocated FROM sightings")
+            },
+            applied={
+                vm: Applied(vm=json.loads(desired), generation=generation, at=at)
+                for vm, desired, generation, at in db.execute("SELECT * FROM applied")
+            },
+            settings=json.loads(meta.get("settings", "{}")),
+            failures={
+                vm: (reason, message)
+                for vm, reason, message in db.execute("SELECT vm, reason, message FROM failures")
+            },
+            transitions={
+                (vm, kind): (status, reason, since)
+                for vm, kind, status, reason, since in db.execute("SELECT * FROM conditions")
+            },
+        )

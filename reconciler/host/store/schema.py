@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from typing import Final
 
 VERSION: Final = 2
@@ -82,11 +84,13 @@ def _execute(db: sqlite3.Connection, statements: str, version: int) -> None:
     db.execute(f"PRAGMA user_version = {version}")
 
 
-def of_today(db: sqlite3.Connection, version: int) -> sqlite3.Connection:
+@contextlib.contextmanager
+def of_today(db: sqlite3.Connection, version: int) -> Iterator[sqlite3.Connection]:
     """The same store as this version has it: who only looks migrates a copy, in memory."""
     if version == VERSION:
-        return db
-    copy = sqlite3.connect(":memory:", isolation_level=None)
-    db.backup(copy)
-    migrate(copy)
-    return copy
+        yield db
+        return
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+        db.backup(copy)
+        migrate(copy)
+        yield copy

@@ -12,12 +12,31 @@ from pathlib import Path
 from typing import Any, Final
 
 from reconciler.core.call import Call, CallEvent, job_id, step
-from reconciler.core.ledger import Lease, Ledger
+from reconciler.core.ledger import Head, Lease, Ledger
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
-from reconciler.host.store.files import BUSY_TIMEOUT, StoreError, WrongHubError, explained, newer
-from reconciler.host.store.rows import CALL, Event, call_of, insert_call, insert_event, ledger_of
-from reconciler.host.store.schema import VERSION, create, migrate
+from reconciler.host.store.files import (
+    BUSY_TIMEOUT,
+    NAME,
+    StoreError,
+    WrongHubError,
+    damaged,
+    explained,
+    findings,
+    version_of,
+)
+from reconciler.host.store.reading import elsewhere, home_of
+from reconciler.host.store.rows import (
+    CALL,
+    Event,
+    call_of,
+    calls_of,
+    identity,
+    insert_call,
+    insert_event,
+    ledger_of,
+)
+from reconciler.host.store.schema import create, migrate
 
 EVENT_DAYS: Final = 90
 _EFFECTS: Final = {
@@ -36,38 +55,55 @@ class Store:
 
     def __init__(self, directory: Path, hub: str) -> None:
         """Opens or creates. Raises StoreError, WrongHubError."""
-        self.path = directory / "state.db"
+        self.path = directory / NAME
         self.hub = hub
+        self.home = home_of(self.path)
         self._mutex = threading.Lock()
         with explained(self.path, "open"):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._db = sqlite3.connect(
                 self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
             )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            with self._write() as db:
-                version = db.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    self._create(db)
-                migrate(db)
-        if version > VERSION:
-            self._db.close()
-            raise StoreError(newer(self.path, version), "Store")
-        meta = dict(self._db.execute("SELECT name, value FROM meta").fetchall())
+            try:
+                self.state_id = self._ready()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _ready(self) -> str:
+        """Look before anything is written; then bring it to this version. Its state id."""
+        if version_of(self._db, self.path):
+            # Before anything is built on it: a page that is damaged may be one that is read late.
+            wrong = findings(self._db)
+            if wrong:
+                raise damaged(self.path, "open", wrong)
+            self._check_owner(identity(self._db, self.path))
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        with self._write() as db:
+            if not version_of(db, self.path):
+                create(db)
+                values = (("hub", self.hub), ("state_id", os.urandom(8).hex()))
+                db.executemany("INSERT INTO meta VALUES (?, ?)", values)
+            migrate(db)
+            db.execute(
+                "INSERT INTO meta VALUES ('home', ?) ON CONFLICT (name) DO UPDATE SET "
+                "value = excluded.value WHERE value != excluded.value",
+                (self.home,),
+            )
+            return identity(db, self.path)["state_id"]
+
+    def _check_owner(self, meta: Mapping[str, str]) -> None:
+        """Whether the store is this hub's, and no copy of one that is still in its place."""
         known = meta["hub"]
-        self.state_id: str = meta["state_id"]
-        if known != hub:
-            self._db.close()
+        if known != self.hub:
             raise WrongHubError(
-                f"cannot use {directory} for hub {hub!r}: it belongs to hub {known!r}, whose "
+                f"cannot use {self.home} for hub {self.hub!r}: it belongs to hub {known!r}, whose "
                 f"servers carry that name; write `hub: {known}`, or use another state directory"
             )
-
-    def _create(self, db: sqlite3.Connection) -> None:
-        create(db)
-        values = (("hub", self.hub), ("state_id", os.urandom(8).hex()))
-        db.executemany("INSERT INTO meta VALUES (?, ?)", values)
+        twin = elsewhere(meta, self.path)
+        if twin:
+            raise StoreError(f"cannot use {self.home}: {twin}", "StateCopied")
 
     def close(self) -> None:
         with self._mutex, contextlib.suppress(sqlite3.Error):
@@ -79,14 +115,19 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # on a full disk, SQLite has rolled back by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def ledger(self) -> Ledger:
         with self._mutex, explained(self.path, "read"):
-            return ledger_of(self._db)
+            return ledger_of(self.path, self._calls_of, self._db)
+
+    def _calls_of(self, heads: Sequence[Head]) -> Sequence[Call]:
+        with self._mutex, explained(self.path, "read"):
+            return calls_of(self.path, self.hub, heads, self._db)
 
     # -- leases
 
@@ -178,7 +219,7 @@ class Store:
                 f"SELECT {CALL} FROM calls WHERE hub = ? AND vm = ? AND run = ? AND attempt = ?",  # noqa: S608
                 (self.hub, *call.key),
             ).fetchone()
-        return call_of(row)
+        return call_of(self.path, row)
 
     def taint(self, call: Call) -> None:
         """A server died under a client of this run."""
