@@ -59,21 +59,12 @@ def apply(
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
     settings = load_settings(config, os.environ)
-    source = load_source(options.paths(files), settings)
+    source = load_source(files, settings)
     wanted = desire(source, settings)
     if prune:
         wanted = with_removals(wanted)
     session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
-    outcome = session.apply(wanted, yes=yes)
-    if outcome is None:
-        click.echo("nothing was changed", err=True)
-        return Exit.OK
-    code: int = outcome.exit_code()
-    if wait and not outcome.interrupted:
-        outcome, timed_out = session.stay(wanted, outcome, timeout)
-        code = Exit.TIMED_OUT if timed_out else outcome.exit_code()
-    session.report(outcome, output)
-    return session.signal_code or code
+    return session.carry_out(wanted, output, yes=yes, wait=wait, timeout=timeout)
 
 
 @click.command()
@@ -184,6 +175,21 @@ class Session:
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
+
+    def carry_out(
+        self, wanted: Desire, output: str, *, yes: bool, wait: bool, timeout: Seconds | None
+    ) -> int:
+        """Apply, stay if asked to, and tell how it ended; the exit code."""
+        outcome = self.apply(wanted, yes=yes)
+        if outcome is None:
+            click.echo("nothing was changed", err=True)
+            return Exit.OK
+        code: int = outcome.exit_code()
+        if wait and not outcome.interrupted:
+            outcome, timed_out = self.stay(wanted, outcome, timeout)
+            code = Exit.TIMED_OUT if timed_out else outcome.exit_code()
+        self.report(outcome, output)
+        return self.signal_code or code
 
     def apply(self, wanted: Desire, *, yes: bool, order: bool = False) -> Outcome | None:
         """Show, ask if asked to, do."""

@@ -105,6 +105,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     inventory: str | None = None
     inventory_required: bool = False
 
+    @property
+    def requests(self) -> str:
+        """Where requests for runs are: a file per VM."""
+        return f"{self.state}/runs"
+
     def to_json(self) -> dict[str, Any]:
         """What a later `status` needs to judge by; no secret, nor the way to one."""
         qemu = self.qemu_nbd

@@ -14,7 +14,8 @@ from reconciler.core.desired import Vm
 from reconciler.core.ledger import Applied, Ledger
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
-from reconciler.core.status import by_type, conditions, document, notified, stamp
+from reconciler.core.status import by_type, conditions, document, notified
+from reconciler.core.units import stamp
 from tests.core.builders import (
     NOW,
     a_call,
