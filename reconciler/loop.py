@@ -76,16 +76,17 @@ class Source(Struct, frozen=True):
     paths: tuple[str, ...] = ()
 
 
-def load_source(paths: Sequence[str], settings: Settings) -> Source:
+def load_source(paths: Sequence[str], settings: Settings, *, asking: bool = False) -> Source:
     """Every spec below the paths, what is asked for beside them, and the inventory.
 
     No paths: the specs are where they usually are, and every request counts; else only those of
-    VMs that the paths name. Findings are in `specs.diagnostics`. Raises NothingNamed, HostError.
+    VMs that the paths name. `asking`: a run is about to be asked for, which is enough without
+    specs. Findings are in `specs.diagnostics`. Raises NothingNamed, HostError.
     """
     from reconciler.core import inventory, spec
     from reconciler.core.document import parse
 
-    texts, requests = files.texts_of(paths, settings.requests)
+    texts, requests = files.texts_of(paths, settings.requests, asking=asking)
     written, wrong = parse_all(texts)
     asked, more = parse_all(requests)
     wrong += more

@@ -85,7 +85,7 @@ def backup(
         raise click.UsageError("--timeout goes with --wait")
     now = time.time()
     run = _run(pattern, now)
-    source, ledger = load_source(files, settings), current(settings)
+    source, ledger = load_source(files, settings, asking=True), current(settings)
     failed = source.specs.failed
     names = _selected(source, selector) if selector else _known(source, vms)
     by = asking.one_line(options.who(COMMAND))

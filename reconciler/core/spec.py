@@ -256,6 +256,7 @@ def read(
     refused = {name for reader in readers for name in reader.refused}
     asked = {one.spec.vm for one in runs}
     first: dict[str, Declared] = {}
+    doubled: set[str] = set()
     for declared in vms:
         name = declared.spec.name
         problems = list(_contradictions(declared))
@@ -267,7 +268,7 @@ def read(
         if name not in first:
             first[name] = declared
             continue
-        refused.add(name)
+        doubled.add(name)
         diagnostics.append(
             Diagnostic(
                 "error",
@@ -277,11 +278,12 @@ def read(
                 name,
             )
         )
+    used = {name: one for name, one in first.items() if name not in doubled}
     return Specs(
-        vms=tuple(one for name, one in first.items() if name not in refused),
+        vms=tuple(used.values()),
         diagnostics=tuple(dict.fromkeys(diagnostics)),
         runs=tuple(runs),
-        refused=frozenset(refused),
+        refused=frozenset((refused | doubled) - used.keys()),
         unread=frozenset(reader.document.file for reader in readers if reader.lost),
     )
 

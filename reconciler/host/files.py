@@ -61,16 +61,19 @@ def texts(paths: Sequence[str]) -> list[Text]:
     return list(found.values())
 
 
-def texts_of(paths: Sequence[str], requests: str) -> tuple[list[Text], list[Text]]:
+def texts_of(
+    paths: Sequence[str], requests: str, *, asking: bool = False
+) -> tuple[list[Text], list[Text]]:
     """The spec files below the paths, or below `specs/` if none is named, and all requests.
 
-    Where runs are asked for, `specs/` need not be there. Raises NothingNamed, HostError.
+    Where runs are asked for, or are about to be (`asking`), `specs/` need not be there. Raises
+    NothingNamed, HostError.
     """
     asked = requested(requests)
     try:
         return texts(paths or (SPECS,)), asked
     except NothingNamed:
-        if paths or not asked:
+        if paths or not (asked or asking):
             raise
         return [], asked
 

@@ -95,6 +95,9 @@ def test_specs_need_not_be_there_where_runs_are_asked_for(
     folder = str(tmp_path / "runs")
     with pytest.raises(NothingNamed, match="cannot read specs"):
         texts_of([], folder)
+    assert texts_of([], folder, asking=True) == ([], [])
+    with pytest.raises(NothingNamed, match="cannot read other"):
+        texts_of(["other"], folder, asking=True)
     prepare(Path(folder))
     with pytest.raises(NothingNamed, match="cannot read specs"):
         texts_of([], folder)
