@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,7 @@ from reconciler.hub import EFFECT, Hub
 from reconciler.look import Observer
 
 if TYPE_CHECKING:
+    from reconciler.core.document import Document
     from reconciler.core.inventory import Inventory
     from reconciler.core.spec import Specs
 
@@ -79,24 +80,22 @@ class Source(Struct, frozen=True):
     paths: tuple[str, ...] = ()
 
 
-def load_source(paths: Sequence[str], settings: Settings) -> Source:
-    """Every spec below the paths, and the inventory. Findings are in `specs.diagnostics`.
+def load_source(paths: Sequence[str], settings: Settings, *, asking: bool = False) -> Source:
+    """Every spec below the paths, what is asked for beside them, and the inventory.
 
-    Raises NothingNamed.
+    No paths: the specs are where they usually are, and every request counts; else only those of
+    VMs that the paths name. `asking`: a run is about to be asked for, which is enough without
+    specs. Findings are in `specs.diagnostics`. Raises NothingNamed, HostError.
     """
     from reconciler.core import inventory, spec
     from reconciler.core.document import parse
 
-    documents = []
-    wrong: list[Diagnostic] = []
-    for text in files.texts(paths):
-        if text.error:
-            wrong.append(Diagnostic("error", text.error))
-            continue
-        document, findings = parse(text.text, text.file)
-        wrong.extend(findings)
-        if document:
-            documents.append(document)
+    texts, requests = files.texts_of(paths, settings.requests, asking=asking)
+    written, wrong = parse_all(texts)
+    asked, more = parse_all(requests)
+    wrong += more
+    read = {document.file for document in (*written, *asked)}
+    unread = {text.file for text in (*texts, *requests) if text.file not in read}
     known = None
     if settings.inventory:
         text = files.read(settings.inventory)
@@ -108,9 +107,26 @@ def load_source(paths: Sequence[str], settings: Settings) -> Source:
             if document:
                 known, findings = inventory.read(document)
                 wrong.extend(findings)
-    specs = spec.read(documents)
-    specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics))
+    specs = spec.read(written, asked, scoped=bool(paths))
+    specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | unread)
     return Source(specs, known, tuple(paths))
+
+
+def parse_all(texts: Iterable[files.Text]) -> tuple[list[Document], list[Diagnostic]]:
+    """The files that can be read, and what is wrong with the others."""
+    from reconciler.core.document import parse
+
+    documents: list[Document] = []
+    wrong: list[Diagnostic] = []
+    for text in texts:
+        if text.error:
+            wrong.append(Diagnostic("error", text.error))
+            continue
+        document, findings = parse(text.text, text.file)
+        wrong.extend(findings)
+        if document:
+            documents.append(document)
+    return documents, wrong
 
 
 def empty_ledger(settings: Settings) -> Ledger:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from reconciler import __version__
 from reconciler.api.about import HEALTH, About
 from reconciler.core.errors import HostError
-from reconciler.core.status import stamp
+from reconciler.core.units import stamp
 from reconciler.host.store.inbox import Inbox, Question, Receipt, Word
 
 MAX_BODY: Final = 1 << 20

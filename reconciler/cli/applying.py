@@ -77,24 +77,14 @@ def apply(
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
     settings = load_settings(config, os.environ)
-    source = load_source(options.paths(files), settings)
+    source = load_source(files, settings)
     wanted = desire(source, settings)
     if prune:
         wanted = with_removals(wanted)
     session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
-    ears = session.ears() if wait else None
-    with ears or nullcontext():
-        outcome = session.apply(wanted, yes=yes)
-        if outcome is None:
-            click.echo("nothing was changed", err=True)
-            return Exit.OK
-        outcome = session.drain(wanted, outcome, drain_timeout)
-        code: int = outcome.exit_code()
-        if ears and not outcome.interrupted:
-            outcome, timed_out = session.stay(wanted, outcome, timeout, ears)
-            code = Exit.TIMED_OUT if timed_out else outcome.exit_code()
-    session.report(outcome, output)
-    return session.signal_code or code
+    return session.carry_out(
+        wanted, output, yes=yes, wait=wait, timeout=timeout, drain=drain_timeout
+    )
 
 
 @click.command()
@@ -214,6 +204,31 @@ class Session:
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
+
+    def carry_out(
+        self,
+        wanted: Desire,
+        output: str,
+        *,
+        yes: bool,
+        wait: bool,
+        timeout: Seconds | None,
+        drain: Seconds = 0.0,
+    ) -> int:
+        """Apply, stay if asked to, and tell how it ended; the exit code."""
+        ears = self.ears() if wait else None
+        with ears or nullcontext():
+            outcome = self.apply(wanted, yes=yes)
+            if outcome is None:
+                click.echo("nothing was changed", err=True)
+                return Exit.OK
+            outcome = self.drain(wanted, outcome, drain)
+            code: int = outcome.exit_code()
+            if ears and not outcome.interrupted:
+                outcome, timed_out = self.stay(wanted, outcome, timeout, ears)
+                code = Exit.TIMED_OUT if timed_out else outcome.exit_code()
+        self.report(outcome, output)
+        return self.signal_code or code
 
     def apply(self, wanted: Desire, *, yes: bool, order: bool = False) -> Outcome | None:
         """Show, ask if asked to, do."""

@@ -13,7 +13,7 @@ from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Exit, HostError, nearest
 from reconciler.core.ledger import Ledger
-from reconciler.core.vm_plan import LOST
+from reconciler.core.vm_plan import LOST, new_run
 from reconciler.look import Observer
 from reconciler.loop import load_settings
 
@@ -60,7 +60,7 @@ def resolve(
                 why = "its record was lost, and a server may have died under a client meanwhile"
             raise HostError(
                 f"cannot call run {call.run} of {vm} completed: {why}; say --failed, and ask for "
-                "a new run"
+                f"a new run: {new_run(vm)}"
             )
         click.echo(
             f"{vm}, run {call.run}, attempt {call.attempt} ({call.state}): {meaning}.", err=True
@@ -105,7 +105,7 @@ def retry(config: str | None, vm: str, lock_timeout: float) -> int:
             help_ = (
                 f"reconciler resolve {vm} --accepted | --completed | --failed | --resend"
                 if newest.state.active
-                else "a run that has ended is not asked for again: write another `run:`"
+                else f"a run that has ended is not asked for again; for another: {new_run(vm)}"
             )
             raise HostError(f"cannot retry run {newest.run} of {vm}: it is {newest.state}; {help_}")
         call = ready[-1]
@@ -132,6 +132,8 @@ def _open_call(ledger: Ledger, vm: str) -> Call:
         return call
     newest = _calls(ledger, vm)[-1]
     hint = f"; reconciler retry {vm} asks again" if newest.state is CallState.REJECTED else ""
+    if newest.state.terminal:
+        hint = f"; for another run: {new_run(vm)}"
     raise HostError(
         f"cannot resolve {vm}: no call of it is open; its newest run {newest.run} is "
         f"{newest.state}{hint}"

@@ -26,7 +26,7 @@ from reconciler.core.plan import plan as planned
 from reconciler.core.settings import Settings, state_directory
 from reconciler.core.status import by_type, conditions, disks, document, progress_text, since
 from reconciler.core.units import format_duration
-from reconciler.core.vm_plan import VmPlan
+from reconciler.core.vm_plan import VmPlan, new_run
 from reconciler.host import files, lock, proc, store
 from reconciler.look import Observer
 
@@ -122,6 +122,9 @@ def explain(config: str | None, vm: str) -> None:
             click.echo(f"    {line}")
     if one.unsure:
         click.echo(f"  SpaceUnsure: {one.unsure}")
+    if any(action.cause == "RunActive" and action.kind == "wait" for action in one.actions):
+        waited = format_duration(max(0.0, now - ledger.applied[vm].at))
+        click.echo(f"  waits: run {one.vm.run}, for {waited}, until run {call and call.run} ends")
     for action in one.actions:
         where = f"disk {action.disk}" if action.disk is not None else "VM"
         click.echo(f"  {tables.SYMBOL[action.kind]:>3} {where}: {action.what()}: {action.why}")
@@ -135,7 +138,8 @@ def explain(config: str | None, vm: str) -> None:
             times = f" (×{event.count})" if event.count > 1 else ""
             disk = f" disk {event.disk}" if event.disk is not None else ""
             click.echo(f"    {ago} ago{disk}: {event.reason}: {event.message}{times}")
-    click.echo(f"next: {next_command(one.vm, plan, ready.reason)}")
+    requests = Settings.from_json(ledger.settings).requests
+    click.echo(f"next: {next_command(one, plan, ready.reason, requests)}")
 
 
 def heard(call: Call, one: VmPlan, actual: Actual, ledger: Ledger, now: float) -> Iterator[str]:
@@ -178,13 +182,17 @@ _STORAGE: Final = frozenset(
 """Causes that are mended at the storage, by no edit of a spec."""
 
 
-def next_command(vm: Vm, plan: Plan, reason: str) -> str:
-    """The one command that goes on from here."""
-    name = vm.name
+def next_command(one: VmPlan, plan: Plan, reason: str, requests: str) -> str:
+    """The one command that goes on from here. `requests`: the directory of what `backup` wrote."""
+    vm, name = one.vm, one.name
     actions = plan.actions
     causes = {action.cause for action in actions}
-    source = vm.place.rsplit(":", 2)[0] if vm.place else "specs/"
-    apply = f"reconciler apply -f {source}"
+    specs = "".join(f" -f {file}" for file in spec_files(vm, requests))
+    apply = f"reconciler apply{specs}"
+    place = vm.place if vm.run_place.startswith(f"{requests}/") else vm.run_place or vm.place
+    another = f"{new_run(name)} --apply{specs}"
+    if not place.startswith(f"{requests}/"):
+        another += f"; or write another `run:` into {place or 'the spec'}, then {apply}"
     if "CallUnknown" in causes:
         return (
             f"look at the appliance, then reconciler resolve {name} "
@@ -200,15 +208,27 @@ def next_command(vm: Vm, plan: Plan, reason: str) -> str:
         return f"see to that storage, as said above, then {apply}"
     if any(action.kind == "hold" for action in actions):
         return "see what holds it, above; nothing is destroyed meanwhile"
+    if "RunChanged" in causes:
+        return f"put back what was asked for, or {another}"
     if any(action.kind == "refuse" for action in actions):
         return f"edit {vm.place or 'the spec'}, then {apply}"
+    if "RunActive" in causes and one.call and not plan.changes:
+        return f"let run {one.call.run} end, then {apply}"
     if plan.changes or any(action.kind == "wait" for action in actions):
         return apply
     if reason == "ServerDied":
-        return f"let the appliance end, then write another `run:` into {vm.place or 'the spec'}"
+        return f"let the appliance end, then {another}"
     if reason in ("RunFailed", "RunCancelled"):
-        return f"write another `run:` into {vm.place or 'the spec'}, then {apply}"
+        return another
+    if reason == "Completed":
+        return f"nothing; for another backup: {another}"
     return "nothing"
+
+
+def spec_files(vm: Vm, requests: str) -> list[str]:
+    """What `-f` has to name so that a VM is what it is; requests are read without being named."""
+    files = [place.rsplit(":", 2)[0] for place in (vm.place, vm.run_place) if place]
+    return [file for file in dict.fromkeys(files) if not file.startswith(f"{requests}/")]
 
 
 def read(state: Path) -> tuple[Ledger | None, str]:

@@ -22,10 +22,12 @@ COMMANDS: Final = {
     "plan": ("planning", "Show what would be done and why; change nothing."),
     "diff": ("planning", "The same; exit 2 if there is something to do."),
     "apply": ("applying", "Make the specs true: servers, ports, and one call per VM."),
+    "backup": ("backup", "Ask for a run of VMs, beside their specs."),
     "serve": ("serving", "Take callbacks, and bring runs to their end, until it is stopped."),
     "stop": ("applying", "Stop the exports of VMs, whatever the specs say."),
     "status": ("looking", "What was applied, against what really runs."),
     "explain": ("looking", "What one VM waits for, since when, and what to type next."),
+    "history": ("history", "The runs of one VM: when, by whom, and how they ended."),
     "resolve": ("calls", "Say what became of a call whose outcome is unknown."),
     "retry": ("calls", "Ask again for a run that was refused or could not be sent."),
     "state": ("state", "Back up, restore and look into what the hub remembers."),
@@ -95,6 +97,7 @@ def cli(ctx: click.Context, config: str | None) -> None:
     \b
     reconciler plan  -f specs/      show what would be done
     reconciler apply -f specs/      do it
+    reconciler backup ctx-1 --run monday --apply    one more backup
     reconciler status               what is there now
     reconciler explain ctx-123      why it is not ready, and what to type
     """

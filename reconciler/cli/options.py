@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from reconciler.host.files import SPECS
+
 if TYPE_CHECKING:
     _FloatType = click.ParamType[float]
 else:
     _FloatType = click.ParamType  # not generic before click 8.2
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-DEFAULT_SPECS = "specs"
 
 
 def specs(command: F) -> F:
@@ -29,7 +29,7 @@ def specs(command: F) -> F:
         multiple=True,
         metavar="FILE|DIR|-",
         help="Specs to read; a directory means its *.yaml below; - is standard input. "
-        f"[default: {DEFAULT_SPECS}/]",
+        f"[default: {SPECS}/, and what `backup` asked for]",
     )(command)
 
 
@@ -76,11 +76,6 @@ class Duration(_FloatType):
             return parse_duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-
-
-def paths(files: tuple[str, ...]) -> tuple[str, ...]:
-    """What -f names, or the default directory."""
-    return files or (DEFAULT_SPECS,)
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -29,7 +29,7 @@ def validate(config: str | None, files: tuple[str, ...], output: str) -> int:
     from reconciler.loop import current, load_settings, load_source
 
     settings = load_settings(config, os.environ)
-    source = load_source(options.paths(files), settings)
+    source = load_source(files, settings)
     desired = build(source.specs, source.inventory, settings, current(settings))
     found = desired.diagnostics
     if output == "json":
@@ -53,7 +53,7 @@ def _plan(config: str | None, files: tuple[str, ...], prune: bool) -> Plan:
     from reconciler.loop import desire, dry_run, load_settings, load_source, pruned
 
     settings = load_settings(config, os.environ)
-    wanted = desire(load_source(options.paths(files), settings), settings)
+    wanted = desire(load_source(files, settings), settings)
     return dry_run(settings, pruned(wanted) if prune else wanted, os.environ)
 
 

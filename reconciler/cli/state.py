@@ -14,8 +14,7 @@ from reconciler.cli import options
 from reconciler.cli.looking import directory
 from reconciler.core.errors import ConfigError, Diagnostic, Exit
 from reconciler.core.plan import FORMAT_VERSION
-from reconciler.core.status import stamp
-from reconciler.core.units import format_duration, format_size
+from reconciler.core.units import format_duration, format_size, stamp
 from reconciler.host import lock, store
 from reconciler.host.store import copies
 

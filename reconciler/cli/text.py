@@ -51,7 +51,7 @@ def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> 
         if (one.pid, one.port) not in named
     ]
     if plan.untouched:
-        notes.append(f"untouched, as no spec here names them: {some(plan.untouched)}")
+        notes.append(f"untouched, as this is about others: {some(plan.untouched)}")
     quiet = [one for one in plan.vms if not one.actions]
     parts = ["\n".join(lines)] if lines else []
     parts += blocks

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, field, to_builtins
+from msgspec.structs import replace
 
 from reconciler.core.errors import Diagnostic, nearest
 from reconciler.core.settings import Appliance, Settings, VCenter
@@ -72,6 +73,8 @@ class Vm(Struct, frozen=True, kw_only=True):
     """Who asked for the run, where that is written; else it is who applies it."""
     place: str = ""
     """file:line of its declaration."""
+    run_place: str = ""
+    """file:line of what asks for its run, where that is not its declaration."""
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = to_builtins(self)
@@ -92,10 +95,21 @@ class Desired(Struct, frozen=True, kw_only=True):
     """An operator's explicit order to stop servers in use."""
     drained: Seconds | None = None
     """How long clients were waited for already; None: they are not waited for."""
+    untouched: tuple[str, ...] = ()
+    """VMs of which a run is asked for, and that are not in scope."""
 
     @property
     def failed(self) -> bool:
         return any(one.severity == "error" for one in self.diagnostics)
+
+    def only(self, names: Collection[str]) -> Desired:
+        """The same, of some VMs and nothing else."""
+        return replace(
+            self,
+            vms={name: vm for name, vm in self.vms.items() if name in names},
+            diagnostics=tuple(one for one in self.diagnostics if one.vm in names),
+            untouched=tuple(name for name in self.untouched if name not in names),
+        )
 
 
 class _Refused(Exception):  # noqa: N818 never leaves this module
@@ -106,19 +120,23 @@ class _Refused(Exception):  # noqa: N818 never leaves this module
 
 def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger: Ledger) -> Desired:
     """Every VM that can be made definite; a diagnostic for each that cannot."""
-    diagnostics = list(specs.diagnostics)
+    from reconciler.core.runs import choose
+    from reconciler.core.spec import run_contradictions
+
+    chosen = choose(specs, inventory, ledger)
+    diagnostics = [*specs.diagnostics, *chosen.diagnostics]
     vms: dict[str, tuple[Vm, Declared]] = {}
-    for declared in specs.vms:
+    for declared in chosen.vms:
+        name = declared.spec.name
+        wrong = list(run_contradictions(declared))
+        if wrong:
+            diagnostics += wrong
+            continue
         try:
             vm = _definite(declared, inventory, settings, ledger)
         except _Refused as refusal:
-            diagnostics.append(
-                Diagnostic(
-                    "error",
-                    f"VM {declared.spec.name}: {refusal}",
-                    declared.place(*refusal.path),
-                )
-            )
+            place = declared.place(*refusal.path)
+            diagnostics.append(Diagnostic("error", f"VM {name}: {refusal}", place, name))
             continue
         vms[vm.name] = (vm, declared)
         if vm.exported and not vm.verified:
@@ -128,6 +146,7 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
                     f"VM {vm.name}: no inventory confirms that these are all its disks "
                     "(DisksUnverified); a disk that is missing here is missing in the backup",
                     declared.place("disks"),
+                    name,
                 )
             )
     clashes = list(_clashes(vms))
@@ -137,6 +156,7 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
         settings=settings,
         vms={name: vm for name, (vm, _) in vms.items() if name not in refused},
         diagnostics=tuple(diagnostics),
+        untouched=chosen.untouched,
     )
 
 
@@ -159,6 +179,8 @@ def _definite(
         "protect": spec.protect,
         "labels": dict(spec.labels),
         "place": place,
+        "run_place": f"{declared.entry.place('run')}" if declared.entry else "",
+        "asked": declared.entry.spec.by if declared.entry else "",
     }
     if spec.purpose == "restore":
         return Vm(**common, **_restore(declared, root, ledger))
@@ -404,7 +426,7 @@ def _clashes(vms: Mapping[str, tuple[Vm, Declared]]) -> list[tuple[str, Diagnost
         for name, against in ((one, other), (other, one)):
             declared = vms[name][1]
             text = f"VM {name}: {summary} VM {against} ({vms[against][0].place})"
-            found.append((name, Diagnostic("error", text, declared.place(*path))))
+            found.append((name, Diagnostic("error", text, declared.place(*path), name)))
 
     for name, (vm, _) in vms.items():
         if vm.exported and vm.purpose == "backup":

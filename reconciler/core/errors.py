@@ -45,6 +45,8 @@ class Diagnostic(Struct, frozen=True):
     severity: str  # "error" | "warning"
     summary: str
     place: Place | None = None
+    vm: str = ""
+    """Which VM it is about, where that is known."""
 
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place else ""

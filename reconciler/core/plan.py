@@ -33,7 +33,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     strangers: tuple[Listener, ...] = ()
     """Foreign listeners in the port range."""
     untouched: tuple[str, ...] = ()
-    """VMs of this hub that are not in scope."""
+    """VMs of this hub that are not in scope: their servers run, or a run of them is asked for."""
     diagnostics: tuple[Diagnostic, ...] = ()
 
     @property
@@ -127,16 +127,14 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
         room.reserve(call.vm, call.exports)
     plans = [planner.plan() for planner in planners]
     plans = [replace(one, unsure=room.unsure(one.name)) for one in plans]
-    known = set(ledger.applied) | {lease.vm for lease in ledger.leases} | set(servers)
+    outside = {name for name, found in servers.items() if found and name not in desired.vms}
     return Plan(
         hub=desired.settings.hub,
         ports=desired.settings.ports,
         vms=tuple(_with_places(plans, desired, ledger)),
         foreign=actual.foreign,
         strangers=tuple(actual.listeners[port] for port in sorted(actual.listeners)),
-        untouched=tuple(
-            sorted((n for n in known if n not in desired.vms and servers.get(n)), key=natural)
-        ),
+        untouched=tuple(sorted({*outside, *desired.untouched}, key=natural)),
         diagnostics=desired.diagnostics,
     )
 

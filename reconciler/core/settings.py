@@ -123,6 +123,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         """`min_free` of the repository that a file lies in."""
         return self.min_free.get(self.repository_of(path) or "", MIN_FREE)
 
+    @property
+    def requests(self) -> str:
+        """Where requests for runs are: a file per VM."""
+        return f"{self.state}/runs"
+
     def to_json(self) -> dict[str, Any]:
         """What a later `status` needs to judge by; no secret, nor the way to one."""
         qemu = self.qemu_nbd

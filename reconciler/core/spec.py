@@ -1,11 +1,11 @@
-"""YAML → Spec: what a person may write about VMs, checked, every value with file:line:column."""
+"""YAML → Spec: what may be written about VMs and runs, checked, each value with its place."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from msgspec import Struct
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -28,6 +28,8 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """VM contexts, runs, repositories, SNAs: safe in paths, URLs, argv and the targets string."""
 MAX_NAME: Final = 100
 """Characters of a name. Two of them and a disk number fit a file name (255) and an export name."""
+MAX_WHO: Final = 200
+"""Characters of who asked for a run; it is kept for ever, and shown on one line."""
 EXPORT: Final = re.compile(r"[A-Za-z0-9._-]*disk(\d+)")
 """The field's client takes the position from the end of the export name. Source: its parser."""
 
@@ -37,7 +39,8 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _name(value: str) -> str:
+def checked_name(value: str) -> str:
+    """A name that is safe wherever it goes. Raises ValueError."""
     if len(value) > MAX_NAME:
         raise ValueError(f"{value[:20]!r}… has {len(value)} characters; at most {MAX_NAME}")
     if not NAME.fullmatch(value):
@@ -96,7 +99,13 @@ def _export(value: str) -> str:
     return value
 
 
-Name = Annotated[str, BeforeValidator(_text), AfterValidator(_name)]
+def _who(value: str) -> str:
+    if len(value) > MAX_WHO or not value.isprintable():
+        raise ValueError(f"write one line of at most {MAX_WHO} characters")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_text), AfterValidator(checked_name)]
 Size = Annotated[int, BeforeValidator(_size)]
 Inside = Annotated[str, AfterValidator(_inside)]
 ExportName = Annotated[str, AfterValidator(_export)]
@@ -107,6 +116,9 @@ class Strict(BaseModel):
     """A misspelt key is an error, and no value is bent into another type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+_Model = TypeVar("_Model", bound=Strict)
 
 
 class DiskSpec(Strict):
@@ -158,14 +170,41 @@ class VmSpec(Strict):
     of: RestoreSpec | None = None
 
 
+class RunSpec(Strict):
+    """A run that is asked for beside the VM's own declaration."""
+
+    vm: Name
+    run: Name
+    type: Literal["full", "incremental"] = "full"
+    by: Annotated[str, AfterValidator(_who)] = ""
+    """Who asked; written by tools."""
+
+
+class Asked(Struct, frozen=True):
+    """A checked entry of `runs:` with the way back to the text that has it."""
+
+    spec: RunSpec
+    document: Document
+    path: Path
+    aside: bool = False
+    """It stands among the requests while `-f` says what this is about: then it brings no VM in."""
+
+    def place(self, *path: str | int, key: bool = False) -> Place:
+        return self.document.place((*self.path, *path), key=key)
+
+
 class Declared(Struct, frozen=True):
     """A checked VM with the way back to the text that declares it."""
 
     spec: VmSpec
     document: Document
     path: Path
+    entry: Asked | None = None
+    """What asks for its run, where that is not its own `backup`."""
 
     def place(self, *path: str | int, key: bool = False) -> Place:
+        if self.entry and path[:1] == ("backup",):
+            return self.entry.place(*path[1:], key=key)
         return self.document.place((*self.path, *path), key=key)
 
 
@@ -174,26 +213,58 @@ class Specs(Struct, frozen=True):
 
     vms: tuple[Declared, ...]
     diagnostics: tuple[Diagnostic, ...]
+    runs: tuple[Asked, ...] = ()
+    """In reading order."""
+    refused: frozenset[str] = frozenset()
+    """VMs that are declared, and in such a way that they cannot be used."""
+    unread: frozenset[str] = frozenset()
+    """Files that declare or ask for something that could not be read."""
+
+    @property
+    def failed(self) -> bool:
+        return any(one.severity == "error" for one in self.diagnostics)
 
 
-_TOP: Final = ("vars", "defaults", "vms")
+_TOP: Final = ("vars", "defaults", "vms", "runs")
+_REQUESTS: Final = ("vars", "runs")
+"""What may stand in a file of requests: it asks for runs and declares nothing."""
 _ITEM: Final = ("loop", "when")
 _DEFAULTS: Final = tuple(
     field.alias or name for name, field in VmSpec.model_fields.items() if name != "name"
 )
 
 
-def read(documents: Sequence[Document]) -> Specs:
-    """Every VM of every file. A VM with an error is left out and reported; the others stand."""
+def read(
+    documents: Sequence[Document], requests: Sequence[Document] = (), *, scoped: bool = False
+) -> Specs:
+    """Every VM and every run of every file. One with an error is left out; the others stand.
+
+    `requests`: files of runs alone, read last. `scoped`: they are not what this is about, so they
+    count only for VMs that the other files name.
+    """
+    readers = [_File(document) for document in documents]
+    readers += [_File(document, aside=scoped, top=_REQUESTS) for document in requests]
     vms: list[Declared] = []
-    diagnostics: list[Diagnostic] = []
-    for document in documents:
-        reader = _File(document, diagnostics)
-        vms.extend(reader.vms())
+    runs: list[Asked] = []
+    for reader in readers:
+        for one in reader.found():
+            if isinstance(one, Asked):
+                runs.append(one)
+            else:
+                vms.append(one)
+    diagnostics = [found for reader in readers for found in reader.diagnostics]
+    refused = {name for reader in readers for name in reader.refused}
+    asked = {one.spec.vm for one in runs}
     first: dict[str, Declared] = {}
     doubled: set[str] = set()
     for declared in vms:
         name = declared.spec.name
+        problems = list(_contradictions(declared))
+        if problems:  # then all at once: nobody will see later which run is meant
+            runs_too = run_contradictions(declared) if name not in asked else ()
+            diagnostics += [*runs_too, *problems]
+            refused.add(name)
+            continue
         if name not in first:
             first[name] = declared
             continue
@@ -204,55 +275,83 @@ def read(documents: Sequence[Document]) -> Specs:
                 f"the VM {name!r} is declared twice (first at {first[name].place('name')}); "
                 "neither is used: keep one",
                 declared.place("name"),
+                name,
             )
         )
-    kept = tuple(one for one in vms if one.spec.name not in doubled)
-    return Specs(kept, tuple(dict.fromkeys(diagnostics)))
+    used = {name: one for name, one in first.items() if name not in doubled}
+    return Specs(
+        vms=tuple(used.values()),
+        diagnostics=tuple(dict.fromkeys(diagnostics)),
+        runs=tuple(runs),
+        refused=frozenset((refused | doubled) - used.keys()),
+        unread=frozenset(reader.document.file for reader in readers if reader.lost),
+    )
 
 
 class _File:
-    """One file's vars, defaults and VMs."""
+    """One file's vars, defaults, VMs and runs."""
 
-    def __init__(self, document: Document, diagnostics: list[Diagnostic]) -> None:
+    def __init__(
+        self, document: Document, *, aside: bool = False, top: Sequence[str] = _TOP
+    ) -> None:
         self.document = document
-        self.diagnostics = diagnostics
+        self.aside = aside
+        self.top = top
+        self.main = "vms" if "vms" in top else "runs"
+        self.diagnostics: list[Diagnostic] = []
+        self.refused: set[str] = set()
+        """VMs with an error."""
+        self.lost = False
+        """There may be a VM or a run here of which not even the name could be read."""
 
-    def error(self, summary: str, *path: str | int, key: bool = False) -> None:
-        self.diagnostics.append(Diagnostic("error", summary, self.document.place(path, key=key)))
+    def error(self, summary: str, *path: str | int, key: bool = False, vm: str = "") -> None:
+        place = self.document.place(path, key=key)
+        self.diagnostics.append(Diagnostic("error", summary, place, vm))
 
-    def vms(self) -> Iterator[Declared]:
+    def unusable(self, summary: str, *path: str | int, key: bool = False) -> None:
+        """An error after which nobody knows what else the file says."""
+        self.lost = True
+        self.error(summary, *path, key=key)
+
+    def found(self) -> Iterator[Declared | Asked]:
         value = self.document.value
         if value is None:
-            self.error("the file is empty: write `vms:` and a list, or remove the file")
+            self.unusable(f"the file is empty: write `{self.main}:` and a list, or remove the file")
             return
         if not isinstance(value, dict):
-            self.error(f"expected the keys {', '.join(_TOP)}, found {described(value)}")
+            self.unusable(f"expected the keys {', '.join(self.top)}, found {described(value)}")
             return
         for key in value:
-            if key not in _TOP:
-                self.error(
-                    f"unknown key {key!r}{nearest(key, _TOP)} (known here: {', '.join(_TOP)})",
+            if key not in self.top:
+                self.unusable(
+                    f"unknown key {key!r}{nearest(key, self.top)} "
+                    f"(known here: {', '.join(self.top)})",
                     key,
                     key=True,
                 )
-        if "vms" not in value and all(key in _TOP for key in value):
-            self.error("the key 'vms' is missing: write `vms:` and a list of VMs")
+        if not {"vms", "runs"} & value.keys() and all(key in self.top for key in value):
+            self.unusable(f"the key {self.main!r} is missing: write `{self.main}:` and a list")
         variables = self.variables(value.get("vars"))
         defaults = self.mapping(value.get("defaults"), "defaults")
         for key in [key for key in defaults if key not in _DEFAULTS]:
             hint = nearest(key, _DEFAULTS)
             self.error(f"unknown key {key!r} in defaults{hint}", "defaults", key, key=True)
             del defaults[key]
-        items = value.get("vms")
-        if items is None:
-            if "vms" in value:
-                self.error("`vms:` is empty: write a list of VMs, or [] for none", "vms")
-            return
-        if not isinstance(items, list):
-            self.error(f"expected a list of VMs, found {described(items)}", "vms")
-            return
-        for index, item in enumerate(items):
-            yield from self.item(item, index, variables, defaults)
+        if "vms" in value and "vms" in self.top:
+            for path, item in self.items(value["vms"], "vms", "VMs"):
+                yield from self.vm(item, path, variables, defaults)
+        if "runs" in value:
+            for path, item in self.items(value["runs"], "runs", "runs"):
+                yield from self.run(item, path, variables)
+
+    def items(self, value: object, key: str, what: str) -> Iterator[tuple[Path, object]]:
+        if value is None:
+            self.unusable(f"`{key}:` is empty: write a list of {what}, or [] for none", key)
+        elif not isinstance(value, list):
+            self.unusable(f"expected a list of {what}, found {described(value)}", key)
+        else:
+            for index, item in enumerate(value):
+                yield (key, index), item
 
     def mapping(self, value: object, *path: str | int) -> dict[str, object]:
         if value is None:
@@ -298,29 +397,54 @@ class _File:
             resolve(name, ())
         return done
 
-    def item(
+    def vm(
         self,
         item: object,
-        index: int,
+        path: Path,
         variables: Mapping[str, object],
         defaults: Mapping[str, object],
     ) -> Iterator[Declared]:
-        path: Path = ("vms", index)
         if not isinstance(item, dict):
-            self.error(f"expected a VM with at least a name, found {described(item)}", *path)
+            self.unusable(f"expected a VM with at least a name, found {described(item)}", *path)
             return
         for scope in self.scopes(item, path, variables):
-            if not self.wanted(item, path, scope):
-                continue
             merged = merge(
                 {k: v for k, v in defaults.items() if _applies(k, item, defaults)},
                 {k: v for k, v in item.items() if k not in _ITEM},
             )
             raw = self.evaluated(merged, item, path, scope)
-            if raw is not None:
-                yield from self.checked(raw, item, path)
+            spec = None if raw is None else self.checked(VmSpec, raw, item, path)
+            if spec is not None:
+                yield Declared(spec, self.document, path)
+                continue
+            name = (raw or item).get("name")
+            if isinstance(name, str) and not is_template(name):
+                self.refused.add(name)
+            else:
+                self.lost = True
+
+    def run(self, item: object, path: Path, variables: Mapping[str, object]) -> Iterator[Asked]:
+        if not isinstance(item, dict):
+            self.unusable(f"expected a run with `vm` and `run`, found {described(item)}", *path)
+            return
+        for scope in self.scopes(item, path, variables):
+            written = {key: value for key, value in item.items() if key not in _ITEM}
+            raw = self.evaluated(written, item, path, scope)
+            spec = None if raw is None else self.checked(RunSpec, raw, item, path)
+            if spec is None:
+                self.lost = True
+            else:
+                yield Asked(spec, self.document, path, self.aside)
 
     def scopes(
+        self, item: Mapping[str, object], path: Path, variables: Mapping[str, object]
+    ) -> Iterator[Mapping[str, object]]:
+        """The variables of each thing that an item stands for and that is meant."""
+        for scope in self.looped(item, path, variables):
+            if self.wanted(item, path, scope):
+                yield scope
+
+    def looped(
         self, item: Mapping[str, object], path: Path, variables: Mapping[str, object]
     ) -> Iterator[Mapping[str, object]]:
         if "loop" not in item:
@@ -330,13 +454,15 @@ class _File:
         try:
             items = render_tree(loop, variables)
         except TemplateError as error:
-            self.error(str(error), *path, "loop")
+            self.unusable(str(error), *path, "loop")
             return
         if not isinstance(items, list):
-            self.error(f"expected a list to loop over, found {described(items)}", *path, "loop")
+            self.unusable(f"expected a list to loop over, found {described(items)}", *path, "loop")
             return
         if len(items) > MAX_LOOP:
-            self.error(f"this loop has {len(items):,} items; at most {MAX_LOOP:,}", *path, "loop")
+            self.unusable(
+                f"this loop has {len(items):,} items; at most {MAX_LOOP:,}", *path, "loop"
+            )
             return
         for each in items:
             yield {**variables, "item": each}
@@ -349,10 +475,10 @@ class _File:
             elif isinstance(condition, str):
                 condition = evaluate(condition, scope)
         except TemplateError as error:
-            self.error(str(error), *path, "when")
+            self.unusable(str(error), *path, "when")
             return False
         if not isinstance(condition, bool):
-            self.error(
+            self.unusable(
                 f"`when` must come out as true or false, not as {described(condition)}",
                 *path,
                 "when",
@@ -391,29 +517,28 @@ class _File:
         return path
 
     def checked(
-        self, raw: Mapping[str, object], item: Mapping[str, object], path: Path
-    ) -> Iterator[Declared]:
+        self,
+        model: type[_Model],
+        raw: Mapping[str, object],
+        item: Mapping[str, object],
+        path: Path,
+    ) -> _Model | None:
         try:
-            spec = VmSpec.model_validate(raw)
+            return model.model_validate(raw)
         except ValidationError as error:
-            for place, summary in explained(error, raw, VmSpec):
+            vm = raw.get("name" if model is VmSpec else "vm")
+            for place, summary in explained(error, raw, model):
                 key = isinstance(place[0], str) and place[0] in item
                 where: Path = (*path, *place) if key or not place[0] else ("defaults", *place)
                 if not key and place and place[0] not in self.mapping_keys("defaults"):
                     where = path
-                self.diagnostics.append(
-                    Diagnostic(
-                        "error",
-                        summary,
-                        self.document.place(where, key=summary.startswith("unknown key")),
-                    )
+                self.error(
+                    summary,
+                    *where,
+                    key=summary.startswith("unknown key"),
+                    vm=vm if isinstance(vm, str) else "",
                 )
-            return
-        declared = Declared(spec, self.document, path)
-        problems = list(_contradictions(declared))
-        self.diagnostics.extend(problems)
-        if not problems:
-            yield declared
+            return None
 
     def mapping_keys(self, key: str) -> frozenset[str]:
         value = self.document.value
@@ -453,13 +578,11 @@ def _contradictions(declared: Declared) -> Iterator[Diagnostic]:
     spec = declared.spec
 
     def error(summary: str, *path: str | int) -> Diagnostic:
-        return Diagnostic("error", f"VM {spec.name}: {summary}", declared.place(*path))
+        return _about(declared, summary, *path)
 
     if spec.state == "absent":
         return
     if spec.purpose == "backup":
-        if spec.backup is None:
-            yield error("the key 'backup' is missing: write `backup: {run: NAME}`")
         if spec.disks is None:
             yield error("the key 'disks' is missing: write `disks: inventory` or a list of disks")
         if spec.of is not None:
@@ -475,7 +598,6 @@ def _contradictions(declared: Declared) -> Iterator[Diagnostic]:
         return
     if not spec.disks:
         yield error("`disks` is an empty list: name at least one disk", "disks")
-    run = spec.backup.run if spec.backup else ""
     seen: dict[tuple[str, object], int] = {}
     for index, disk in enumerate(spec.disks):
         for what, value in (("key", disk.key), ("export", disk.export), ("image", disk.image)):
@@ -503,11 +625,32 @@ def _contradictions(declared: Declared) -> Iterator[Diagnostic]:
                 index,
                 "export",
             )
-        if run not in disk.export:
-            yield error(
+
+
+def run_contradictions(declared: Declared) -> Iterator[Diagnostic]:
+    """What is wrong with a VM and the run that is asked for, once it is known which one that is."""
+    spec = declared.spec
+    if spec.state == "absent":
+        return
+    run = spec.backup.run if spec.backup else ""
+    if spec.purpose == "backup" and not run:
+        yield _about(
+            declared,
+            "the key 'backup' is missing: write `backup: {run: NAME}`, or ask for a run with "
+            f"`reconciler backup {spec.name} --run NAME`",
+        )
+    for index, disk in enumerate(spec.disks if isinstance(spec.disks, list) else ()):
+        if disk.export is not None and run not in disk.export:
+            yield _about(
+                declared,
                 f"the export name {disk.export!r} does not contain the run {run!r}, so a late "
                 "writer of an older run would find it; leave `export` out to get a right one",
                 "disks",
                 index,
                 "export",
             )
+
+
+def _about(declared: Declared, summary: str, *path: str | int) -> Diagnostic:
+    name = declared.spec.name
+    return Diagnostic("error", f"VM {name}: {summary}", declared.place(*path), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec import Struct
@@ -15,7 +14,7 @@ from reconciler.core.desired import Export
 from reconciler.core.disk_plan import export_key
 from reconciler.core.ledger import Ledger, Telemetry
 from reconciler.core.plan import FORMAT_VERSION, Plan, foreign_json
-from reconciler.core.units import Port, Seconds, format_duration, format_size
+from reconciler.core.units import Port, Seconds, format_duration, format_size, stamp
 from reconciler.core.vm_plan import VmPlan
 
 
@@ -281,11 +280,6 @@ def since(vm: str, condition: Condition, ledger: Ledger, now: Seconds) -> Second
     """When a condition came to have its status; now, if this is the first to see it."""
     known = ledger.transitions.get((vm, condition.type))
     return known[2] if known and known[0] == condition.status else now
-
-
-def stamp(moment: Seconds) -> str:
-    """RFC 3339 in UTC, to the second."""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def by_type(found: Iterable[Condition]) -> Mapping[str, Condition]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -102,6 +103,11 @@ def format_duration(seconds: Seconds) -> str:
     if minutes:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return f"{rest} s"
+
+
+def stamp(moment: Seconds) -> str:
+    """RFC 3339 in UTC, to the second."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class PortRange(Struct, frozen=True):

@@ -16,7 +16,7 @@ from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import in_use, keeps, unfit
 from reconciler.core.ledger import Lease
 from reconciler.core.mark import export_of
-from reconciler.core.units import Bytes, Port, Seconds, format_duration, format_size
+from reconciler.core.units import Bytes, Port, Seconds, format_duration, format_size, stamp
 
 LOST: Final = "ClaimWithoutRecord"
 """Reason of a call that only a claim in the repository tells of."""
@@ -24,6 +24,11 @@ LOOKS_APART: Final[Seconds] = 2.0
 """Between two looks in which clients on every disk count as a witness: a scanner does not stay."""
 NOT_AGAIN: Final = ". It is not called again by itself"
 """Behind what is known of an unknown call, in a plan; not part of what is remembered of it."""
+
+
+def new_run(vm: str) -> str:
+    """The command that asks for another run of a VM."""
+    return f"reconciler backup {vm} --run NEW"
 
 
 class VmPlan(Struct, frozen=True, kw_only=True):
@@ -48,11 +53,13 @@ class VmPlan(Struct, frozen=True, kw_only=True):
         if call.tainted and call.state.active:
             return (
                 f"a server of run {call.run} died under a client: acknowledged writes may be "
-                "gone, and the run can only fail; when the appliance has ended, ask for a new run"
+                "gone, and the run can only fail; when the appliance has ended, ask for a new "
+                f"run: {new_run(self.name)}"
             )
         if call.state not in (CallState.FAILED, CallState.CANCELLED):
             return ""
-        return f"run {call.run} is {call.state}: {call.message}; ask for a new run"
+        said = f": {call.message}" if call.message else ""
+        return f"run {call.run} is {call.state}{said}; ask for a new run: {new_run(self.name)}"
 
 
 class OneVm(Disks):
@@ -296,8 +303,8 @@ class OneVm(Disks):
             if changed and call.exports and call.state is not CallState.REJECTED:
                 self.refuse(
                     "RunChanged",
-                    f"the run {vm.run} is {call.state} and cannot be another: {changed}; ask for "
-                    "a new run, or put the spec back",
+                    f"the run {vm.run} is {call.state} and cannot be another: {changed}; put that "
+                    f"back, or ask for a new run: {new_run(vm.name)}",
                 )
         self.outcome()
         wanted = self.wanted()
@@ -314,7 +321,8 @@ class OneVm(Disks):
         if call and call.state.active and (call.run != vm.run or not backup):
             self.wait(
                 "RunActive",
-                f"the run {call.run} is {call.state}; {vm.run} has its turn when that has ended",
+                f"the run {call.run} is {call.state}; {vm.run} has its turn when that has ended"
+                + self.waiting_since(),
             )
         elif backup and self.calling(up and cleared):
             why = "run not yet requested"
@@ -325,6 +333,13 @@ class OneVm(Disks):
             if call and call.state is CallState.REJECTED:
                 cause, why = "RunRearmed", "the spec or the config was changed since it was refused"
             self.actions.append(Notify(vm=vm.name, cause=cause, why=why, target=vm))
+
+    def waiting_since(self) -> str:
+        """Since when, once it was applied. A moment: a span would be another sentence each pass."""
+        applied = self.ledger.applied.get(self.vm.name)
+        if applied is None or applied.vm.get("run") != self.vm.run:
+            return ""
+        return f", and has waited since {stamp(applied.at)}"
 
     def calling(self, up: bool) -> bool:
         """Whether this plan ends in the call; says so where it does not."""
@@ -347,7 +362,8 @@ class OneVm(Disks):
             self.refuse(
                 "ClaimedElsewhere",
                 f"the run {vm.run} is claimed by the state directory {owner}, not by this one "
-                f"({self.ledger.state_id}): apply it there, or ask for a new run here",
+                f"({self.ledger.state_id}): apply it there, or ask for a new run here: "
+                f"{new_run(vm.name)}",
             )
             return False
         secrets = [f"vcenter {vm.vcenter}", f"sna {vm.sna}"]

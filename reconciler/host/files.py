@@ -18,6 +18,10 @@ MAX_FILE: Final = 64 << 20
 """Bytes of a spec, config or inventory: 16 Mi characters of at most four bytes each."""
 
 
+SPECS: Final = "specs"
+"""Where the specs are, if nobody says."""
+
+
 class Text(Struct, frozen=True):
     """A file as it was read; `error` if it could not be."""
 
@@ -55,6 +59,34 @@ def texts(paths: Sequence[str]) -> list[Text]:
         for file in files:
             found.setdefault(os.path.realpath(file), read(file))
     return list(found.values())
+
+
+def texts_of(
+    paths: Sequence[str], requests: str, *, asking: bool = False
+) -> tuple[list[Text], list[Text]]:
+    """The spec files below the paths, or below `specs/` if none is named, and all requests.
+
+    Where runs are asked for, or are about to be (`asking`), `specs/` need not be there. Raises
+    NothingNamed, HostError.
+    """
+    asked = requested(requests)
+    try:
+        return texts(paths or (SPECS,)), asked
+    except NothingNamed:
+        if paths or not (asked or asking):
+            raise
+        return [], asked
+
+
+def requested(directory: str) -> list[Text]:
+    """The files of the directory of requests, which need not be there. Raises HostError."""
+    try:
+        os.stat(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HostError(f"cannot read {directory}: {error.strerror}") from error
+    return [read(path) for path in _below(directory)]
 
 
 def _below(directory: str) -> Iterator[str]:

@@ -189,6 +189,16 @@ def test_an_absent_vm_needs_neither_config_nor_inventory() -> None:
             ["6:42 error", "disk 2001 has a `backing`, but the run is full", "type: incremental"],
         ),
         (
+            LISTED.replace("    backup: {run: r1}\n", ""),
+            {},
+            ["2:5 error: VM ctx-1: the key 'backup' is missing", "reconciler backup ctx-1 --run"],
+        ),
+        (
+            LISTED.replace("size: 1GiB", "size: 1GiB, export: other-disk0"),
+            {},
+            ["6:41 error: VM ctx-1: the export name", "does not contain the run 'r1'"],
+        ),
+        (
             LISTED.replace("run: r1", "run: r1, type: incremental"),
             {},
             ["4:13 error", "disk 2001 has no completed run", "type: full"],

@@ -16,6 +16,7 @@ from reconciler.core.errors import HostError
 from reconciler.core.ledger import Applied
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
+from reconciler.core.units import stamp
 from reconciler.execute import Step, execute
 from tests.core.builders import (
     GIB,
@@ -1073,6 +1074,20 @@ def test_a_new_run_waits_for_the_one_that_is_active() -> None:
         ("restart", 2000, "ProcessGone"),
         ("wait", None, "RunActive"),
     ]
+
+
+def test_a_run_that_waits_says_since_when_and_says_the_same_on_every_pass() -> None:
+    host, _ = a_hub(a_vm())
+    desired = wanting(a_vm(run="r2"))
+
+    def why(run: str, now: float) -> str:
+        applied = {"ctx-1": Applied(vm=a_vm(run=run).to_json(), generation=1, at=NOW)}
+        ledger = replace(host.records.ledger(), applied=applied)
+        return only(plan(desired, host.look(desired, ledger), ledger, now)).why
+
+    assert why("r2", NOW + 9).endswith(f"and has waited since {stamp(NOW)}")
+    assert why("r2", NOW + 99) == why("r2", NOW + 9)
+    assert "since" not in why("r1", NOW + 9)  # it was not applied: it waits for nothing yet
 
 
 def test_no_call_while_a_client_of_the_last_run_is_connected() -> None:

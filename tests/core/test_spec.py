@@ -9,8 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from reconciler.core import spec
+from reconciler.core.desired import build
 from reconciler.core.spec import MAX_NAME, VmSpec, merge
-from tests.core.builders import GIB, lines, read, says
+from tests.core.builders import GIB, a_settings, document, lines, read, remembered, says
 
 SMALLEST = """\
 vms:
@@ -184,6 +186,112 @@ def test_merging_goes_into_mappings_and_replaces_the_rest() -> None:
     }
 
 
+# -- runs that are asked for beside the VMs
+
+
+def asked(text: str) -> list[tuple[str, str, str, str]]:
+    found = read(text)
+    assert lines(found.diagnostics) == []
+    return [(one.spec.vm, one.spec.run, one.spec.type, str(one.place("run"))) for one in found.runs]
+
+
+def test_a_file_may_ask_for_runs_and_declare_nothing() -> None:
+    assert asked("runs:\n  - {vm: ctx-1, run: 20261123}\n") == [
+        ("ctx-1", "20261123", "full", "a.yaml:2:22")
+    ]
+    assert read("runs: []").diagnostics == ()
+
+
+def test_runs_have_variables_loops_and_conditions_as_vms_have() -> None:
+    text = (
+        "vars: {night: n1}\n"
+        "runs:\n"
+        "  - loop: [1, 2, 3]\n"
+        "    when: item != 2\n"
+        "    vm: 'ctx-{{ item }}'\n"
+        "    run: '{{ night }}'\n"
+        "    type: incremental\n"
+    )
+    place = "a.yaml:6:10"
+    assert asked(text) == [
+        ("ctx-1", "n1", "incremental", place),
+        ("ctx-3", "n1", "incremental", place),
+    ]
+
+
+def test_defaults_are_for_vms_and_not_for_runs() -> None:
+    assert asked("defaults: {backup: {run: x}}\nruns: [{vm: a, run: b}]") == [
+        ("a", "b", "full", "a.yaml:2:21")
+    ]
+
+
+def test_a_fault_in_one_run_leaves_the_others_standing() -> None:
+    found = read("runs: [{vm: a, run: r}, {vm: b}, {vm: c, run: r}]")
+    assert [one.spec.vm for one in found.runs] == ["a", "c"]
+    (fault,) = found.diagnostics
+    assert (fault.vm, lines([fault])[0].split(":")[:2]) == ("b", ["1", "25 error"])
+
+
+def test_a_file_of_requests_asks_and_declares_nothing() -> None:
+    texts = {
+        "a": "vms: [{name: ctx-1, state: absent}]\nruns: [{vm: ctx-1, run: r1}]",
+        "b": "defaults: {sna: x}\nruns: [{vm: ctx-1, run: r2}]",
+        "c": "",
+        "d": "vars: {a: b}",
+    }
+    found = spec.read([], [document(text, f"{name}.yaml") for name, text in texts.items()])
+    assert found.vms == ()
+    assert [one.spec.run for one in found.runs] == ["r1", "r2"]
+    said = [f"{one.place}: {one.summary}" for one in found.diagnostics]
+    says(said[0], "a.yaml:1:1: unknown key 'vms'", "known here: vars, runs")
+    says(said[1], "b.yaml:1:1: unknown key 'defaults'")
+    says(said[2], "c.yaml:1:1: the file is empty: write `runs:`")
+    says(said[3], "d.yaml:1:1: the key 'runs' is missing")
+
+
+def test_requests_are_read_last_and_only_they_may_be_aside() -> None:
+    here, there = (
+        document("runs: [{vm: a, run: r1}]", "a"),
+        document("runs: [{vm: a, run: r2}]", "b"),
+    )
+    for scoped in (False, True):
+        found = spec.read([here], [there], scoped=scoped)
+        assert [(one.spec.run, one.aside) for one in found.runs] == [("r1", False), ("r2", scoped)]
+
+
+@pytest.mark.parametrize(
+    ("text", "refused", "unread"),
+    [
+        ("vms: [{name: a, state: absent}]", set(), False),
+        ("vms: [{name: a, state: gone}]", {"a"}, False),
+        ("vms: [{name: a}]", {"a"}, False),
+        ("vms: [{name: a, state: absent}, {name: a, state: absent}]", {"a"}, False),
+        ("vms: [{name: a, state: absent, sna: '{{ x }}'}]", {"a"}, False),
+        ("vms: [{name: 'a{{ x }}', state: absent}]", set(), True),
+        ("vms: [{name: 'a{{ item }}', loop: [1], state: gone}]", {"a1"}, False),
+        ("vms: [{name: a, loop: 3}]", set(), True),
+        ("vms: [{name: a, when: 3}]", set(), True),
+        ("vms: [{state: absent}]", set(), True),
+        ("vms: [a]", set(), True),
+        ("vms: 3", set(), True),
+        ("vm: [{name: a}]", set(), True),
+        ("", set(), True),
+        ("runs: [{vm: a, run: r}]", set(), False),
+        ("runs: [{vm: a}]", set(), True),
+        ("runs: [3]", set(), True),
+        ("runs: 3", set(), True),
+        ("defaults: {x: 1}\nvms: [{name: a, state: absent}]", set(), False),
+    ],
+)
+def test_what_cannot_be_used_is_remembered_by_name_or_else_by_file(
+    text: str, refused: set[str], unread: bool
+) -> None:
+    found = read(text)
+    assert found.refused == refused
+    assert found.unread == ({"a.yaml"} if unread else set())
+    assert found.failed == bool(found.diagnostics)
+
+
 # -- what is refused, and where
 
 
@@ -194,6 +302,22 @@ def test_merging_goes_into_mappings_and_replaces_the_rest() -> None:
         ("[]", ["1:1 error", "vars, defaults, vms", "found a list"]),
         ("hello", ["found the text 'hello'"]),
         ("vars: {}", ["1:1 error: the key 'vms' is missing"]),
+        ("runs:", ["1:6 error: `runs:` is empty", "[] for none"]),
+        ("runs: {}", ["1:7 error: expected a list of runs, found keys and values"]),
+        ("runs: [r1]", ["1:8 error: expected a run with `vm` and `run`, found the text 'r1'"]),
+        ("runs: [{}]", ["1:8 error: the key 'vm' is missing", "the key 'run' is missing"]),
+        ("runs: [{vm: a, run: r, typ: x}]", ["1:24 error: unknown key 'typ'", "mean 'type'"]),
+        (
+            "runs: [{vm: a, run: r, type: ful}]",
+            ["1:30 error: type: expected one of full", "'full'"],
+        ),
+        ("runs: [{vm: a, run: r 1}]", ["1:21 error: run: 'r 1' holds ' '"]),
+        ("runs: [{vm: a, run: '{{ b }}'}]", ["1:21 error", "'b' is not defined"]),
+        ("runs: [{vm: a, run: r, by: 3}]", ["1:28 error: by: expected text, found the number 3"]),
+        ('runs: [{vm: a, run: r, by: "x\\ny"}]', ["1:28 error: by: write one line", "200"]),
+        (f"runs: [{{vm: a, run: r, by: {'x' * 201}}}]", ["1:28 error: by: write one line"]),
+        ("runs: [{vm: a, run: r, loop: 3}]", ["1:30 error: expected a list to loop over"]),
+        ("runs: [{vm: a, run: r, when: 3}]", ["1:30 error: `when`"]),
         ("vm: []", ["1:1 error: unknown key 'vm'", "did you mean 'vms'"]),
         ("vms:", ["1:5 error: `vms:` is empty", "[] for none"]),
         ("vms: {}", ["1:6 error: expected a list of VMs, found keys and values"]),
@@ -267,7 +391,6 @@ def test_what_cannot_be_right_is_refused_at_its_place(text: str, words: list[str
         ("{key: 1, export: a r1-disk0}", ["it holds ' '"]),
         (f"{{key: 1, export: {'r1' * 130}disk0}}", ["at most 255 characters"]),
         ("{key: 1, export: r1-disk1}", ["4:30 error", "ends in disk1", "at position 0"]),
-        ("{key: 1, export: other-disk0}", ["4:30 error", "does not contain the run 'r1'"]),
         ("{key: 1, size: 1G}, {key: 1, size: 1G}", ["4:39 error", "two disks have the key 1"]),
         (
             "{key: 1, image: a}, {key: 2, image: a}",
@@ -394,7 +517,7 @@ PIECES = st.recursive(
 
 
 @given(top=st.fixed_dictionaries({"vms": st.lists(PIECES, max_size=3)}, optional={
-    "vars": PIECES, "defaults": PIECES}))  # fmt: skip
+    "vars": PIECES, "defaults": PIECES, "runs": PIECES}))  # fmt: skip
 @example({"vms": [{"name": "x", "backup": {"run": "{{ [x] }}", "type": "{{ {'a': x} }}"}}]})
 @example({"vms": [{"name": "x", "disks": [{"key": 1, "size": "1\u212a"}]}]})
 @example({"vms": [], "vars": {"a": "{{ " + "(" * 300 + " }}"}})
@@ -403,3 +526,6 @@ def test_nothing_that_can_be_written_makes_reading_fail(top: Any) -> None:
     for diagnostic in found.diagnostics:
         assert diagnostic.place
         assert diagnostic.summary
+    desired = build(found, None, a_settings(), remembered())
+    assert set(found.diagnostics) <= set(desired.diagnostics)
+    assert not desired.vms.keys() & found.refused

@@ -21,8 +21,8 @@ from reconciler.core.status import (
     document,
     notified,
     progress_text,
-    stamp,
 )
+from reconciler.core.units import stamp
 from tests.core.builders import (
     NOW,
     a_call,

@@ -208,7 +208,7 @@ def test_applying_some_specs_leaves_other_vms_alone(site: Site, appliance: Appli
     site.apply()
     before = site.pids()
     text = site.apply("-f", "specs/a.yaml")
-    assert "untouched, as no spec here names them: ctx-2" in text
+    assert "untouched, as this is about others: ctx-2" in text
     (site.specs / "b.yaml").unlink()
     site.apply()
     assert site.pids() == before

@@ -304,4 +304,5 @@ class Store:
 
 def _same(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
     """Whether two desired states of a VM differ at most in where they are written."""
-    return {**one, "place": ""} == {**two, "place": ""}
+    places = {"place": "", "run_place": ""}
+    return {**one, **places} == {**two, **places}

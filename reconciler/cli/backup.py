@@ -1,0 +1,239 @@
+"""backup: ask for runs, beside the specs of their VMs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+from msgspec.structs import replace
+
+from reconciler.cli import options, tables
+from reconciler.cli.applying import Session
+from reconciler.core import requests as asking
+from reconciler.core.errors import Exit, HostError, InputError, nearest
+from reconciler.core.ledger import Ledger
+from reconciler.core.runs import choose, unfit
+from reconciler.core.selector import parse as parse_selector
+from reconciler.core.settings import Settings
+from reconciler.core.spec import RunSpec, checked_name, read
+from reconciler.core.units import Seconds, stamp
+from reconciler.host import lock, requests
+from reconciler.host.files import requested
+from reconciler.loop import Source, current, desire, load_settings, load_source, parse_all
+
+T = TypeVar("T")
+
+COMMAND: Final = "reconciler backup"
+_BEFORE_ALL: Final = (Exit.TIMED_OUT, Exit.INTERRUPTED, Exit.TERMINATED)
+"""Exit codes that go before an invalid spec."""
+
+
+@click.command()
+@click.argument("vms", nargs=-1, metavar="[VM…]")
+@click.option("-l", "--selector", metavar="LABELS", help="VMs by label: tier=gold,site!=b")
+@click.option("--run", "pattern", metavar="NAME", help="The run; {date} and {time} are filled in.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["full", "incremental"]),
+    default="full",
+    show_default=True,
+)
+@options.specs
+@click.option("--apply", "at_once", is_flag=True, help="Go on and apply these VMs, and no others.")
+@click.option("-y", "--yes", is_flag=True, help="With --apply: do not ask.")
+@click.option("--wait", is_flag=True, help="With --apply: stay until the runs have ended.")
+@click.option("--timeout", type=options.Duration(), help="With --wait: how long. [default: ever]")
+@click.option("--list", "listing", is_flag=True, help="Show what is asked for; change nothing.")
+@options.lock_timeout
+@click.pass_obj
+def backup(
+    config: str | None,
+    vms: tuple[str, ...],
+    selector: str | None,
+    pattern: str | None,
+    kind: str,
+    files: tuple[str, ...],
+    at_once: bool,
+    yes: bool,
+    wait: bool,
+    timeout: float | None,
+    listing: bool,
+    lock_timeout: float,
+) -> int:
+    """Ask for a run of VMs, beside their specs.
+
+    Writes a request per VM, for all or for none; apply does what follows from it. Asking for the
+    same run again changes nothing. In --run, {date} is today's date and {time} the time of day,
+    both of this machine's clock.
+    """
+    settings = load_settings(config, os.environ)
+    if listing:
+        return _list(settings)
+    if bool(vms) == bool(selector):
+        raise click.UsageError("name the VMs, or choose them by label with -l: one of the two")
+    if at_once and not yes and not options.can_ask():
+        raise click.UsageError("cannot ask without a terminal: add -y to apply without a question")
+    if wait and not at_once:
+        raise click.UsageError("--wait goes with --apply")
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
+    now = time.time()
+    run = _run(pattern, now)
+    source, ledger = load_source(files, settings, asking=True), current(settings)
+    failed = source.specs.failed
+    names = _selected(source, selector) if selector else _known(source, vms)
+    by = asking.one_line(options.who(COMMAND))
+    asked = [RunSpec.model_validate({"vm": vm, "run": run, "type": kind, "by": by}) for vm in names]
+    source, fresh = _ask(asked, source, ledger, settings, now, lock_timeout)
+    code: int = Exit.OK
+    if at_once:
+        going = _going(asked, source, current(settings))
+        wanted = desire(source, settings)
+        if going:
+            code = Session(settings, COMMAND, lock_timeout).carry_out(
+                lambda remembered: wanted(remembered).only(going),
+                "text",
+                yes=yes,
+                wait=wait,
+                timeout=timeout,
+            )
+    elif fresh:
+        options.say(f"next: reconciler apply{_specs(files, source, fresh, settings)}")
+    if selector and failed and code not in _BEFORE_ALL:
+        code = Exit.INVALID  # among what cannot be read, somebody else may be meant
+    return code
+
+
+def _ask(
+    asked: Sequence[RunSpec],
+    source: Source,
+    ledger: Ledger,
+    settings: Settings,
+    now: Seconds,
+    lock_timeout: Seconds,
+) -> tuple[Source, list[str]]:
+    """Write down what is to be written, all or nothing, and say what came of each.
+
+    What is asked for with it, and the VMs of which a request was written. Raises HostError,
+    InputError, LockError; then nothing is.
+    """
+    verdicts = asking.weigh(asked, source.specs, source.inventory, ledger)
+    refused = [verdict.said for verdict in verdicts if verdict.refused]
+    if refused:
+        raise HostError("\nerror: ".join(refused))
+    folder = Path(settings.requests)
+    texts = {
+        one.vm: asking.rendered(one, stamp(now))
+        for one, verdict in zip(asked, verdicts, strict=True)
+        if verdict.write
+    }
+    files = {str(requests.path(folder, vm)): text for vm, text in texts.items()}
+    source = replace(source, specs=asking.with_requests(source.specs, files))
+    desired = desire(source, settings)(ledger).only(texts.keys())
+    wrong = asking.problems(desired, files.keys())
+    if wrong:
+        raise InputError(wrong)
+    if texts:
+        requests.prepare(folder)
+        with lock.held(folder / ".lock", COMMAND, lock_timeout):
+            requests.write(folder, texts)
+    for verdict in verdicts:
+        options.say(verdict.said)
+    return source, list(texts)
+
+
+def _run(pattern: str | None, now: Seconds) -> str:
+    """The name of the run. Raises UsageError."""
+    if pattern is None:
+        raise click.UsageError("name the run: --run NAME, such as --run 'nightly-{date}'")
+    local = datetime.fromtimestamp(now).astimezone()
+    values = {"date": local.strftime("%Y-%m-%d"), "time": local.strftime("%H%M%S")}
+    return _usable(lambda: checked_name(asking.named(pattern, values)))
+
+
+def _usable(reading: Callable[[], T]) -> T:
+    """What can be read of the command line. Raises UsageError."""
+    try:
+        return reading()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _selected(source: Source, text: str) -> list[str]:
+    """The VMs whose labels match; what cannot be read and may match is told."""
+    specs = source.specs
+    selection = asking.select(specs, _usable(lambda: parse_selector(text)))
+    for one in specs.diagnostics:
+        if one.severity == "error":
+            options.say(str(one), err=True)
+    for name, why in selection.left_out.items():
+        options.say(f"left out: {name}: {why}", err=True)
+    if not selection.names:
+        there = tables.some(asking.labels(specs), 20) or "none"
+        raise click.UsageError(f"no VM to be backed up has the labels {text!r}; there are: {there}")
+    return list(selection.names)
+
+
+def _known(source: Source, vms: Sequence[str]) -> list[str]:
+    """The VMs that are named. Raises UsageError, InputError, HostError if one cannot be meant."""
+    specs = source.specs
+    declared = {one.spec.name: one for one in specs.vms}
+    inventory = source.inventory.vms if source.inventory else {}
+    known = {*declared, *specs.refused, *inventory}
+    for name in vms:
+        if name in specs.refused:
+            raise InputError([one for one in specs.diagnostics if one.vm in ("", name)])
+        if name not in known:
+            hint = nearest(name, known) or f" (known: {tables.some(sorted(known)) or 'none'})"
+            raise click.UsageError(
+                f"no spec that is read here declares a VM {name!r}, and no inventory knows it{hint}"
+            )
+        if name in declared and (why := unfit(declared[name])):
+            raise HostError(f"cannot ask for a run of {name}: {why}")
+    return list(dict.fromkeys(vms))
+
+
+def _going(asked: Sequence[RunSpec], source: Source, ledger: Ledger) -> set[str]:
+    """The VMs whose run is the one that was asked for: not those that have gone on since."""
+    runs = {one.vm: one.run for one in asked}
+    return {
+        one.spec.name
+        for one in choose(source.specs, source.inventory, ledger).vms
+        if one.spec.backup and one.spec.backup.run == runs.get(one.spec.name)
+    }
+
+
+def _specs(files: Sequence[str], source: Source, vms: Collection[str], settings: Settings) -> str:
+    """What `-f` has to name so that apply is about these VMs."""
+    if not files:
+        return ""
+    declared = {one.spec.name for one in source.specs.vms}
+    folder = Path(settings.requests)
+    alone = [str(requests.path(folder, vm)) for vm in vms if vm not in declared]
+    return "".join(f" -f {file}" for file in (*files, *alone))
+
+
+def _list(settings: Settings) -> int:
+    """What is asked for, and how each run stands."""
+    ledger = current(settings)
+    documents, wrong = parse_all(requested(settings.requests))
+    specs = read([], documents)
+    rows = []
+    for one in specs.runs:
+        spec = one.spec
+        call = ledger.latest(spec.vm, spec.run)
+        state = str(call.state) if call else "not applied yet"
+        rows.append([spec.vm, spec.run, spec.type, state, spec.by or "-", one.document.file])
+    if rows:
+        click.echo("\n".join(tables.table(rows, ["VM", "RUN", "TYPE", "STATE", "WHO", "FILE"])))
+    else:
+        click.echo(f"Nothing is asked for in {settings.requests}.")
+    for finding in (*wrong, *specs.diagnostics):
+        click.echo(str(finding), err=True)
+    return Exit.INVALID if wrong or specs.failed else Exit.OK

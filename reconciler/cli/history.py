@@ -1,0 +1,74 @@
+"""history: light, so nothing here imports pydantic, rich, httpx2 or jinja2."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import click
+
+from reconciler.cli import options, tables
+from reconciler.cli.looking import directory
+from reconciler.core.call import Call
+from reconciler.core.errors import nearest
+from reconciler.core.history import document, duration, ended, runs
+from reconciler.core.units import Seconds, format_duration, stamp
+from reconciler.host import store
+
+
+@click.command()
+@click.argument("vm", metavar="VM")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many runs."
+)
+@options.output("text", "json")
+@click.pass_obj
+def history(config: str | None, vm: str, limit: int, output: str) -> None:
+    """The runs of one VM, newest first: when, by whom, of what, and how they ended."""
+    ledger = store.read(directory(config))
+    known = {*ledger.applied, *(call.vm for call in ledger.calls)} if ledger else set()
+    if ledger is None or vm not in known:
+        hint = nearest(vm, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"
+        raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
+    found, now = runs(ledger, vm), time.time()
+    shown = found[:limit]
+    if output == "json":
+        options.print_json(document(vm, shown, len(found), ledger.hub, now))
+    elif found:
+        click.echo(_text(shown, now, colour=tables.coloured(sys.stdout)))
+        if len(found) > limit:
+            click.echo(f"{len(found) - limit} older: --limit {len(found)} shows all")
+    else:
+        click.echo(f"No run of {vm} was ever asked for.")
+
+
+def _text(shown: Sequence[Call], now: Seconds, *, colour: bool) -> str:
+    """A line per run, and below it what is too long for one."""
+    heads = ["RUN", "TYPE", "STATE", "ASKED", "CALLED", "ENDED", "TOOK", "WHO"]
+    lines = tables.table([_row(call, now) for call in shown], heads)
+    out = [tables.paint(lines[0], None, colour, bold=True)]
+    for line, call in zip(lines[1:], shown, strict=True):
+        out.append(line)
+        if call.message:
+            out.append(f"    {call.message}")
+        out.append(f"    job {call.job_id} at SNA {call.sna}")
+        if call.targets:
+            out.append(f"    targets {call.targets}")
+    return "\n".join(out)
+
+
+def _row(call: Call, now: Seconds) -> list[str]:
+    again = f" (attempt {call.attempt})" if call.attempt > 1 else ""
+    span, end = duration(call, now), ended(call)
+    so_far = " so far" if end is None else ""
+    return [
+        f"{call.run}{again}",
+        call.type,
+        str(call.state) + (", tainted" if call.tainted else ""),
+        stamp(call.created),
+        stamp(call.called) if call.called else "-",
+        "-" if end is None else stamp(end),
+        "-" if span is None else f"{format_duration(span)}{so_far}",
+        call.who or "-",
+    ]

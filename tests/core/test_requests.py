@@ -1,0 +1,195 @@
+"""Asking for a run: who is meant, what comes of it, and the file that says so."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reconciler.core.call import CallState
+from reconciler.core.desired import build
+from reconciler.core.ledger import Ledger
+from reconciler.core.requests import (
+    Verdict,
+    labels,
+    named,
+    one_line,
+    problems,
+    rendered,
+    select,
+    weigh,
+    with_requests,
+)
+from reconciler.core.selector import parse as selector
+from reconciler.core.spec import MAX_NAME, MAX_WHO, NAME, RunSpec, read
+from tests.core.builders import (
+    a_call,
+    a_settings,
+    a_vm,
+    document,
+    known,
+    lines,
+    remembered,
+    says,
+)
+from tests.core.builders import read as read_specs
+
+S = CallState
+INVENTORY: Final = "vms: {ctx-1: {vm: {path: /a}, disks: [{key: 2000, size: 1GiB}]}}"
+OWN: Final = "vms: [{name: ctx-1, disks: inventory, backup: {run: own}}]\n"
+
+
+def a_request(run: str = "new", kind: str = "full", vm: str = "ctx-1", by: str = "") -> RunSpec:
+    return RunSpec.model_validate({"vm": vm, "run": run, "type": kind, "by": by})
+
+
+def weighed(
+    asked: RunSpec, state: CallState | None, *, ledger: Ledger | None = None, text: str = OWN
+) -> Verdict:
+    """What comes of asking, where the ledger has the run `new` as full in that state."""
+    calls = [a_call(a_vm(run="new"), state, message="seen")] if state else []
+    (verdict,) = weigh(
+        [asked], read_specs(text), known(INVENTORY), ledger or remembered(calls=calls)
+    )
+    return verdict
+
+
+# -- what comes of it
+
+
+@pytest.mark.parametrize(
+    ("state", "write", "refused", "words"),
+    [
+        (None, True, False, ["run new of ctx-1 is asked for"]),
+        (S.DUE, True, False, ["run new of ctx-1 is asked for"]),
+        (S.INTENDED, False, False, ["asked for already: it is INTENDED"]),
+        (S.ACCEPTED, False, False, ["asked for already: it is ACCEPTED"]),
+        (S.UNKNOWN, False, False, ["already: it is UNKNOWN", "reconciler explain ctx-1"]),
+        (S.REJECTED, False, True, ["SNA site-a: seen", "reconciler retry ctx-1"]),
+        (S.COMPLETED, False, False, ["COMPLETED already", "reconciler backup ctx-1 --run NEW"]),
+        (S.FAILED, False, True, ["is FAILED: seen", "reconciler backup ctx-1 --run NEW"]),
+        (S.CANCELLED, False, True, ["is CANCELLED: seen", "reconciler backup ctx-1 --run NEW"]),
+    ],
+)
+def test_what_comes_of_asking_depends_on_how_the_run_stands(
+    state: CallState | None, write: bool, refused: bool, words: list[str]
+) -> None:
+    verdict = weighed(a_request(), state)
+    assert (verdict.write, verdict.refused) == (write, refused)
+    says(verdict.said, *words)
+
+
+@pytest.mark.parametrize("state", list(CallState))
+def test_after_the_intent_a_run_is_of_one_type(state: CallState) -> None:
+    verdict = weighed(a_request(kind="incremental"), state)
+    open_to_change = state in (S.DUE, S.REJECTED)
+    assert (verdict.write, verdict.refused) == (open_to_change, not open_to_change)
+    if not open_to_change:
+        says(verdict.said, "as incremental", "asked for as full", f"is {state}", "--run NEW")
+
+
+@pytest.mark.parametrize("state", [None, S.DUE])
+def test_what_counts_already_is_not_asked_for_twice(state: CallState | None) -> None:
+    asks = "runs: [{vm: ctx-1, run: new}]"
+    verdict = weighed(a_request(), state, text=OWN + asks)
+    assert verdict == Verdict("run new of ctx-1 is asked for already")
+    assert weighed(a_request("own"), None) == Verdict("run own of ctx-1 is asked for already")
+    assert weighed(a_request(kind="incremental"), state, text=OWN + asks).write
+
+
+def test_what_was_superseded_can_be_asked_for_again() -> None:
+    text = OWN + "runs: [{vm: ctx-1, run: new}, {vm: ctx-1, run: newer}]"
+    verdict = weighed(a_request(), S.DUE, text=text)
+    assert verdict.write
+    says(verdict.said, "in place of newer, which was not called")
+
+
+def test_it_is_said_what_a_run_comes_before_and_waits_for() -> None:
+    says(weighed(a_request(), None).said, "before own, which its spec asks for and which comes")
+    ledger = remembered(calls=[a_call(a_vm(run="own"))])
+    verdict = weighed(a_request(), None, ledger=ledger)
+    assert verdict == Verdict(
+        "run new of ctx-1 is asked for; it has its turn when run own, which is ACCEPTED, has ended",
+        write=True,
+    )
+
+
+# -- what keeps it from being true
+
+
+def found(*asked: RunSpec, have: str = INVENTORY) -> tuple[list[str], list[str]]:
+    """(VMs, problems) of what is asked for beside OWN."""
+    files = {f"/runs/{one.vm}.yaml": rendered(one, "now") for one in asked}
+    specs = with_requests(read_specs(OWN), files)
+    desired = build(specs, known(have), a_settings(), remembered())
+    desired = desired.only({one.vm for one in asked})
+    return list(desired.vms), lines(problems(desired, files.keys()))
+
+
+def test_a_request_that_can_be_made_true_has_no_problem() -> None:
+    assert found(a_request()) == (["ctx-1"], [])
+
+
+def test_a_request_that_cannot_has_no_line_that_is_not_written_yet() -> None:
+    (names, wrong) = found(a_request(kind="incremental"), a_request(vm="ctx-2"))
+    assert names == []
+    assert all(one.startswith("error: ") for one in wrong)
+    says(wrong[0], "there is no VM 'ctx-2'")
+    says(wrong[1], "VM ctx-1: disk 2000 has no completed run")
+    (names, wrong) = found(a_request(), have="vms: {}")
+    says(wrong[0], "1:14 error: VM ctx-1: the inventory inventory.yaml does not know this VM")
+
+
+# -- who is meant
+
+
+def test_a_selector_means_the_vms_that_can_be_backed_up() -> None:
+    specs = read_specs(
+        "defaults: {disks: inventory, labels: {tier: gold}}\n"
+        "vms:\n"
+        "  - {name: a, backup: {run: r}}\n"
+        "  - {name: b}\n"
+        "  - {name: c, labels: {tier: silver}}\n"
+        "  - {name: d, state: absent}\n"
+        "  - {name: e, for: restore, of: {vm: a, run: r}}\n"
+        "  - {name: f, backup: 3}\n"
+    )
+    selection = select(specs, selector("tier=gold"))
+    assert selection.names == ("a", "b")
+    assert selection.left_out.keys() == {"d", "e"}
+    says(selection.left_out["d"], "`state: absent` (a.yaml:6:22)")
+    assert labels(specs) == ["tier=gold", "tier=silver"]
+    assert select(specs, selector("zone")).names == ()
+
+
+# -- its words
+
+texts = st.text(max_size=30) | st.sampled_from(
+    ["{{ 7 }}", "true", "1e5", "0x1f", "a: b", "# c", "'"]
+)
+
+
+@given(
+    vm=st.from_regex(NAME, fullmatch=True).filter(lambda name: len(name) <= MAX_NAME),
+    run=st.sampled_from(["r1", "20261123", "1e5", "0x1f", "true", "null", "007"]),
+    who=texts | st.text(min_size=MAX_WHO, max_size=MAX_WHO + 9),
+)
+def test_a_request_is_read_back_as_it_was_asked_for(vm: str, run: str, who: str) -> None:
+    asked = a_request(run, "incremental", vm, one_line(who))
+    text = rendered(asked, "now")
+    back = read([], [document(text, "x.yaml")])
+    assert back.diagnostics == ()
+    assert [one.spec for one in back.runs] == [asked]
+    assert text.startswith("# Written by `reconciler backup`, now.")
+
+
+def test_a_run_is_named_by_the_moment() -> None:
+    values = {"date": "2026-11-24", "time": "013000"}
+    assert named("nightly-{date}", values) == "nightly-2026-11-24"
+    assert named("{date}.{time}-{date}", values) == "2026-11-24.013000-2026-11-24"
+    assert named("plain", values) == "plain"
+    with pytest.raises(ValueError, match=r"cannot use \{day\} in the name of a run") as caught:
+        named("x-{day}", values)
+    says(str(caught.value), "{date} and {time}")
