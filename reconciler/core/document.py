@@ -23,6 +23,10 @@ MAX_DEPTH: Final = 32
 """Nesting. The deepest key of a spec is at 6."""
 MAX_TEXT: Final = 16 * 1024 * 1024
 """Characters in one file."""
+MAX_KEY: Final = 1_000
+"""Characters of one key. The longest names are a tenth of it."""
+MAX_NUMBER: Final = 1_000
+"""Characters of one number. Python prints whole numbers of 4,300 digits and no longer ones."""
 
 
 class _Loader(yaml.CSafeLoader):
@@ -83,7 +87,7 @@ def parse(text: str, file: str) -> tuple[Document | None, list[Diagnostic]]:
     try:
         loader = _Loader(text)
         try:
-            reader.check_depth(loader)
+            reader.check_nodes(loader)
         finally:
             loader.dispose()
         loader = _Loader(text)
@@ -96,6 +100,9 @@ def parse(text: str, file: str) -> tuple[Document | None, list[Diagnostic]]:
         said = " ".join(part for part in (error.context, error.problem) if part)
         if "but found another document" in said:
             said = "a second document starts here: write one document a file"
+        if "maximum nesting depth" in said:
+            # libyaml looks ahead on a line, and has had a limit of its own since 0.2.6.
+            return None, [reader.error(_TOO_DEEP, line, column)]
         return None, [reader.error(f"cannot read this as YAML: {said}", line, column)]
     except yaml.YAMLError as error:
         said = str(error).splitlines()[0]
@@ -113,6 +120,12 @@ def parse(text: str, file: str) -> tuple[Document | None, list[Diagnostic]]:
 def _position(mark: Any) -> tuple[int, int]:
     """Line and column from 1, of a mark that PyYAML counts from 0."""
     return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+
+
+_TOO_DEEP: Final = f"cannot read this: it is nested more than {MAX_DEPTH} levels deep"
+_TOO_MANY: Final = (
+    f"cannot read this: with its aliases followed it holds more than {MAX_VALUES:,} values"
+)
 
 
 class _TooBigError(Exception):
@@ -136,16 +149,17 @@ class _Reader:
     def error(self, summary: str, line: int, column: int) -> Diagnostic:
         return Diagnostic("error", summary, Place(self.file, line, column))
 
-    def check_depth(self, loader: _Loader) -> None:
-        """Composing recurses in C, where too deep is a crash and not an exception: count first."""
-        depth = 0
+    def check_nodes(self, loader: _Loader) -> None:
+        """Composing keeps every node, and recurses in C, where too deep is a crash: count first."""
+        depth = nodes = 0
         while (event := loader.get_event()) is not None:
+            nodes += isinstance(event, yaml.NodeEvent)
+            if nodes > 2 * MAX_VALUES + 1:  # no value has more than one key
+                raise _TooBigError(self.error(_TOO_MANY, *_position(event.start_mark)))
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:
-                    line, column = _position(event.start_mark)
-                    said = f"cannot read this: it is nested more than {MAX_DEPTH} levels deep"
-                    raise _TooBigError(self.error(said, line, column))
+                    raise _TooBigError(self.error(_TOO_DEEP, *_position(event.start_mark)))
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
 
@@ -155,12 +169,7 @@ class _Reader:
         if len(path) > MAX_DEPTH:
             raise _TooBigError(self.error("cannot read this: an alias holds itself", line, column))
         if self.count > MAX_VALUES:
-            limit = f"more than {MAX_VALUES:,} values"
-            raise _TooBigError(
-                self.error(
-                    f"cannot read this: with its aliases followed it holds {limit}", line, column
-                )
-            )
+            raise _TooBigError(self.error(_TOO_MANY, line, column))
         self.values[path] = (line, column)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
@@ -178,14 +187,15 @@ class _Reader:
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
         """What `<<` brings comes first, so that what is written beside it has the last word."""
         merged: dict[str, object] = {}
-        for key_node, value_node in node.value:
+        # Backwards: the first source has the last word, in the values and in where they stand.
+        for key_node, value_node in reversed(node.value):
             if key_node.tag != _MERGE:
                 continue
             many = isinstance(value_node, yaml.SequenceNode)
-            for source in value_node.value if many else [value_node]:
+            for source in reversed(value_node.value) if many else [value_node]:
                 inner = self.value(source, path)
                 if isinstance(inner, dict):
-                    merged = {**inner, **merged}
+                    merged.update(inner)
                 else:
                     said = "cannot merge this: << takes a mapping"
                     self.diagnostics.append(self.error(said, *_position(key_node.start_mark)))
@@ -204,6 +214,10 @@ class _Reader:
                 self.diagnostics.append(self.error(said, line, column))
                 continue
             key = str(key_node.value)
+            if len(key) > MAX_KEY:
+                said = f"this key has {len(key):,} characters; at most {MAX_KEY:,}"
+                self.diagnostics.append(self.error(said, line, column))
+                continue
             if key in own:
                 said = f"the key {key!r} is written twice (first on line {written[key][0]})"
                 self.diagnostics.append(self.error(f"{said}: keep one", line, column))
@@ -221,11 +235,11 @@ class _Reader:
                 return None
             case "bool" if text.lower() in ("true", "false"):
                 return text.lower() == "true"
-            case "int" | "float":
+            case "int" | "float" if len(text) <= MAX_NUMBER:
                 try:
                     return int(text, 0) if tag == "int" else float(text)
                 except ValueError:
-                    pass  # a tag on what is none, or more digits than Python converts
+                    pass  # a tag on what is none
             case _:
                 pass
         shown = text if len(text) <= 40 else f"{text[:20]}… ({len(text)} characters)"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reconciler.core.document import MAX_DEPTH, parse
+from reconciler.core.document import MAX_DEPTH, MAX_VALUES, parse
 from reconciler.core.errors import Place
 from tests.core.builders import document, lines, says
 
@@ -110,6 +110,16 @@ def test_a_merge_does_not_move_what_is_written_beside_it(written: str, line: int
     assert found.place(("b",)).line == 3
 
 
+@pytest.mark.parametrize("merges", ["<<: [*d, *e]", "<<: *d\n  <<: *e"])
+def test_of_what_is_merged_twice_the_first_source_counts_and_is_the_place(merges: str) -> None:
+    found = document(f"a: &d {{x: 1}}\nb: &e\n  x: 2\n  y: 3\nc:\n  {merges}\n")
+    assert isinstance(found.value, dict)
+    assert found.value["c"] == {"x": 1, "y": 3}
+    assert found.place(("c", "x")).line == 1
+    assert found.place(("c", "x"), key=True).line == 1
+    assert found.place(("c", "y")).line == 4
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -128,6 +138,9 @@ def test_a_merge_does_not_move_what_is_written_beside_it(written: str, line: int
         ("a: &a [*a]\n", ["error: cannot read this: an alias holds itself"]),
         ("a: {<<: 5}\n", ["1:5 error", "<< takes a mapping"]),
         (f"a: {'9' * 5000}\n", ["1:4 error", "5000 characters"]),
+        (f"a: 0x{'f' * 5000}\n", ["1:4 error", "5002 characters"]),
+        (f"a: {'9' * 5000}.5\n", ["1:4 error", "5002 characters"]),
+        (f"a: {{? {'k' * 1001} : 1}}\n", ["1:7 error", "1,001 characters", "at most 1,000"]),
         ("a: \x01\n", ["error: cannot read this as YAML"]),
         ('a: "\\ud800"\n', ["error: cannot read this as YAML"]),
     ],
@@ -144,8 +157,25 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 def test_nesting_beyond_all_sense_is_refused_before_it_hurts() -> None:
     deep = MAX_DEPTH + 1
     says(wrong("[" * deep + "]" * deep)[0], f"more than {MAX_DEPTH} levels deep")
-    says(wrong("[" * 100_000)[0], f"more than {MAX_DEPTH} levels deep")
+    says(wrong("[\n" * 100_000)[0], f"more than {MAX_DEPTH} levels deep")
     assert document("[" * MAX_DEPTH + "]" * MAX_DEPTH).value is not None
+
+
+def test_nesting_that_libyaml_refuses_by_itself_is_refused_in_the_same_words() -> None:
+    """libyaml reads a line ahead, and since 0.2.6 has a limit of its own."""
+    assert f"more than {MAX_DEPTH} levels deep" in wrong("[" * 100_000)[0]
+
+
+def test_more_values_than_anybody_means_are_refused_before_they_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each kept node takes half a kilobyte; the parser's events are counted as they pass."""
+
+    def get_single_node(self: object) -> object:
+        raise AssertionError("the nodes are being kept")
+
+    monkeypatch.setattr("reconciler.core.document._Loader.get_single_node", get_single_node)
+    says(wrong("- x\n" * (2 * MAX_VALUES + 1))[0], f"more than {MAX_VALUES:,} values")
 
 
 def test_aliases_cannot_blow_a_small_file_up() -> None:
