@@ -11,6 +11,7 @@ import pytest
 from reconciler.core.config import default_hub, settings
 from reconciler.core.errors import ConfigError, Exit
 from reconciler.core.settings import (
+    MIN_FREE,
     Appliance,
     QemuNbd,
     Secret,
@@ -47,7 +48,7 @@ hub: hub-a
 state: state
 repositories:
   local: {root: /backup/repository}
-  near: {root: ../near}
+  near: {root: ../near, min_free: 20GiB}
 ports: {range: 10300-10310, bind: 0.0.0.0, advertise: hub.example}
 qemu_nbd: {binary: /opt/qemu-nbd, shared: 12, start_timeout: 1m, stop_grace: 250ms, cache: none}
 snas:
@@ -64,6 +65,7 @@ def test_the_full_config_is_read() -> None:
     found = read(FULL)
     assert (found.hub, found.state) == ("hub-a", "/etc/r/state")
     assert found.repositories == {"local": "/backup/repository", "near": "/etc/near"}
+    assert found.min_free == {"local": 1 << 30, "near": 20 << 30}
     assert found.ports == PortRange(10300, 10310)
     assert (found.bind, found.advertise) == ("0.0.0.0", "hub.example")
     assert found.qemu_nbd == QemuNbd(
@@ -167,6 +169,15 @@ def test_a_fault_in_the_environment_is_named(value: str) -> None:
         (f"qemu_nbd: {{stop_grace: {10**400}}}", ["1:24 error: stop_grace"]),
         ("qemu_nbd: {binary: ''}", ["1:20 error: binary"]),
         ("repositories: {local: /backup}", ["1:23 error: local: expected keys and values"]),
+        (
+            "repositories: {local: {root: /x, min_free: 1GB}}",
+            ["1:44 error: min_free", "powers of 1000 or of 1024"],
+        ),
+        (
+            "repositories: {local: {root: /x, min_free: -1}}",
+            ["1:44 error: min_free", "it is negative"],
+        ),
+        ("repositories: {local: {root: /x, min_free: true}}", ["write a size like 1GiB"]),
         ("repositories: {local: {}}", ["1:23 error: the key 'root' is missing"]),
         ("repositories: {a/b: {root: /x}}", ["'a/b' holds '/'"]),
         ("snas: {a: {}}", ["1:11 error: the key 'url' is missing"]),
@@ -231,9 +242,32 @@ def test_what_is_remembered_of_the_settings_holds_no_way_to_a_secret() -> None:
 def test_what_is_remembered_of_the_settings_is_what_status_needs() -> None:
     found = read(FULL)
     again = Settings.from_json(json.loads(json.dumps(found.to_json())))
-    for what in ("hub", "state", "repositories", "ports", "bind", "advertise", "qemu_nbd"):
+    for what in (
+        *("hub", "state", "repositories", "min_free"),
+        *("ports", "bind", "advertise", "qemu_nbd"),
+    ):
         assert getattr(again, what) == getattr(found, what)
     assert again.snas["site-a"].max_running == 3
+    old = {key: value for key, value in found.to_json().items() if key != "min_free"}
+    assert Settings.from_json(old).least_free("/etc/near/x") == MIN_FREE
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "least"),
+    [
+        ("/backup/repository/a/b.qcow2", "local", 1 << 30),
+        ("/backup/repository/inner/b.qcow2", "inner", 2 << 30),
+        ("/backup/repository-2/b.qcow2", None, 1 << 30),
+        ("/backup/repository", None, 1 << 30),
+    ],
+)
+def test_a_file_is_in_the_innermost_repository(path: str, name: str | None, least: int) -> None:
+    found = read(
+        "repositories: {local: {root: /backup/repository}, "
+        "inner: {root: /backup/repository/inner, min_free: 2GiB}}"
+    )
+    assert found.repository_of(path) == name
+    assert found.least_free(path) == least
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from reconciler.core.errors import HostError
 from reconciler.host import images
+from tests.mounts import Mounts
 
 MIB = 1 << 20
 
@@ -113,6 +114,43 @@ def test_odd_things_at_the_path(tmp_path: Path) -> None:
     assert not images.look(str(tmp_path / "none.qcow2"), str(tmp_path)).exists
 
 
+def test_what_would_block_is_not_waited_for(tmp_path: Path) -> None:
+    fifo, device = tmp_path / "fifo.qcow2", tmp_path / "device.qcow2"
+    os.mkfifo(fifo)
+    device.symlink_to("/dev/zero")
+    found = images.look(str(fifo), str(tmp_path))
+    assert (found.exists, found.error) == (True, "it is a FIFO, not a file")
+    assert images.look(str(device), "/").error == "it is a device, not a file"
+
+
+def test_an_image_tells_its_space_and_one_that_is_not_there_where_it_would_take_it(
+    mounts: Mounts, tmp_path: Path
+) -> None:
+    small = mounts.small(tmp_path / "small", 8)
+    path = str(small.at / "vm" / "2000" / "r1.qcow2")
+    device = small.at.stat().st_dev
+    for found in (images.look(path, str(small.at)), images.space(path)):
+        assert (found.exists, found.device, found.allocated) == (False, device, 0)
+    images.create(path, 64 * MIB, str(small.at))
+    line = ["qemu-io", "-f", "qcow2", "-c", "write 0 1M", path]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    for found in (images.look(path, str(small.at)), images.space(path)):
+        assert (found.exists, found.device) == (True, device)
+        assert MIB < found.allocated < 2 * MIB
+    system = images.file_system(path)
+    assert system is not None
+    assert (system.mount, system.read_only) == (str(small.at), False)
+    assert 6 * MIB < system.free < 7 * MIB
+    small.read_only()
+    system = images.file_system(str(small.at / "not" / "there"))
+    assert system is not None
+    assert system.read_only
+
+
+def test_a_file_system_without_a_count_of_blocks_is_not_full() -> None:
+    assert images.file_system("/proc/self") is None
+
+
 def test_qemu_img_missing_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,3 +190,15 @@ def test_a_claim_that_cannot_be_read_is_an_error_and_not_a_no(tmp_path: Path) ->
     (tmp_path / "ctx-1").write_text("a file where a directory should be")
     with pytest.raises(HostError, match="cannot read the claim"):
         images.claimed_by(str(tmp_path), "ctx-1", "r1")
+
+
+def test_an_intent_is_taken_back_unless_nobody_waits_for_that_any_more(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    images.unintend(root, "ctx-1", "r1", 1)  # there is not even a directory
+    images.claim(root, "ctx-1", "r1", "aaaa")
+    images.intend(root, "ctx-1", "r1", 1, "job")
+    images.unintend(root, "ctx-1", "r1", 1, given_up=lambda: True)
+    assert images.intended(root, "ctx-1", "r1", 1)
+    for _ in range(2):
+        images.unintend(root, "ctx-1", "r1", 1)
+        assert not images.intended(root, "ctx-1", "r1", 1)

@@ -16,7 +16,8 @@ import pytest
 from reconciler.core.actual import Identity
 from reconciler.core.errors import HostError, LockError
 from reconciler.core.settings import Secret, SecretRef
-from reconciler.host import files, lock, proc, processes, qemu_nbd, sockets
+from reconciler.host import files, lock, patience, proc, processes, qemu_nbd, sockets
+from tests.mounts import Mounts
 
 # -- lock
 
@@ -178,7 +179,75 @@ def test_who_holds_a_file_for_writing(tmp_path: Path) -> None:
         child.stdout.close()
 
 
+def test_a_file_that_hangs_elsewhere_keeps_nobody_from_finding_a_holder(
+    hangable: Mounts, tmp_path: Path
+) -> None:
+    path, far = tmp_path / "image", tmp_path / "far"
+    path.touch()
+    hangable.hung(far)
+    code = (
+        f"import os, time; os.open({str(far)!r}, os.O_PATH); f = open({str(path)!r}, 'r+b')\n"
+        "print(flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    try:
+        found = patience.do("look", str(path), lambda: proc.openers(str(path)), 20)
+        assert found == [child.pid]
+    finally:
+        child.kill()
+        child.wait(10)
+        child.stdout.close()
+
+
 # -- logs
+
+
+def test_a_log_that_has_grown_too_long_keeps_its_end_and_who_writes_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "a.log"
+    with log.open("ab", buffering=0) as writer:
+        lines = [f"line {n:09}\n".encode() for n in range(qemu_nbd.LOG_LIMIT // 15)]
+        writer.write(b"".join(lines))
+        before = log.read_bytes()
+        qemu_nbd.cap(log)
+        assert log.read_bytes() == before  # long, and not too long
+        writer.write(b"one more\n" * 2)
+        qemu_nbd.cap(log)
+        writer.write(b"the last\n")
+    after = log.read_bytes()
+    assert qemu_nbd.LOG_KEPT - 100 < len(after) < qemu_nbd.LOG_KEPT + 100
+    assert after.startswith(b"line ")
+    assert after.endswith(lines[-1] + b"one more\none more\nthe last\n")
+    assert (before + b"one more\none more\nthe last\n").endswith(after)
+
+
+def test_logs_that_nobody_needs_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    old = {"gone-2000-r1.log", "kept-2000-r1.log", "notes.txt", "young-2000-r1.log"}
+    for name in old:
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (1000, 5000 if name.startswith("young") else 1000))
+    (tmp_path / "folder.log").mkdir()
+    (tmp_path / "long.log").write_bytes(b"x" * 80 + b"\n" + b"y\n" * qemu_nbd.LOG_LIMIT)
+    qemu_nbd.tidy(tmp_path, {"kept-2000-r1.log"}, before=2000)
+    assert {one.name for one in tmp_path.iterdir()} == old - {"gone-2000-r1.log"} | {
+        "folder.log",
+        "long.log",
+    }
+    assert qemu_nbd.log_size(tmp_path / "long.log") <= qemu_nbd.LOG_KEPT
+
+
+def test_logs_that_cannot_be_tidied_are_left(tmp_path: Path, mounts: Mounts) -> None:
+    qemu_nbd.tidy(tmp_path / "nowhere", set(), before=2000)
+    small = mounts.small(tmp_path / "small", 4)
+    for name in ("old.log", "long.log"):
+        (small.at / name).write_bytes(b"y\n" * qemu_nbd.LOG_LIMIT)
+        os.utime(small.at / name, (1000, 1000 if name == "old.log" else 5000))
+    small.read_only()
+    qemu_nbd.tidy(small.at, set(), before=2000)
+    assert {one.name for one in small.at.iterdir()} == {"old.log", "long.log"}
 
 
 def test_last_words_are_those_of_this_start(tmp_path: Path) -> None:
