@@ -22,7 +22,6 @@ from reconciler.host.store import Store, events
 from reconciler.host.store.inbox import Inbox
 from tests.e2e.site import until
 from tests.host.test_inbox import ACCEPTED, ENDED, JOB, OPEN, a_call, an_incremental, put
-from tests.ports import Dealer
 
 COMPLETE: Final = f"/api/v1/backups/{JOB}/complete"
 TELEMETRY: Final = f"/api/v1/telemetry/backup/{JOB}"
@@ -34,14 +33,14 @@ Answer = tuple[int, Any]
 class Hub:
     """A listener, its store, and what it kicked and said."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
+    def __init__(self, folder: Path, endpoint: Endpoint) -> None:
+        self.folder, self.port = folder, endpoint.port
         self.store = Store(folder, "h")
         self.kicked: list[str] = []
         self.said: list[str] = []
         self.inbox = Inbox(folder)
         self.listener = Listener(
-            Endpoint("127.0.0.1", port),
+            endpoint,
             self.inbox,
             ourselves("h", str(folder), "reconciler test"),
             kick=self.kicked.append,
@@ -73,14 +72,9 @@ class Hub:
         self.store.close()
 
 
-@pytest.fixture(scope="module")
-def dealer() -> Dealer:
-    return Dealer()
-
-
 @pytest.fixture
-def hub(tmp_path: Path, dealer: Dealer) -> Iterator[Hub]:
-    found = Hub(tmp_path, dealer.deal(1)[0])
+def hub(tmp_path: Path, endpoint: Endpoint) -> Iterator[Hub]:
+    found = Hub(tmp_path, endpoint)
     yield found
     found.end()
 

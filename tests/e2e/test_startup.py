@@ -12,13 +12,16 @@ from tests.e2e.site import Appliance, Site
 
 HEAVY = {
     "asyncio",
+    "fastapi",
     "httpx2",
     "jinja2",
     "psutil",
     "pydantic",
     "rich",
     "stamina",
+    "starlette",
     "structlog",
+    "uvicorn",
     "yaml",
 }
 COUNT = """
@@ -63,6 +66,15 @@ def test_status_of_what_runs_loads_little(site: Site, appliance: Appliance) -> N
         found = loaded(site, *arguments)
         assert {name.split(".")[0] for name in found} & HEAVY == set()
         assert len(found) <= 110, sorted(found)
+
+
+def test_only_who_waits_loads_what_takes_callbacks(site: Site, appliance: Appliance) -> None:
+    site.spec(site.vm("ctx-1"))
+    serving = {"fastapi", "starlette", "uvicorn"}
+    for arguments in (["plan"], ["apply", "-y"], ["stop", "-y", "--cancel-run", "ctx-1"]):
+        found = {name.split(".")[0] for name in loaded(site, *arguments)}
+        assert found & serving == set(), arguments
+    assert not {name for name in found if name.startswith("reconciler.api")}
 
 
 def test_a_look_that_changes_nothing(site: Site, appliance: Appliance) -> None:
