@@ -173,7 +173,7 @@ def pruned(inner: Desire) -> Desire:
                 order="no spec declares it any more",
             )
             for name, applied in ledger.applied.items()
-            if name not in desired.vms
+            if name not in {*desired.vms, *desired.untouched, *desired.idle}
         }
         return replace(desired, vms={**desired.vms, **gone})
 
