@@ -179,7 +179,8 @@ def pruned(inner: Desire) -> Desire:
                 order="no spec declares it any more",
             )
             for name, applied in ledger.applied.items()
-            if name not in desired.vms and _identity(applied.vm) not in kept
+            if name not in {*desired.vms, *desired.untouched, *desired.idle}
+            and _identity(applied.vm) not in kept
         }
         return replace(desired, vms={**desired.vms, **gone})
 

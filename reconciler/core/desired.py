@@ -97,6 +97,8 @@ class Desired(Struct, frozen=True, kw_only=True):
     """How long clients were waited for already; None: they are not waited for."""
     untouched: tuple[str, ...] = ()
     """VMs of which a run is asked for, and that are not in scope."""
+    idle: tuple[str, ...] = ()
+    """VMs that are declared, and of which no run is asked for: they stay as they are."""
 
     @property
     def failed(self) -> bool:
@@ -126,8 +128,17 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
     chosen = choose(specs, inventory, ledger)
     diagnostics = [*specs.diagnostics, *chosen.diagnostics]
     vms: dict[str, tuple[Vm, Declared]] = {}
+    idle: list[str] = []
     for declared in chosen.vms:
         name = declared.spec.name
+        if _idle(declared):
+            text = (
+                f"VM {name}: no run is asked for, so nothing of it is exported: write `backup: "
+                f"{{run: NAME}}`, or type `reconciler backup {name} --run NAME`"
+            )
+            diagnostics.append(Diagnostic("warning", text, declared.place("name"), name))
+            idle.append(name)
+            continue
         wrong = list(run_contradictions(declared))
         if wrong:
             diagnostics += wrong
@@ -157,7 +168,14 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
         vms={name: vm for name, (vm, _) in vms.items() if name not in refused},
         diagnostics=tuple(diagnostics),
         untouched=chosen.untouched,
+        idle=tuple(idle),
     )
+
+
+def _idle(declared: Declared) -> bool:
+    """It is to be backed up, and nobody has said which run."""
+    spec = declared.spec
+    return spec.state == "exported" and spec.purpose == "backup" and spec.backup is None
 
 
 def _definite(

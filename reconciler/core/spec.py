@@ -254,15 +254,13 @@ def read(
                 vms.append(one)
     diagnostics = [found for reader in readers for found in reader.diagnostics]
     refused = {name for reader in readers for name in reader.refused}
-    asked = {one.spec.vm for one in runs}
     first: dict[str, Declared] = {}
     doubled: set[str] = set()
     for declared in vms:
         name = declared.spec.name
         problems = list(_contradictions(declared))
-        if problems:  # then all at once: nobody will see later which run is meant
-            runs_too = run_contradictions(declared) if name not in asked else ()
-            diagnostics += [*runs_too, *problems]
+        diagnostics += problems
+        if problems:
             refused.add(name)
             continue
         if name not in first:
@@ -633,12 +631,6 @@ def run_contradictions(declared: Declared) -> Iterator[Diagnostic]:
     if spec.state == "absent":
         return
     run = spec.backup.run if spec.backup else ""
-    if spec.purpose == "backup" and not run:
-        yield _about(
-            declared,
-            "the key 'backup' is missing: write `backup: {run: NAME}`, or ask for a run with "
-            f"`reconciler backup {spec.name} --run NAME`",
-        )
     for index, disk in enumerate(spec.disks if isinstance(spec.disks, list) else ()):
         if disk.export is not None and run not in disk.export:
             yield _about(

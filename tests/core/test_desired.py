@@ -138,6 +138,14 @@ vms:
     assert vm.labels == {"tier": "gold"}
 
 
+def test_a_vm_of_which_no_run_is_asked_for_is_left_out_and_said() -> None:
+    """Its spec is fine, and its runs come from elsewhere: from a timer, one by one."""
+    found = desired(FROM_INVENTORY.replace(", backup: {run: r1}", ""), INVENTORY)
+    assert (dict(found.vms), found.failed, found.idle) == ({}, False, ("ctx-1",))
+    (said,) = lines(found.diagnostics)
+    says(said, "1:14 warning: VM ctx-1: no run is asked for", "reconciler backup ctx-1 --run NAME")
+
+
 def test_an_absent_vm_needs_neither_config_nor_inventory() -> None:
     settings = a_settings(snas={}, vcenters={})
     found = desired("vms: [{name: ctx-1, state: absent, protect: true}]", settings=settings)
@@ -187,11 +195,6 @@ def test_an_absent_vm_needs_neither_config_nor_inventory() -> None:
             LISTED.replace("size: 1GiB", "size: 1GiB, backing: x"),
             {},
             ["6:42 error", "disk 2001 has a `backing`, but the run is full", "type: incremental"],
-        ),
-        (
-            LISTED.replace("    backup: {run: r1}\n", ""),
-            {},
-            ["2:5 error: VM ctx-1: the key 'backup' is missing", "reconciler backup ctx-1 --run"],
         ),
         (
             LISTED.replace("size: 1GiB", "size: 1GiB, export: other-disk0"),

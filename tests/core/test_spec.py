@@ -343,7 +343,7 @@ def test_what_cannot_be_used_is_remembered_by_name_or_else_by_file(
         ("vms: [{name: a/b}]", ["1:14 error: name: 'a/b' holds '/'"]),
         ("vms: [{name: -a}]", ["'-a' holds '-'", "a letter or digit first"]),
         (f"vms: [{{name: {'a' * 101}}}]", ["has 101 characters", str(MAX_NAME)]),
-        ("vms: [{name: ctx-1}]", ["'backup' is missing", "'disks' is missing", "VM ctx-1"]),
+        ("vms: [{name: ctx-1}]", ["1:7 error: VM ctx-1: the key 'disks' is missing"]),
         (vm("dsks: inventory"), ["4:5 error: unknown key 'dsks'", "did you mean 'disks'", "for"]),
         (vm("disks: inventry"), ["4:12 error: disks: expected `inventory`", "mean 'inventory'"]),
         (vm("disks: []"), ["4:12 error: VM ctx-1: `disks` is an empty list"]),
@@ -466,7 +466,7 @@ def test_the_place_of_a_fault_beside_a_merge_is_its_own() -> None:
         "    state: exported\n"
     )
     found = lines(read(text).diagnostics)
-    says(found[0], "3:5 error: VM ctx-2: the key 'backup' is missing")
+    says(found[0], "3:5 error: VM ctx-2: the key 'disks' is missing")
     found = lines(read(text + "    stat: x\n").diagnostics)
     says(found[0], "6:5 error: unknown key 'stat'")
 

@@ -176,6 +176,24 @@ def test_a_newer_request_takes_the_place_of_an_older_one(fleet: Site, appliance:
     assert "ACCEPTED" in fleet.run("backup", "--list")
 
 
+def test_what_has_no_run_now_is_not_what_no_spec_declares(
+    fleet: Site, appliance: Appliance
+) -> None:
+    declare(fleet, "ctx-1", release="keep")
+    for vm in ("ctx-1", "ctx-3"):
+        fleet.run("backup", vm, "--run", "n1", "--apply", "-y")
+    settle(fleet, "ctx-1", "ctx-3")
+    fleet.apply()
+    kept = fleet.pids()
+    assert kept.keys() == {("ctx-1", 2000)}
+    for vm in ("ctx-1", "ctx-3"):
+        request_of(fleet, vm).unlink()
+    said = fleet.apply("--prune")
+    assert "warning: VM ctx-1: no run is asked for" in said
+    assert fleet.pids() == kept
+    assert fleet.status().keys() == {"ctx-1"}
+
+
 def test_a_spec_that_is_edited_after_a_run_has_ended_has_its_turn(
     fleet: Site, appliance: Appliance
 ) -> None:
