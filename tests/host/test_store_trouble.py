@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,13 +89,22 @@ def test_who_only_looks_does_not_wait_for_who_writes(tmp_path: Path, how: str) -
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_lock_that_keeps_everybody_out_is_waited_for_once(tmp_path: Path) -> None:
+def test_a_lock_that_keeps_everybody_out_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Store(tmp_path, "h").close()
-    with (
-        locked_by_another(tmp_path / "state.db", HOLDS[2]) as pid,
-        pytest.raises(StoreLockedError, match=f"pid {pid}"),
-    ):
-        read(tmp_path)
+    tries: list[str] = []
+    real = sqlite3.connect
+
+    def counted(name: str, **options: Any) -> sqlite3.Connection:
+        tries.append(name)
+        return real(name, **options)
+
+    with locked_by_another(tmp_path / "state.db", HOLDS[2]) as pid:
+        monkeypatch.setattr("reconciler.host.store.files.sqlite3.connect", counted)
+        with pytest.raises(StoreLockedError, match=f"pid {pid}"):
+            read(tmp_path)
+    assert len(tries) == 1
 
 
 def test_who_has_not_the_file_open_is_not_who_locks_it(tmp_path: Path) -> None:
