@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _NEW_NAMESPACE: Final = 0x00020000  # CLONE_NEWNS, sched.h
@@ -115,3 +119,37 @@ def private() -> None:
         _called("unshare", _NEW_NAMESPACE)
         _mount("none", "/", "", _PRIVATE | _RECURSIVE, "")
         _private = True
+
+
+@contextlib.contextmanager
+def small(where: Path, size: str) -> Iterator[Path]:
+    """A tmpfs of a size at a directory; skips the test where nothing may be mounted."""
+    where.mkdir(parents=True, exist_ok=True)
+    try:
+        private()
+        _mount("small", where, "tmpfs", 0, f"size={size},mode=0700")
+    except OSError as error:
+        pytest.skip(f"nothing can be mounted here: {error}")
+    try:
+        yield where
+    finally:
+        _unmount(where)
+
+
+def fill(where: Path) -> Path:
+    """Take all the space of a file system; the file that has it."""
+    path = where / "filling"
+    with path.open("ab", buffering=0) as file:
+        for block in (1 << 16, 1 << 12, 1):
+            while _written(file.fileno(), block):
+                pass
+    return path
+
+
+def _written(fd: int, block: int) -> bool:
+    try:
+        return os.write(fd, b"x" * block) == block
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False

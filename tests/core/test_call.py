@@ -24,6 +24,7 @@ from reconciler.core.call import (
     targets,
 )
 from reconciler.core.desired import Export
+from tests import diagrams
 from tests.core.builders import a_call, a_vm, an_export, changed, says
 
 S, E = CallState, CallEvent
@@ -43,6 +44,27 @@ def test_every_event_in_every_state_is_in_the_table_or_refused(
     with pytest.raises(ImpossibleStepError) as refusal:
         step(state, event)
     says(str(refusal.value), "cannot", event, state)
+
+
+def test_every_state_and_every_event_is_in_the_table() -> None:
+    assert {event for _, event in NEXT} == set(CallEvent)
+    assert {state for state, _ in NEXT} == set(OPEN)
+    assert {*NEXT.values(), S.DUE} == set(CallState)
+
+
+def test_the_docs_show_the_table_as_it_is() -> None:
+    page = diagrams.CALLS.read_text()
+    assert page == diagrams.refreshed(page), f"docs/calls.md is stale: {diagrams.REFRESH}"
+    described = set(re.findall(r"`(\w+)`", page.split("| Event | What happened |")[1]))
+    assert {str(event) for event in CallEvent} - described == set()
+
+
+def test_the_diagram_has_every_step() -> None:
+    drawn = diagrams.of_calls()
+    arrows = re.findall(r"(\w+) --> (\w+): (.+)", drawn)
+    found = {(one, event, two) for one, two, events in arrows for event in events.split(", ")}
+    assert found == {(str(b), str(event), str(a)) for (b, event), a in NEXT.items()}
+    assert drawn.count("--> [*]") == 3
 
 
 @pytest.mark.parametrize("state", [S.COMPLETED, S.FAILED, S.CANCELLED])

@@ -195,7 +195,7 @@ def test_a_claim_that_cannot_be_read_is_an_error_and_not_a_no(tmp_path: Path) ->
 def test_an_intent_is_taken_back_unless_nobody_waits_for_that_any_more(tmp_path: Path) -> None:
     root = str(tmp_path)
     images.unintend(root, "ctx-1", "r1", 1)  # there is not even a directory
-    images.claim(root, "ctx-1", "r1", "aaaa")
+    images.claim(root, "ctx-1", "r1", A)
     images.intend(root, "ctx-1", "r1", 1, "job")
     images.unintend(root, "ctx-1", "r1", 1, given_up=lambda: True)
     assert images.intended(root, "ctx-1", "r1", 1)

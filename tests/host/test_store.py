@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from reconciler.core.call import Call, CallEvent, CallState, ImpossibleStepError, job_id
 from reconciler.core.desired import Export
-from reconciler.core.ledger import Lease
+from reconciler.core.ledger import Lease, Ledger
 from reconciler.host.store import (
     Event,
     Store,
@@ -21,6 +25,8 @@ from reconciler.host.store import (
     WrongHubError,
     events,
     read,
+    rows,
+    state_id_of,
 )
 
 
@@ -183,6 +189,159 @@ def test_a_locked_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     other.close()
     store.hold([lease()], None)
     store.close()
+
+
+def many_calls(store: Store, vms: int, nights: int) -> None:
+    """An ended call a night for each VM; of the last night, one that goes on."""
+    with store._write() as db:
+        for night in range(nights):
+            for number in range(vms):
+                state = CallState.COMPLETED if night < nights - 1 else CallState.ACCEPTED
+                one = replace(call(f"ctx-{number}", f"r{night}"), state=state)
+                rows.insert_call(db, one, replace_due=False)
+
+
+def test_a_look_reads_of_a_long_past_what_it_needs(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_calls(store, vms=10, nights=100)
+    decoded: list[Call] = []
+    real = rows.call_of
+
+    def counted(path: Path, row: Sequence[Any]) -> Call:
+        decoded.append(real(path, row))
+        return decoded[-1]
+
+    monkeypatch.setattr(rows, "call_of", counted)
+    looks: list[Callable[[], Ledger | None]] = [store.ledger, lambda: read(tmp_path)]
+    for look in looks:
+        decoded.clear()
+        ledger = look()
+        assert ledger is not None
+        assert len(ledger.calls) == 1000
+        assert [ledger.active(f"ctx-{number}") is not None for number in range(10)] == [True] * 10
+        assert ledger.completed_runs("ctx-3") == [f"r{night}" for night in range(99)]
+        assert ledger.newest_completed("ctx-3", 2000, "/r") is not None
+        assert len(decoded) == 20
+        old = ledger.latest("ctx-3", "r7")
+        assert old is not None
+        assert (old.run, old.state) == ("r7", CallState.COMPLETED)
+        assert len(decoded) == 21
+        assert len(list(ledger.calls)) == 1000
+    store.close()
+
+
+def test_a_past_that_is_another_since_we_looked_is_not_believed(
+    store: Store, tmp_path: Path
+) -> None:
+    many_calls(store, vms=1, nights=9)
+    lazy = [store.ledger(), read(tmp_path)]
+    with store._write() as db:
+        db.execute("UPDATE calls SET state = 'FAILED' WHERE run = 'r1'")
+        db.execute("DELETE FROM calls WHERE run = 'r2'")
+    for ledger in lazy:
+        assert ledger is not None
+        for run in ("r1", "r2"):
+            with pytest.raises(StoreError, match=f"run {run} of ctx-0 is not as it was"):
+                ledger.latest("ctx-0", run)
+    store.close()
+
+
+# -- one directory, one writer
+
+
+def test_the_state_id_is_read_without_the_lock(store: Store, tmp_path: Path) -> None:
+    assert state_id_of(tmp_path) == store.state_id
+    store.close()
+    assert state_id_of(tmp_path) == store.state_id
+    assert state_id_of(tmp_path / "none") is None
+    (tmp_path / "state.db").write_bytes(b"no database " * 999)
+    with pytest.raises(StoreError, match="not a database"):
+        state_id_of(tmp_path)
+
+
+def home(directory: Path) -> str:
+    with closing(sqlite3.connect(directory / "state.db")) as db:
+        found: str = db.execute("SELECT value FROM meta WHERE name = 'home'").fetchone()[0]
+        return found
+
+
+def a_store(directory: Path) -> Path:
+    directory.mkdir()
+    store = Store(directory, "h")
+    store.hold([lease()], None)
+    store.close()
+    return directory
+
+
+def test_a_directory_that_was_moved_is_used_where_it_is(tmp_path: Path) -> None:
+    old = a_store(tmp_path / "old")
+    assert home(old) == str(old)
+    new = old.rename(tmp_path / "new")
+    store = Store(new, "h")
+    assert len(store.ledger().leases) == 1
+    assert store.home == str(new)
+    store.close()
+    assert home(new) == str(new)
+
+
+def test_a_copied_directory_is_refused_while_the_original_is_there(tmp_path: Path) -> None:
+    old = a_store(tmp_path / "old")
+    new = Path(shutil.copytree(old, tmp_path / "new"))
+    before = (new / "state.db").read_bytes()
+    with pytest.raises(StoreError, match="is a copy of") as refused:
+        Store(new, "h")
+    assert refused.value.reason == "StateCopied"
+    for word in (str(new), f"RECONCILER_STATE={old}", "remove it"):
+        assert word in str(refused.value)
+    assert (new / "state.db").read_bytes() == before
+    assert read(new) is not None  # looking is no harm
+    Store(old, "h").close()
+    shutil.rmtree(old)
+    Store(new, "h").close()
+    assert home(new) == str(new)
+
+
+def test_a_copy_is_refused_where_nobody_can_tell_of_the_original(tmp_path: Path) -> None:
+    old = a_store(tmp_path / "old")
+    new = Path(shutil.copytree(old, tmp_path / "new"))
+    (old / "state.db").write_bytes(b"no database " * 999)
+    with pytest.raises(StoreError, match="whether that is still there is not known"):
+        Store(new, "h")
+
+
+def test_another_store_in_the_old_place_is_no_hindrance(tmp_path: Path) -> None:
+    new = a_store(tmp_path / "old").rename(tmp_path / "new")
+    a_store(tmp_path / "old")
+    Store(new, "h").close()
+    assert home(new) == str(new)
+
+
+def test_one_directory_by_two_names_is_one(tmp_path: Path) -> None:
+    old = a_store(tmp_path / "old")
+    (tmp_path / "link").symlink_to(old)
+    Store(tmp_path / "link", "h").close()
+    assert home(old) == str(old)
+    # as it looks through a bind mount: another path, the same file
+    (tmp_path / "mount").mkdir()
+    os.link(old / "state.db", tmp_path / "mount" / "state.db")
+    Store(tmp_path / "mount", "h").close()
+
+
+def test_a_store_that_does_not_say_its_home_gets_one(tmp_path: Path) -> None:
+    old = a_store(tmp_path / "old")
+    with closing(sqlite3.connect(old / "state.db")) as db:
+        db.execute("DELETE FROM meta WHERE name = 'home'")
+        db.commit()
+    Store(old, "h").close()
+    assert home(old) == str(old)
+
+
+def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
+    where = tmp_path / os.fsdecode(b"caf\xe9 #1?%41")
+    a_store(where)
+    Store(where, "h").close()
+    assert state_id_of(where) is not None
 
 
 def test_events_that_repeat_count_up(store: Store, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import sqlite3
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reconciler.core.errors import HostError
 from reconciler.core.units import Bytes, Seconds
@@ -20,6 +22,7 @@ from reconciler.host.store.files import (
     StoreError,
     damaged,
     explained,
+    findings,
     looked_into,
     version_of,
 )
@@ -96,7 +99,7 @@ def backup(directory: Path, target: Path, *, overwrite: bool = False) -> Facts:
         else:
             _name(temporary, target)
         _sync(target.parent)
-    return copied
+    return replace(copied, path=str(target))
 
 
 def check(file: Path, directory: Path) -> Facts:
@@ -136,28 +139,38 @@ def restore(file: Path, directory: Path) -> Path | None:
 
 
 def _put_aside(path: Path) -> Path | None:
-    """A second name for the store that is there, with what is not yet merged into it."""
+    """A second name for the store that is there, with what is not merged into it."""
     if not os.path.lexists(path):
         return None
-    if path.is_file():
-        # What cannot be merged, as the store is damaged or the disk is full, goes aside as it is.
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as db:
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = path.with_name(f"{ASIDE}{stamp}")
-    number = 1
-    while os.path.lexists(aside):
-        number += 1
-        aside = path.with_name(f"{ASIDE}{stamp}-{number}")
+    aside = _free(path.with_name(f"{ASIDE}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"))
     if path.is_dir():
         os.rename(path, aside)
         return aside
-    wal = _beside(path)[0]
+    wal, aside_wal = _beside(path)[0], _beside(aside)[0]
+    # Before SQLite looks at it: beside a store that it cannot read, it removes what is there.
     if wal.exists() and wal.stat().st_size:
-        os.link(wal, aside.with_name(f"{aside.name}-wal"))
+        os.link(wal, aside_wal)
+    if _merged(path):
+        _remove(aside_wal)
     os.link(path, aside)
     _sync(path.parent)
     return aside
+
+
+def _merged(path: Path) -> bool:
+    """Bring what is in the -wal into the store itself; False if that cannot be done."""
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            busy: int = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    except sqlite3.Error:
+        return False  # it is damaged, or there is no room: it goes aside as it is
+    return not busy
+
+
+def _free(path: Path) -> Path:
+    """The first of NAME, NAME-2, NAME-3 … that nothing has."""
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not os.path.lexists(name))
 
 
 @contextlib.contextmanager
@@ -167,6 +180,9 @@ def _sound_copy(source: Path, temporary: Path) -> Iterator[Facts]:
     def copy(db: sqlite3.Connection) -> str:
         if not version_of(db, source):
             return ""
+        wrong = findings(db)
+        if wrong:
+            raise damaged(source, "copy", wrong)
         with explained(temporary, "write"), contextlib.closing(sqlite3.connect(temporary)) as out:
             db.backup(out)
             out.execute("PRAGMA journal_mode=DELETE")  # else its first reader makes a -wal
@@ -180,7 +196,10 @@ def _sound_copy(source: Path, temporary: Path) -> Iterator[Facts]:
             raise StoreError(f"cannot copy {source}: there is no store yet", "Store")
         copied = facts(temporary)
         if copied is None or copied.wrong or copied.state_id != state_id:
-            raise damaged(source, "copy", copied.wrong if copied else "its copy is empty")
+            said = copied.wrong if copied else "it is empty"
+            raise StoreError(
+                f"cannot copy {source}: the copy is not what it should be: {said}", "Store"
+            )
         _sync(temporary)
         yield copied
     finally:

@@ -94,7 +94,9 @@ def _failed(path: Path, doing: str, said: str, code: int) -> StoreError:
     elif code in (errno.EACCES, errno.EPERM):
         hint = _owner(path)
     elif code in (errno.ENOSPC, errno.EDQUOT) or (code and _full(directory)):
-        reason, hint = "StoreFull", f"; make room, then do this again: df {directory}"
+        reason = "StoreFull"
+        said = said if "full" in said else f"{said}, its file system is full"
+        hint = f"; make room, then do this again: df {directory}"
     elif code == errno.EROFS and _read_only(directory):
         reason = "StoreReadOnly"
         hint = f"; its file system is mounted read-only: findmnt -T {directory}"
@@ -146,8 +148,9 @@ def _locked(path: Path, doing: str) -> str:
 def lockers(path: Path) -> list[str]:
     """The other processes that keep the store from being written, as far as they can be seen."""
     found: dict[int, str] = {}
-    with contextlib.suppress(OSError):
-        inodes = {one.stat().st_ino for one in (path, path.with_name(f"{NAME}-shm"))}
+    seen = [_stat(path), _stat(path.with_name(f"{path.name}-shm"))]
+    inodes = {one.st_ino for one in seen if one}
+    with contextlib.suppress(OSError):  # a kernel that does not tell
         for line in Path("/proc/locks").read_text().splitlines():
             # 1: POSIX  ADVISORY  WRITE 4711 fe:01:131 120 120. Source: proc_locks(5).
             words = line.split()
