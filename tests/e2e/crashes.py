@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -91,6 +92,14 @@ def starting(site: Site) -> list[int]:
         if served and mine and served.starting:
             found.append(process.identity.pid)
     return found
+
+
+def has_lock(site: Site, pid: int) -> bool:
+    """Whether that process is the last that has taken the hub's lock."""
+    with contextlib.suppress(OSError, ValueError):  # there is none yet; it is being written
+        holder = json.loads((site.folder / "state" / "lock").read_text())
+        return bool(holder["pid"] == pid)
+    return False
 
 
 def leftovers(site: Site) -> list[Path]:
@@ -192,7 +201,7 @@ def check_images(site: Site) -> None:
 def run_of(start: Mapping[str, Any]) -> str:
     """`ctx-1-r1`: the VM and the run of an accepted start, whatever its attempt."""
     name = str(start["nbd_targets"]).split(",")[0].rsplit("/", 1)[1]
-    return "-".join(part for part in name.split("-")[:-1] if part != "a2")
+    return re.sub(r"(-a[0-9]+)?-disk[0-9]+$", "", name)
 
 
 def same_bytes(source: Path, image: str, kind: str = "qcow2") -> bool:
