@@ -1,15 +1,20 @@
-"""Fixtures that tests of any kind may use."""
+"""Fixtures that tests of any kind may use; and what tests counted, told at the end of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.mounts import Hung, Mounts, private
+
+COUNTED: Final = "counted: "
+"""Prefix of the properties that are summed up."""
 
 
 @pytest.fixture
@@ -33,3 +38,21 @@ def hangable(mounts: Mounts, tmp_path: Path) -> Mounts:
     except OSError as error:
         pytest.skip(f"no FUSE mounts here: {error}")
     return mounts
+
+
+@pytest.fixture
+def count(record_property: Callable[[str, object], None]) -> Callable[[str, int], None]:
+    """Say how many of something a test has run; the sum is shown at the end."""
+    return lambda what, number: record_property(f"{COUNTED}{what}", number)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    totals: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and report.when == "call":
+                for name, number in report.user_properties:
+                    if name.startswith(COUNTED):
+                        totals[name.removeprefix(COUNTED)] += int(str(number))
+    for what, number in totals.items():
+        terminalreporter.write_line(f"{what}: {number}")

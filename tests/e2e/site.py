@@ -175,14 +175,17 @@ class Site:
 
     # -- running
 
-    def start(self, *arguments: str, **extra: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, module: Sequence[str] = ("reconciler",), **extra: str
+    ) -> subprocess.Popen[str]:
+        """One command in a process of its own; `module`: what runs it, and that one's options."""
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RECONCILER_")},
             "HOME": str(self.folder),
             **extra,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "reconciler", *arguments],
+            [sys.executable, "-m", *module, *arguments],
             cwd=self.folder,
             env=environment,
             stdin=subprocess.DEVNULL,
