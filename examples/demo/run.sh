@@ -7,6 +7,7 @@ root=$(cd "$here/../.." && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/reconciler-demo.XXXXXX")
 PATH="$PATH:/usr/sbin:/sbin"
 appliance=""
+serve=""
 
 say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
 show() { printf '\033[1m$ %s\033[0m\n' "$*"; "$@"; }
@@ -16,8 +17,10 @@ clean_up() {
     trap - EXIT
     cd "$work"
     [ "$status" -eq 0 ] || reconciler stop ctx-101 ctx-102 --cancel-run --kill-clients -y || true
-    [ -z "$appliance" ] || kill "$appliance" 2>/dev/null || true
-    [ -z "$appliance" ] || wait "$appliance" 2>/dev/null || true
+    for process in $serve $appliance; do
+        kill "$process" 2>/dev/null || true
+        wait "$process" 2>/dev/null || true
+    done
     cd / && rm -rf "$work"
     [ "$status" -eq 0 ] || echo "the demo failed (exit $status); everything it started is ended" >&2
     exit "$status"
@@ -48,9 +51,22 @@ disk db1 2016 48 "$root/docs"
 rm -rf files
 ls -lh sources/*/*.raw | awk '{print "  " $5 "\t" $9}'
 
+say "The hub's ear: takes what the appliance's client reports, and brings runs to their end"
+RECONCILER_API_LISTEN=127.0.0.1:$("${PYTHON:-python3}" -c '
+import socket
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    print(free.getsockname()[1])')
+export RECONCILER_API_LISTEN
+reconciler serve >serve.out 2>&1 &
+serve=$!
+for _ in $(seq 100); do [ -s serve.out ] && break || sleep 0.1; done
+cat serve.out
+
 say "The node appliance: takes one call per VM, and copies every disk over NBD"
 "${PYTHON:-python3}" "$root/examples/node-appliance/appliance.py" --listen 127.0.0.1:0 \
-    --port-file port --sources sources --log calls.jsonl --slow 3 >appliance.out 2>&1 &
+    --hub "http://$RECONCILER_API_LISTEN" --port-file port --sources sources --log calls.jsonl \
+    --slow 3 >appliance.out 2>&1 &
 appliance=$!
 for _ in $(seq 100); do [ -s port ] && break || sleep 0.1; done
 [ -s port ] || { cat appliance.out >&2; exit 1; }
@@ -68,6 +84,9 @@ show reconciler status
 say "Stay until the runs have ended"
 show reconciler apply -f "$root/specs" -y --wait --timeout 2m
 show reconciler status
+say "What happened to each run, and who asked for it"
+show reconciler history ctx-101
+show reconciler history ctx-102
 say "Again: nothing to do, and nobody is called twice"
 show reconciler plan -f "$root/specs"
 echo "calls that the appliance accepted: $(grep -c '"event": "start"' calls.jsonl) (one per VM)"
