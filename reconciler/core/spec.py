@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from reconciler.core.document import Document, Path
 from reconciler.core.errors import Diagnostic, Place, nearest
 from reconciler.core.explain import described, explained
+from reconciler.core.limits import Looks
 from reconciler.core.template import (
     MAX_LOOP,
     TemplateError,
@@ -28,6 +30,16 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """VM contexts, runs, repositories, SNAs: safe in paths, URLs, argv and the targets string."""
 MAX_NAME: Final = 100
 """Characters of a name. Two of them and a disk number fit a file name (255) and an export name."""
+MAX_PATH: Final = 4_095
+"""Characters of a path. Source: PATH_MAX in linux/limits.h, which counts a zero byte at the end."""
+MAX_DECLARED: Final = 1_000_000
+"""Values in all VMs of one file, loops followed, defaults filled in. 10,000 VMs of 10 disks hold
+about 500,000."""
+VM_COSTS: Final = 10
+"""What a VM counts for beside its values: as much memory and time goes into it."""
+MAX_LOOKS: Final = 100_000_000
+"""Items and characters that all expressions of one file may look at. 10,000 VMs with ten plain
+expressions each look at about 10,000,000."""
 EXPORT: Final = re.compile(r"[A-Za-z0-9._-]*disk(\d+)")
 """The field's client takes the position from the end of the export name. Source: its parser."""
 
@@ -57,18 +69,20 @@ def _size(value: object) -> int:
     size = parse_size(value)
     if size == 0:
         raise ValueError("a disk of 0 bytes cannot be exported")
+    if size > 1 << 60:
+        raise ValueError(f"{format_size(size)} is more than any disk can hold")
     if size != whole_sectors(size):
         raise ValueError(
             f"{value} is {size} bytes, not a multiple of 512; the next one up is "
             f"{whole_sectors(size)} bytes"
         )
-    if size > 1 << 60:
-        raise ValueError(f"{format_size(size)} is more than any disk can hold")
     return size
 
 
 def _inside(value: str) -> str:
     """A path below the repository, as far as its text can tell; symlinks are looked at later."""
+    if len(value) > MAX_PATH:
+        raise ValueError(f"a path has at most {MAX_PATH:,} characters, this one {len(value):,}")
     path = PurePosixPath(value)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(
@@ -188,8 +202,8 @@ def read(documents: Sequence[Document]) -> Specs:
     vms: list[Declared] = []
     diagnostics: list[Diagnostic] = []
     for document in documents:
-        reader = _File(document, diagnostics)
-        vms.extend(reader.vms())
+        with Looks(MAX_LOOKS, "the expressions of this file look") as looks:
+            vms.extend(_File(document, diagnostics, looks).vms())
     first: dict[str, Declared] = {}
     doubled: set[str] = set()
     for declared in vms:
@@ -213,9 +227,12 @@ def read(documents: Sequence[Document]) -> Specs:
 class _File:
     """One file's vars, defaults and VMs."""
 
-    def __init__(self, document: Document, diagnostics: list[Diagnostic]) -> None:
+    def __init__(self, document: Document, diagnostics: list[Diagnostic], looks: Looks) -> None:
         self.document = document
         self.diagnostics = diagnostics
+        self.looks = looks
+        self.declared = 0
+        """Values in the VMs so far."""
 
     def error(self, summary: str, *path: str | int, key: bool = False) -> None:
         self.diagnostics.append(Diagnostic("error", summary, self.document.place(path, key=key)))
@@ -253,6 +270,11 @@ class _File:
             return
         for index, item in enumerate(items):
             yield from self.item(item, index, variables, defaults)
+            if self.full():
+                many = f"this file declares more than {MAX_DECLARED:,} values, its loops followed; "
+                said = "the VMs from here on are not read: split this file"
+                self.error((many if self.looks.left >= 0 else "") + said, "vms", index)
+                return
 
     def mapping(self, value: object, *path: str | int) -> dict[str, object]:
         if value is None:
@@ -265,28 +287,6 @@ class _File:
     def variables(self, value: object) -> dict[str, object]:
         """`vars:`, each of which may use the others, in any order."""
         raw = self.mapping(value, "vars")
-        done: dict[str, object] = {}
-        broken: set[str] = set()
-
-        def resolve(name: str, trail: tuple[str, ...]) -> None:
-            if name in done or name in broken:
-                return
-            if name in trail:
-                broken.add(name)
-                circle = " → ".join((*trail[trail.index(name) :], name))
-                self.error(f"the vars go round in a circle: {circle}", "vars", name)
-                return
-            for needed in sorted(_names(raw[name]) & raw.keys()):
-                resolve(needed, (*trail, name))
-            if name in broken or _names(raw[name]) & broken:
-                broken.add(name)  # said already, where it begins
-                return
-            try:
-                done[name] = render_tree(raw[name], done)
-            except TemplateError as error:
-                broken.add(name)
-                self.error(str(error), "vars", name)
-
         for name in raw:
             if not name.isidentifier():
                 self.error(
@@ -295,14 +295,34 @@ class _File:
                     name,
                     key=True,
                 )
-            resolve(name, ())
+        uses = {name: _names(inner) & raw.keys() for name, inner in raw.items()}
+        order, circles = _ordered(uses)
+        for circle in circles:
+            shown = circle if len(circle) < 10 else [*circle[:5], "…", *circle[-3:]]
+            said = f"the vars go round in a circle: {' → '.join(shown)}"
+            self.error(said, "vars", circle[0])
+        done: dict[str, object] = {}
+        broken = {circle[0] for circle in circles}
+        for name in order:
+            if name in broken or uses[name] & broken:
+                broken.add(name)  # said already, where it begins
+                continue
+            try:
+                done[name] = render_tree(raw[name], done)
+            except TemplateError as error:
+                broken.add(name)
+                self.error(str(error), "vars", name)
         return done
+
+    def full(self) -> bool:
+        """Whether there is more in this file than anybody can have meant."""
+        return self.declared > MAX_DECLARED or self.looks.left < 0
 
     def item(
         self,
         item: object,
         index: int,
-        variables: Mapping[str, object],
+        variables: dict[str, object],
         defaults: Mapping[str, object],
     ) -> Iterator[Declared]:
         path: Path = ("vms", index)
@@ -319,9 +339,11 @@ class _File:
             raw = self.evaluated(merged, item, path, scope)
             if raw is not None:
                 yield from self.checked(raw, item, path)
+            if self.full():
+                return
 
     def scopes(
-        self, item: Mapping[str, object], path: Path, variables: Mapping[str, object]
+        self, item: Mapping[str, object], path: Path, variables: dict[str, object]
     ) -> Iterator[Mapping[str, object]]:
         if "loop" not in item:
             yield variables
@@ -339,7 +361,7 @@ class _File:
             self.error(f"this loop has {len(items):,} items; at most {MAX_LOOP:,}", *path, "loop")
             return
         for each in items:
-            yield {**variables, "item": each}
+            yield ChainMap({"item": each}, variables)
 
     def wanted(self, item: Mapping[str, object], path: Path, scope: Mapping[str, object]) -> bool:
         condition = item.get("when", True)
@@ -368,10 +390,12 @@ class _File:
         scope: Mapping[str, object],
     ) -> dict[str, object] | None:
         raw: dict[str, object] = {}
+        self.declared += VM_COSTS
         failed = False
         for key, value in merged.items():
             try:
                 raw[key] = render_tree(value, scope)
+                self.declared += _count(raw[key])
             except TemplateError as error:
                 failed = True
                 where: Path = (*path, key) if key in item else ("defaults", key)
@@ -436,6 +460,34 @@ def _applies(key: str, item: Mapping[str, object], defaults: Mapping[str, object
     if key == "backup" and item.get("for", defaults.get("for")) == "restore":
         return False
     return not (key == "disks" and "of" in item)
+
+
+def _ordered(uses: Mapping[str, frozenset[str]]) -> tuple[list[str], list[list[str]]]:
+    """The names, each after those that it uses; and the circles that are among them."""
+    order: dict[str, None] = {}
+    circles: dict[str, list[str]] = {}
+    for name in uses:
+        waiting = {} if name in order else {name: sorted(uses[name], reverse=True)}
+        while waiting:
+            current = next(reversed(waiting))
+            if not waiting[current]:
+                del waiting[current]
+                order[current] = None
+                continue
+            needed = waiting[current].pop()
+            if needed in waiting and needed not in circles:
+                trail = list(waiting)
+                circles[needed] = [*trail[trail.index(needed) :], needed]
+            elif needed not in waiting and needed not in order:
+                waiting[needed] = sorted(uses[needed], reverse=True)
+    return list(order), list(circles.values())
+
+
+def _count(value: object) -> int:
+    """Values in a tree, keys left out."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
 
 
 def _names(value: object) -> frozenset[str]:
