@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from msgspec import Struct
+
+MAX_TYPO: Final = 200
+"""Characters of a word that may be a near miss. Looking for one takes long where both are long."""
 
 
 class Exit(IntEnum):
@@ -94,7 +97,14 @@ class LockError(ReconcilerError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'image'?` for a near miss, else nothing."""
+    if len(word) > MAX_TYPO:
+        return ""
     import difflib  # only when something is already wrong: start-up does not pay for it
 
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def shortened(text: str, most: int = 600) -> str:
+    """`text`, without its middle where it is longer than that many characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"

@@ -8,7 +8,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from reconciler.core.document import Path
-from reconciler.core.errors import nearest
+from reconciler.core.errors import nearest, shortened
 
 
 def described(value: object) -> str:
@@ -22,7 +22,7 @@ def described(value: object) -> str:
             return f"the number {value}"
         case str():
             return f"the text {value[:40]!r}"
-        case list():
+        case list() | tuple():
             return "a list"
         case dict():
             return "keys and values"
@@ -118,6 +118,6 @@ def _sentence(found: Mapping[str, Any], path: Path, model: type[BaseModel]) -> s
         case "model_type" | "model_attributes_type" | "mapping_type" | "dict_type":
             return f"{key or 'this'}: expected keys and values, found {described(value)}"
         case "value_error":
-            return f"{key}: {found['ctx']['error']}"
+            return f"{key}: {shortened(str(found['ctx']['error']))}"
         case _:
             return f"{key}: {str(found['msg'])[:1].lower()}{str(found['msg'])[1:]}"

@@ -58,12 +58,13 @@ def read(document: Document) -> tuple[Inventory | None, list[Diagnostic]]:
         ]
     diagnostics = []
     for name, vm in model.vms.items():
-        keys = [disk.key for disk in vm.disks]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                summary = f"in the inventory: VM {name} has two disks with the key {key}"
+        seen: set[int] = set()
+        for index, disk in enumerate(vm.disks):
+            if disk.key in seen:
+                summary = f"in the inventory: VM {name} has two disks with the key {disk.key}"
                 place = document.place(("vms", name, "disks", index, "key"))
                 diagnostics.append(Diagnostic("error", summary, place))
+            seen.add(disk.key)
     return (None if diagnostics else Inventory(document.file, model.vms)), diagnostics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal, TypeVar
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from reconciler.core.document import Document, Path
 from reconciler.core.errors import Diagnostic, Place, nearest
 from reconciler.core.explain import described, explained
+from reconciler.core.limits import Looks
 from reconciler.core.template import (
     MAX_LOOP,
     TemplateError,
@@ -30,6 +32,16 @@ MAX_NAME: Final = 100
 """Characters of a name. Two of them and a disk number fit a file name (255) and an export name."""
 MAX_WHO: Final = 200
 """Characters of who asked for a run; it is kept for ever, and shown on one line."""
+MAX_PATH: Final = 4_095
+"""Characters of a path. Source: PATH_MAX in linux/limits.h, which counts a zero byte at the end."""
+MAX_DECLARED: Final = 1_000_000
+"""Values in all VMs of one file, loops followed, defaults filled in. 10,000 VMs of 10 disks hold
+about 500,000."""
+VM_COSTS: Final = 10
+"""What a VM counts for beside its values: as much memory and time goes into it."""
+MAX_LOOKS: Final = 100_000_000
+"""Items and characters that all expressions of one file may look at. 10,000 VMs with ten plain
+expressions each look at about 10,000,000."""
 EXPORT: Final = re.compile(r"[A-Za-z0-9._-]*disk(\d+)")
 """The field's client takes the position from the end of the export name. Source: its parser."""
 
@@ -60,18 +72,20 @@ def _size(value: object) -> int:
     size = parse_size(value)
     if size == 0:
         raise ValueError("a disk of 0 bytes cannot be exported")
+    if size > 1 << 60:
+        raise ValueError(f"{format_size(size)} is more than any disk can hold")
     if size != whole_sectors(size):
         raise ValueError(
             f"{value} is {size} bytes, not a multiple of 512; the next one up is "
             f"{whole_sectors(size)} bytes"
         )
-    if size > 1 << 60:
-        raise ValueError(f"{format_size(size)} is more than any disk can hold")
     return size
 
 
 def _inside(value: str) -> str:
     """A path below the repository, as far as its text can tell; symlinks are looked at later."""
+    if len(value) > MAX_PATH:
+        raise ValueError(f"a path has at most {MAX_PATH:,} characters, this one {len(value):,}")
     path = PurePosixPath(value)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(
@@ -247,7 +261,7 @@ def read(
     vms: list[Declared] = []
     runs: list[Asked] = []
     for reader in readers:
-        for one in reader.found():
+        for one in reader.everything():
             if isinstance(one, Asked):
                 runs.append(one)
             else:
@@ -301,6 +315,9 @@ class _File:
         """VMs with an error."""
         self.lost = False
         """There may be a VM or a run here of which not even the name could be read."""
+        self.looks = Looks(MAX_LOOKS, "the expressions of this file look")
+        self.declared = 0
+        """Values in the VMs and runs so far."""
 
     def error(self, summary: str, *path: str | int, key: bool = False, vm: str = "") -> None:
         place = self.document.place(path, key=key)
@@ -310,6 +327,11 @@ class _File:
         """An error after which nobody knows what else the file says."""
         self.lost = True
         self.error(summary, *path, key=key)
+
+    def everything(self) -> list[Declared | Asked]:
+        """Every VM and run of the file, as far as its expressions keep within their limit."""
+        with self.looks:
+            return list(self.found())
 
     def found(self) -> Iterator[Declared | Asked]:
         value = self.document.value
@@ -335,12 +357,19 @@ class _File:
             hint = nearest(key, _DEFAULTS)
             self.error(f"unknown key {key!r} in defaults{hint}", "defaults", key, key=True)
             del defaults[key]
-        if "vms" in value and "vms" in self.top:
-            for path, item in self.items(value["vms"], "vms", "VMs"):
-                yield from self.vm(item, path, variables, defaults)
-        if "runs" in value:
-            for path, item in self.items(value["runs"], "runs", "runs"):
-                yield from self.run(item, path, variables)
+        for key, what in (("vms", "VMs"), ("runs", "runs")):
+            if key not in value or key not in self.top:
+                continue
+            for path, item in self.items(value[key], key, what):
+                if key == "vms":
+                    yield from self.vm(item, path, variables, defaults)
+                else:
+                    yield from self.run(item, path, variables)
+                if self.full():
+                    many = f"this file declares more than {MAX_DECLARED:,} values, loops followed; "
+                    said = f"the {what} from here on are not read: split this file"
+                    self.unusable((many if self.looks.left >= 0 else "") + said, *path)
+                    return
 
     def items(self, value: object, key: str, what: str) -> Iterator[tuple[Path, object]]:
         if value is None:
@@ -362,28 +391,6 @@ class _File:
     def variables(self, value: object) -> dict[str, object]:
         """`vars:`, each of which may use the others, in any order."""
         raw = self.mapping(value, "vars")
-        done: dict[str, object] = {}
-        broken: set[str] = set()
-
-        def resolve(name: str, trail: tuple[str, ...]) -> None:
-            if name in done or name in broken:
-                return
-            if name in trail:
-                broken.add(name)
-                circle = " → ".join((*trail[trail.index(name) :], name))
-                self.error(f"the vars go round in a circle: {circle}", "vars", name)
-                return
-            for needed in sorted(_names(raw[name]) & raw.keys()):
-                resolve(needed, (*trail, name))
-            if name in broken or _names(raw[name]) & broken:
-                broken.add(name)  # said already, where it begins
-                return
-            try:
-                done[name] = render_tree(raw[name], done)
-            except TemplateError as error:
-                broken.add(name)
-                self.error(str(error), "vars", name)
-
         for name in raw:
             if not name.isidentifier():
                 self.error(
@@ -392,14 +399,34 @@ class _File:
                     name,
                     key=True,
                 )
-            resolve(name, ())
+        uses = {name: _names(inner) & raw.keys() for name, inner in raw.items()}
+        order, circles = _ordered(uses)
+        for circle in circles:
+            shown = circle if len(circle) < 10 else [*circle[:5], "…", *circle[-3:]]
+            said = f"the vars go round in a circle: {' → '.join(shown)}"
+            self.error(said, "vars", circle[0])
+        done: dict[str, object] = {}
+        broken = {circle[0] for circle in circles}
+        for name in order:
+            if name in broken or uses[name] & broken:
+                broken.add(name)  # said already, where it begins
+                continue
+            try:
+                done[name] = render_tree(raw[name], done)
+            except TemplateError as error:
+                broken.add(name)
+                self.error(str(error), "vars", name)
         return done
+
+    def full(self) -> bool:
+        """Whether there is more in this file than anybody can have meant."""
+        return self.declared > MAX_DECLARED or self.looks.left < 0
 
     def vm(
         self,
         item: object,
         path: Path,
-        variables: Mapping[str, object],
+        variables: dict[str, object],
         defaults: Mapping[str, object],
     ) -> Iterator[Declared]:
         if not isinstance(item, dict):
@@ -414,6 +441,8 @@ class _File:
             spec = None if raw is None else self.checked(VmSpec, raw, item, path)
             if spec is not None:
                 yield Declared(spec, self.document, path)
+                if self.full():
+                    return
                 continue
             name = (raw or item).get("name")
             if isinstance(name, str) and not is_template(name):
@@ -421,7 +450,7 @@ class _File:
             else:
                 self.lost = True
 
-    def run(self, item: object, path: Path, variables: Mapping[str, object]) -> Iterator[Asked]:
+    def run(self, item: object, path: Path, variables: dict[str, object]) -> Iterator[Asked]:
         if not isinstance(item, dict):
             self.unusable(f"expected a run with `vm` and `run`, found {described(item)}", *path)
             return
@@ -435,7 +464,7 @@ class _File:
                 yield Asked(spec, self.document, path, self.aside)
 
     def scopes(
-        self, item: Mapping[str, object], path: Path, variables: Mapping[str, object]
+        self, item: Mapping[str, object], path: Path, variables: dict[str, object]
     ) -> Iterator[Mapping[str, object]]:
         """The variables of each thing that an item stands for and that is meant."""
         for scope in self.looped(item, path, variables):
@@ -443,7 +472,7 @@ class _File:
                 yield scope
 
     def looped(
-        self, item: Mapping[str, object], path: Path, variables: Mapping[str, object]
+        self, item: Mapping[str, object], path: Path, variables: dict[str, object]
     ) -> Iterator[Mapping[str, object]]:
         if "loop" not in item:
             yield variables
@@ -463,7 +492,7 @@ class _File:
             )
             return
         for each in items:
-            yield {**variables, "item": each}
+            yield ChainMap({"item": each}, variables)
 
     def wanted(self, item: Mapping[str, object], path: Path, scope: Mapping[str, object]) -> bool:
         condition = item.get("when", True)
@@ -492,10 +521,12 @@ class _File:
         scope: Mapping[str, object],
     ) -> dict[str, object] | None:
         raw: dict[str, object] = {}
+        self.declared += VM_COSTS
         failed = False
         for key, value in merged.items():
             try:
                 raw[key] = render_tree(value, scope)
+                self.declared += _count(raw[key])
             except TemplateError as error:
                 failed = True
                 where: Path = (*path, key) if key in item else ("defaults", key)
@@ -559,6 +590,34 @@ def _applies(key: str, item: Mapping[str, object], defaults: Mapping[str, object
     if key == "backup" and item.get("for", defaults.get("for")) == "restore":
         return False
     return not (key == "disks" and "of" in item)
+
+
+def _ordered(uses: Mapping[str, frozenset[str]]) -> tuple[list[str], list[list[str]]]:
+    """The names, each after those that it uses; and the circles that are among them."""
+    order: dict[str, None] = {}
+    circles: dict[str, list[str]] = {}
+    for name in uses:
+        waiting = {} if name in order else {name: sorted(uses[name], reverse=True)}
+        while waiting:
+            current = next(reversed(waiting))
+            if not waiting[current]:
+                del waiting[current]
+                order[current] = None
+                continue
+            needed = waiting[current].pop()
+            if needed in waiting and needed not in circles:
+                trail = list(waiting)
+                circles[needed] = [*trail[trail.index(needed) :], needed]
+            elif needed not in waiting and needed not in order:
+                waiting[needed] = sorted(uses[needed], reverse=True)
+    return list(order), list(circles.values())
+
+
+def _count(value: object) -> int:
+    """Values in a tree, keys left out."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
 
 
 def _names(value: object) -> frozenset[str]:

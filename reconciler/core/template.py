@@ -7,22 +7,35 @@ an expression returns is parsed again, so no value can inject YAML or another ex
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
-from typing import Any, Final
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, lru_cache, wraps
+from typing import Any, Final, cast
 
+from reconciler.core import limits
 from reconciler.core.errors import nearest
+from reconciler.core.limits import MAX_BITS, MAX_LOOKS, MAX_RESULT, STEP, TemplateError
+
+__all__ = [
+    "MAX_LOOP",
+    "MAX_RESULT",
+    "MAX_TEMPLATE",
+    "TemplateError",
+    "evaluate",
+    "is_template",
+    "names_in",
+    "render",
+    "render_tree",
+]
 
 MAX_TEMPLATE: Final = 4_096
 """Characters in one templated value."""
-MAX_RESULT: Final = 65_536
-"""Characters or items in what one expression, or one step inside it, may return."""
 MAX_LOOP: Final = 10_000
 """Items of one `loop`. The largest site known has fewer VMs."""
-
-
-class TemplateError(ValueError):
-    """A value cannot be evaluated; the message is the sentence for the author."""
+COMPARED: Final = 100
+"""Looks that a name takes to be told from another."""
+MAX_KEPT: Final = 20_000
+"""Texts that stay compiled from one pass to the next."""
 
 
 def is_template(value: object) -> bool:
@@ -50,8 +63,11 @@ def render_tree(value: object, variables: Mapping[str, object]) -> object:
     return value
 
 
+@lru_cache(MAX_KEPT)
 def names_in(text: str) -> frozenset[str]:
     """The variables that a templated text uses."""
+    if len(text) > MAX_TEMPLATE:
+        return frozenset()
     from jinja2 import meta
 
     try:
@@ -70,7 +86,8 @@ def _guarded(
     import jinja2
 
     try:
-        return _sized(evaluate_it())
+        with limits.Looks(MAX_LOOKS, "it looks"):
+            return _sized(evaluate_it())
     except TemplateError:
         raise
     except jinja2.UndefinedError as error:
@@ -78,16 +95,20 @@ def _guarded(
         match = re.match(r"'(\w+)' is undefined", said)
         if match:
             said = f"the variable {match.group(1)!r} is not defined"
+            limits.spend(len(variables) * COMPARED)  # every item of a loop may come here
             said += nearest(match.group(1), variables) or _known(variables)
-        raise TemplateError(f"cannot evaluate {_short(text)}: {said}") from None
+        raise TemplateError(f"cannot evaluate {_short(text)}: {_short(said, 300)}") from None
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"cannot read {_short(text)}: {error.message}") from None
+        said = _short(str(error.message), 300)
+        raise TemplateError(f"cannot read {_short(text)}: {said}") from None
     except jinja2.sandbox.SecurityError as error:  # type: ignore[attr-defined]
-        raise TemplateError(f"cannot evaluate {_short(text)}: not allowed here: {error}") from None
-    except RecursionError:
-        raise TemplateError(f"cannot evaluate {_short(text)}: it is nested too deeply") from None
+        said = _short(str(error), 300)
+        raise TemplateError(f"cannot evaluate {_short(text)}: not allowed here: {said}") from None
     except Exception as error:
-        raise TemplateError(f"cannot evaluate {_short(text)}: {error}") from None
+        # Python's parser has a limit of its own for what Jinja2 makes of the text.
+        deep = isinstance(error, RecursionError) or "too many nested" in str(error)
+        said = "it is nested too deeply" if deep else _short(str(error), 300) or repr(error)
+        raise TemplateError(f"cannot evaluate {_short(text)}: {said}") from None
 
 
 def _known(variables: Mapping[str, object]) -> str:
@@ -95,8 +116,8 @@ def _known(variables: Mapping[str, object]) -> str:
     return f"; defined here: {names}" if names else "; no vars are defined here"
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "…"
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "…"
 
 
 def _sized(value: object) -> object:
@@ -107,29 +128,34 @@ def _sized(value: object) -> object:
 
     def plain(value: object, depth: int) -> object:
         nonlocal left
-        left -= len(value) if isinstance(value, str) else 1
+        left -= max(1, limits.size(value)) if isinstance(value, str) else 1
         if left < 0 or depth > 32:
-            raise TemplateError(f"cannot use this value: it has more than {MAX_RESULT:,} parts")
+            raise limits.too_large()
         match value:
             case None | bool() | float():
                 return value
             case str():
                 return str(value)
-            case int() if value.bit_length() <= 128:
+            case int() if value.bit_length() <= MAX_BITS:
                 return value
             case int():
-                raise TemplateError("cannot use this number: it has more than 128 bits")
-            case list() | tuple() | set() | frozenset() | range():
+                raise limits.too_many_bits()
+            case list() | tuple() | range():
                 return [plain(item, depth + 1) for item in value]
             case dict():
-                return {str(key): plain(item, depth + 1) for key, item in value.items()}
+                return {
+                    str(plain(limits.text(key), depth)): plain(item, depth + 1)
+                    for key, item in value.items()
+                }
             case jinja2.Undefined():
                 return str(value)  # raises the error that names it
             case _:
                 kind = type(value).__name__
                 raise TemplateError(f"cannot use this value: it is a {kind}, not data")
 
-    return plain(value, 0)
+    found = plain(value, 0)
+    limits.spend(STEP + MAX_RESULT - left)
+    return found
 
 
 _METHODS: Final[Mapping[type, frozenset[str]]] = {
@@ -147,60 +173,98 @@ _FILTERS: Final = frozenset(
     "trim unique upper".split()
 )
 """Jinja2's filters that give the same on every pass, and nothing larger than what goes in."""
+_OF_TEXT: Final = frozenset({"capitalize", "lower", "title", "trim", "upper"})
+"""Filters and tests of Jinja2 that would make text of whatever they get."""
+_LOOKING_INSIDE: Final = frozenset({"dictsort", "max", "min", "sort", "unique"})
+"""Filters that compare the items."""
+SORTED: Final = 10
+"""Looks that an item costs there: Jinja2 makes a key of each. Measured: 1 µs."""
+MAX_DIGITS: Final = 32
+"""Of `round`, on either side of the point. A float has 17."""
 
 
-def _join(values: Iterable[object], between: str = "") -> str:
-    """Jinja's `join`, unless the result would be too large."""
-    parts = [_text(value) for value in values]
-    if sum(map(len, parts)) + len(between) * len(parts) > MAX_RESULT:
-        raise TemplateError("cannot join this: the result grows too large")
-    return between.join(parts)
+def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter within the limits."""
+    before = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @wraps(function)
+    def run(*given: Any, **named: Any) -> Any:
+        passed, value, more = given[:before], given[before], given[before + 1 :]
+        options = (*more, *named.values())
+        if name in _OF_TEXT:
+            value = limits.text(value)
+        if name in _LOOKING_INSIDE:
+            value = list(value) if isinstance(value, Iterator) else value
+            limits.weigh(value)
+            limits.spend(limits.size(value) * SORTED)
+        if name == "round" and any(isinstance(n, int) and abs(n) > MAX_DIGITS for n in options):
+            raise TemplateError(f"cannot round this: to at most {MAX_DIGITS} digits")
+        limits.spend(STEP + _looks(value, options))
+        return limits.returned(function(*passed, value, *more, **named))
+
+    return run
 
 
-def _text(value: object) -> str:
-    """Jinja's `string`, of single values."""
-    if not isinstance(value, str | int | float | bool):
-        raise TemplateError(f"cannot make text of a {type(value).__name__}: name one value in it")
-    return str(value)
+def _looks(value: object, options: Iterable[object]) -> int:
+    """Looks at `value`, of a filter or method with such options: `strip` tries letter by letter."""
+    letters = sum(map(limits.size, options))
+    return limits.size(value) * (1 + letters // 100) + letters
 
 
-def _replace(text: object, old: str, new: str) -> str:
-    """Jinja's `replace`, unless the result would be too large."""
-    source = str(text)
-    if len(source) + (source.count(old) if old else len(source) + 1) * len(new) > MAX_RESULT:
-        raise TemplateError("cannot replace this: the result grows too large")
-    return source.replace(old, new)
+def _test(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A test within the limits: `select` may run it on each of many items."""
+
+    @wraps(function)
+    def run(*given: Any, **named: Any) -> Any:
+        limits.spend(STEP)
+        if name in _OF_TEXT:
+            limits.text(given[0])
+        if name == "in":
+            limits.search(*given, **named)
+        else:
+            for one in (*given, *named.values()):
+                limits.weigh(one)
+        return function(*given, **named)
+
+    return run
 
 
 @cache
 def _environment() -> Any:
     from jinja2 import StrictUndefined
+    from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["*", "**", "%"])
+        intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
-        def call_binop(self, context: object, operator: str, left: Any, right: Any) -> Any:
-            if operator == "**" and not (
-                isinstance(left, int | float)
-                and isinstance(right, int | float)
-                and abs(left) <= 2**64
-                and abs(right) <= 64
-            ):
-                raise TemplateError("cannot use **: it grows too large")
-            if operator == "%" and isinstance(left, str):
-                raise TemplateError("cannot use % on text: join the parts with ~")
-            if operator == "*":
-                for one, times in ((left, right), (right, left)):
-                    if (
-                        isinstance(one, str | list | tuple)
-                        and isinstance(times, int)
-                        and len(one) * times > MAX_RESULT
-                    ):
-                        raise TemplateError(
-                            f"cannot repeat this {times:,} times: it grows too large"
-                        )
-            return super().call_binop(context, operator, left, right)  # type: ignore[arg-type]
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            limits.operate(operator, left, right)
+            return limits.returned(super().call_binop(context, operator, left, right))
+
+        def getitem(self, obj: Any, argument: Any) -> Any:
+            limits.look_up(argument)
+            return super().getitem(obj, argument)
+
+        def call_filter(self, name: Any, *given: Any, **named: Any) -> Any:
+            return super().call_filter(limits.text(name), *given, **named)
+
+        def call_test(self, name: Any, *given: Any, **named: Any) -> Any:
+            return super().call_test(limits.text(name), *given, **named)
+
+        def call(self, context: Any, obj: Any, /, *given: Any, **named: Any) -> Any:
+            owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "this")
+            if name in ("format", "format_map"):
+                raise TemplateError("cannot use format: join the parts with ~")
+            if not self.is_safe_callable(obj):
+                raise SecurityError(f"{name!r} cannot be called")
+            options = (*given, *named.values())
+            for one in options:
+                limits.weigh(one)
+            if isinstance(owner, list):
+                limits.weigh(owner)
+            limits.spend(STEP + _looks(owner if isinstance(owner, str) else "", options))
+            return limits.returned(context.call(obj, *given, **named))
 
         def is_safe_callable(self, obj: Any) -> bool:
             if isinstance(obj, StrictUndefined):
@@ -211,42 +275,106 @@ def _environment() -> Any:
                     return getattr(obj, "__name__", "") in names
             return any(obj is known for known in self.globals.values())
 
-        def format_string(self, *_arguments: Any, **_named: Any) -> str:
-            raise TemplateError("cannot use format: join the parts with ~")
-
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    # Nothing is worked out while a text is compiled: there it would not be counted.
+    environment = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, optimized=False
+    )
     environment.globals = {"range": environment.globals["range"], "dict": dict}
-    own = {"replace": _replace, "join": _join, "string": _text}
     kept = {name: known for name, known in environment.filters.items() if name in _FILTERS}
-    environment.filters = {**kept, **own}
+    own = {"replace": limits.replace, "string": limits.text}
+    joining = {"join": limits.join, _JOINED: limits.join}
+    all_of_them = {**kept, **own, **joining}
+    environment.filters = {name: _filter(name, one) for name, one in all_of_them.items()}
+    environment.filters |= {_STEP: limits.returned, _WEIGHED: limits.weighed}
+    tests: dict[str, Any] = environment.tests
+    environment.tests = {name: _test(name, one) for name, one in tests.items()}
     return environment
 
 
+_JOINED: Final = "~"
+_STEP: Final = "[:]"
+_WEIGHED: Final = "=="
+"""Names of filters that stand where Jinja2 lets nobody look: no expression can write them."""
+
+
 @cache
+def _counting() -> Any:
+    """What puts those filters into a parsed expression."""
+    from jinja2 import nodes
+    from jinja2.visitor import NodeTransformer
+
+    def through(name: str, node: nodes.Expr) -> nodes.Filter:
+        return nodes.Filter(node, name, [], [], None, None)
+
+    class Counting(NodeTransformer):
+        def visit(self, node: nodes.Node, *_args: Any, **_kwargs: Any) -> nodes.Node:
+            self.generic_visit(node)
+            match node:
+                case nodes.Concat():
+                    return through(_JOINED, nodes.List(node.nodes))
+                case nodes.Getitem() if isinstance(node.arg, nodes.Slice):
+                    return through(_STEP, node)
+                case nodes.Pair():
+                    node.key = through(_WEIGHED, node.key)  # it will be hashed
+                case nodes.Compare(ops=[nodes.Operand(op="in" | "notin" as op, expr=among)]):
+                    found = nodes.Test(node.expr, "in", [among], [], None, None)
+                    return found if op == "in" else nodes.Not(found)
+                case nodes.Compare():
+                    node.expr = through(_WEIGHED, node.expr)
+                    for one in node.ops:
+                        one.expr = through(_WEIGHED, one.expr)
+                case _:
+                    pass
+            return node
+
+    return Counting()
+
+
+@lru_cache(MAX_KEPT)
 def _expression(expression: str) -> Callable[[Mapping[str, object]], object]:
-    compiled = _environment().compile_expression(expression, undefined_to_none=False)
+    from jinja2 import TemplateSyntaxError, nodes
 
-    def run(variables: Mapping[str, object]) -> object:
-        value = compiled(**variables)
-        if type(value).__name__.endswith("Undefined"):
-            str(value)  # raises the error that names it
-        return value
-
-    return run
+    pieces = _pieces(f"{{{{ {expression} }}}}")
+    if len(pieces) != 1 or isinstance(pieces[0], nodes.TemplateData):
+        raise TemplateSyntaxError("write one expression", 1)
+    return _function(pieces[0])
 
 
-@cache
+@lru_cache(MAX_KEPT)
 def _compiled(text: str) -> Callable[[Mapping[str, object]], object]:
     from jinja2 import nodes
 
-    body = _environment().parse(text).body
-    if (
-        len(body) == 1
-        and isinstance(body[0], nodes.Output)
-        and len(body[0].nodes) == 1
-        and not isinstance(body[0].nodes[0], nodes.TemplateData)
-    ):
-        inner = text.strip().removeprefix("{{").removesuffix("}}").strip("-+")
-        return _expression(inner.strip())
-    template = _environment().from_string(text)
-    return lambda variables: template.render(dict(variables))
+    pieces = _pieces(text)
+    if len(pieces) == 1 and not isinstance(pieces[0], nodes.TemplateData):
+        return _function(pieces[0])
+    return _function(
+        nodes.Concat(
+            [
+                nodes.Const(piece.data) if isinstance(piece, nodes.TemplateData) else piece
+                for piece in pieces
+            ]
+        )
+    )
+
+
+def _pieces(text: str) -> list[Any]:
+    """The expressions of a text, and what stands between them, as Jinja2 reads it."""
+    return [piece for output in _environment().parse(text).body for piece in output.nodes]
+
+
+def _function(expression: Any) -> Callable[[Mapping[str, object]], object]:
+    from jinja2 import nodes
+
+    result = nodes.Assign(nodes.Name("result", "store"), _counting().visit(expression))
+    tree = nodes.Template([result]).set_lineno(1).set_environment(_environment())
+    template = _environment().from_string(tree)
+    known = _environment().globals
+
+    def run(variables: Mapping[str, object]) -> object:
+        scope = ChainMap(cast("dict[str, object]", variables), known)  # it is only read
+        context = template.new_context(scope, shared=True)
+        for _ in template.root_render_func(context):
+            pass  # the one assignment prints nothing
+        return context.vars["result"]
+
+    return run

@@ -63,8 +63,10 @@ def format_size(size: Bytes) -> str:
     """The shortest exact form with a binary unit, else one decimal: `40 GiB`, `1.5 MiB`."""
     for unit, factor in (("PiB", 1 << 50), ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20)):
         if size >= factor:
-            number = size / factor
-            return f"{size // factor} {unit}" if size % factor == 0 else f"{number:.1f} {unit}"
+            if size % factor == 0:
+                return f"{size // factor} {unit}"
+            tenths = (size * 10 + factor // 2) // factor  # whole numbers: a float ends at 10^308
+            return f"{tenths // 10}.{tenths % 10} {unit}"
     if size >= 1024 and size % 1024 == 0:
         return f"{size // 1024} KiB"
     return f"{size} bytes"

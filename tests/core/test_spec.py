@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reconciler.core import spec
 from reconciler.core.desired import build
+from reconciler.core.errors import nearest
 from reconciler.core.spec import MAX_NAME, VmSpec, merge
 from tests.core.builders import GIB, a_settings, document, lines, read, remembered, says
 
@@ -157,6 +158,18 @@ def test_a_vm_that_is_not_meant_is_not_evaluated() -> None:
 def test_vars_may_use_each_other_in_any_order() -> None:
     text = "vars: {b: '{{ a }}-b', a: '{{ c }}', c: x}\nvms: [{name: '{{ b }}', state: absent}]"
     assert one(text).name == "x-b"
+
+
+def test_vars_may_lean_on_each_other_as_deep_as_they_like() -> None:
+    many = "".join(f"  v{index}: '{{{{ v{index + 1} }}}}'\n" for index in range(1_500))
+    assert one(f"vars:\n{many}  v1500: ctx-1\nvms: [{{name: '{{{{ v0 }}}}', state: absent}}]").name
+
+
+def test_a_large_circle_is_told_by_its_ends() -> None:
+    many = "".join(f"  v{index}: '{{{{ v{(index + 1) % 90} }}}}'\n" for index in range(90))
+    said = wrong(f"vars:\n{many}vms: []")
+    says(said, "circle: v0 → v1 → v2 → v3 → v4 → … → v88 → v89 → v0")
+    assert "\n" not in said
 
 
 def test_defaults_go_below_what_a_vm_says() -> None:
@@ -375,6 +388,9 @@ def test_what_cannot_be_right_is_refused_at_its_place(text: str, words: list[str
         ("{key: 1, size: 0}", ["4:28 error: size: a disk of 0 bytes"]),
         ("{key: 1, size: 1000}", ["4:28 error", "multiple of 512", "1024 bytes"]),
         ("{key: 1, size: 1025P}", ["1025 PiB is more than"]),
+        (f"{{key: 1, size: 1{'0' * 900}}}", ["size", "PiB is more than any disk can hold"]),
+        (f"{{key: 1, size: {'9' * 900}}}", ["size", "PiB is more than any disk can hold"]),
+        (f"{{key: 1, image: {'i' * 4096}}}", ["at most 4,095 characters, this one 4,096"]),
         ("{key: 1, size: [1]}", ["4:28 error: size: write a size like 40GiB"]),
         ("{key: 1, sise: 1G}", ["4:22 error: unknown key 'sise'", "did you mean 'size'"]),
         ("{key: 1, image: /etc/passwd}", ["4:29 error: image: ", "leads out of the repository"]),
@@ -455,6 +471,54 @@ def test_a_loop_of_one_name_is_that_name_twice() -> None:
 def test_a_loop_beyond_all_sense_is_refused() -> None:
     text = "vms: [{name: 'a{{ item }}', loop: '{{ range(10001) | list }}', state: absent}]"
     says(wrong(text), "1:35 error: this loop has 10,001 items; at most 10,000")
+
+
+LOOPS = """\
+vms:
+  - {loop: "{{ range(50) | list }}", name: "a{{ item }}", state: absent}
+  - {name: b, state: absent}
+"""
+
+
+def test_loops_that_declare_more_than_anybody_means_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few lines, with an alias on a loop, could ask for a billion VMs."""
+    assert len(read(LOOPS).vms) == 51
+    monkeypatch.setattr("reconciler.core.spec.MAX_DECLARED", 240)
+    found = read(LOOPS)
+    assert [one.spec.name for one in found.vms] == [f"a{index}" for index in range(21)]
+    says(
+        "\n".join(lines(found.diagnostics)),
+        "2:5 error: this file declares more than 240 values, loops followed",
+        "the VMs from here on are not read: split this file",
+    )
+
+
+def test_expressions_that_cost_more_together_than_anybody_means_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("reconciler.core.spec.MAX_LOOKS", 600)
+    found = read(LOOPS)
+    assert 0 < len(found.vms) < 50
+    says(
+        "\n".join(lines(found.diagnostics)),
+        "2:44 error: cannot evaluate this: the expressions of this file look at more than 600",
+        "2:5 error: the VMs from here on are not read: split this file",
+    )
+    assert read(SMALLEST, LOOPS.replace("50", "5")).diagnostics == ()
+
+
+def test_what_is_long_is_not_repeated_in_full() -> None:
+    long = "x" * 5_000
+    for key in ("state", "repository", "protect", "labels", "vm", "release"):
+        assert len(wrong(vm(f"disks: inventory\n{key}: {long}"))) < 1_000
+    for key in ("size", "image", "export"):
+        assert len(wrong(vm(f"disks: [{{key: 1, {key}: /{long}}}]"))) < 1_000
+
+
+def test_a_near_miss_is_looked_for_among_words_and_not_among_texts() -> None:
+    """Comparing two long texts takes minutes."""
+    assert nearest("stat", ["state"]) == "; did you mean 'state'?"
+    assert nearest("x" * 201, ["x" * 200]) == ""
 
 
 def test_the_place_of_a_fault_beside_a_merge_is_its_own() -> None:

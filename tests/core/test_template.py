@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from reconciler.core.limits import Looks
 from reconciler.core.template import (
     MAX_RESULT,
     MAX_TEMPLATE,
@@ -143,7 +144,32 @@ def test_chance_has_no_place_in_a_spec() -> None:
         "{{ ([[0] * 300] * 300) | sum(start=[]) | length }}",
         "{{ (([[0] * 300] * 300) ~ '') | length }}",
         "{{ ([[0] * 300] * 300) | upper | length }}",
+        "{{ ([[0] * 300] * 300) | lower | length }}",
+        "{{ ([[0] * 300] * 300) | title | length }}",
+        "{{ ([[0] * 300] * 300) | capitalize | length }}",
         "{{ ([[0] * 300] * 300) | trim | length }}",
+        "{{ ([[0] * 300] * 300) | replace('0', '1') | length }}",
+        "{{ ('a' | replace([[0] * 300] * 300, 'b')) | length }}",
+        "{{ ('a' | replace('a', [[0] * 300] * 300)) | length }}",
+        "{{ (['a', 'b'] | join([[0] * 300] * 300)) | length }}",
+        "{{ ([[[0] * 300] * 300] | join) | length }}",
+        "{{ ([[[0] * 300] * 300] | map('upper') | list) | length }}",
+        "{{ (((0,) * 300,) * 300) ~ '' }}",
+        "{{ ({'a': [[0] * 300] * 300} ~ '') | length }}",
+        "{{ ([[0] * 300] * 300) is upper }}",
+        "{{ ([[0] * 300] * 300) is lower }}",
+        "{{ (('x' * 60000) ~ ('x' * 60000)) | length }}",
+        "{{ (('x' * 60000) + ('x' * 60000)) | length }}",
+        "{{ (([0] * 60000) + ([0] * 60000)) | length }}",
+        "{{ (('x' * 60000) * 2) | length }}",
+        "{{ ((0,) * 60000 * 2) | length }}",
+        "{{ (2 ** 64) ** 2 % 7 }}",
+        "{{ (2 ** 64) * (2 ** 64) % 7 }}",
+        "{{ (('f' * 60000) | int(0, 16)) % 7 }}",
+        "{{ range(99999) | length }}",
+        "{{ 5 | round(999999, 'ceil') }}",
+        "{{ 5 | round(-999999) }}",
+        "{{ 5 | round(precision=-999999) }}",
         "{{ [1] | batch(70000, 0) | list | first | length }}",
         "{{ [1] | slice(70000) | list | length }}",
         "{{ '{:>70000}'.format(1) | length }}",
@@ -156,6 +182,219 @@ def test_no_step_inside_an_expression_grows_out_of_hand(text: str) -> None:
         render(text, {})
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ 'x'.center(9) }}",
+        "{{ 'x'.ljust(9) }}",
+        "{{ 'x'.rjust(9) }}",
+        "{{ 'x'.zfill(9) }}",
+        "{{ 'x'.expandtabs(9) }}",
+        "{{ 'x'.join(['a', 'b']) }}",
+        "{{ 'x'.replace('x', 'y') }}",
+        "{{ 'x'.translate(vm) }}",
+        "{{ 'x'.splitlines() }}",
+        "{{ disks.copy() }}",
+        "{{ vm.copy() }}",
+        "{{ dict.fromkeys(disks) }}",
+        "{{ n.bit_length() }}",
+        "{{ n.to_bytes(9, 'big') }}",
+        "{{ vm.items().isdisjoint([]) }}",
+        "{{ [disks]() }}",
+    ],
+)
+def test_a_method_that_nobody_looked_at_cannot_be_called(text: str) -> None:
+    """And the refusal does not show the object, which may be large, nor its address."""
+    with pytest.raises(TemplateError, match=r"not allowed here: '[a-z_]+' cannot be called$"):
+        render(text, VARIABLES)
+
+
+@pytest.mark.parametrize("text", ["{{ '{}'.format(n) }}", "{{ '{name}'.format_map(vm) }}"])
+def test_a_format_is_refused_with_what_takes_its_place(text: str) -> None:
+    with pytest.raises(TemplateError, match="join the parts with ~"):
+        render(text, VARIABLES)
+
+
+TALL: dict[str, object] = {
+    "flat": [0] * 20_000,
+    "table": {f"vm-{i}": i for i in range(100_000)},
+    "word": "x" * 20_000,
+    "line": "x" * 2_000,
+    "letters": "yx" * 300,
+    "rows": [[0] * 100] * 100,
+    "same": [[0] * 100] * 100,
+}
+"""Variables of a file may be larger than what an expression may make of them."""
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "rows == same",
+        "1 < 2 < rows",
+        "rows in [same]",
+        "rows not in [same]",
+        "0.5 in flat * 3",
+        "rows is eq same",
+        "rows is in [same]",
+        "[rows] | select('==', same) | list",
+        "range(50) | select('in', flat[:2000]) | list",
+        "((0,) * 100,) * 100 in table",
+        "[rows] | selectattr(0, 'in', [same]) | list",
+        "[rows, same] | sort",
+        "[rows, same] | map('d') | sort",
+        "[rows, same] | max",
+        "[rows, same] | min",
+        "[word, word] | unique | list",
+        "range(800) | sort",
+        "{'a': rows, 'b': same} | dictsort(by='value')",
+        "{((0,) * 100,) * 100: 1}",
+        "vm.get(((0,) * 100,) * 100)",
+        "dict([[((0,) * 100,) * 100, 1]])",
+        "[rows].index(same)",
+        "rows.count(1)",
+        "flat | list | length",
+        "[flat[:6000], flat[:6000]] | length",
+        "[word[:6000], word[:6000]] | length",
+        "word | upper | length",
+        "word.upper() | length",
+        "word | list | length",
+        "[line ~ line, line ~ line, line ~ line] | length",
+        "flat[:6000]",
+        "line | trim(letters)",
+        "line.strip(letters)",
+        "range(400) | map('d') | list | length",
+        "range(400) | select('odd') | list | length",
+        "range(600) | select | list | length",
+        "(['x'] * 40) | map(attribute='0.' * 20 ~ '0') | list",
+        "(['x'] * 40) | map('map', attribute='0.' * 200 ~ '0') | list",
+        "([[''] * 400] * 20) | map('join') | list | length",
+        "([range(400)] * 20) | map('list') | list | length",
+        "(['a'] * 40) | map('replace', 'a', 'b' * 400) | list | length",
+        "range(40) | map(attribute='x', default=[0] * 400) | list == []",
+    ],
+)
+def test_every_step_counts_what_it_looks_at(
+    expression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reconciler.core.template.MAX_LOOKS", 9_999)
+    with pytest.raises(TemplateError, match="it looks at more than 9,999 items and characters"):
+        evaluate(expression, {**VARIABLES, **TALL})
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("table['vm-77']", 77),
+        ("table.get('vm-77')", 77),
+        ("'vm-77' in table", True),
+        ("n not in flat[:100]", True),
+        ("rows | first | length", 100),
+        ("range(100) | reject('in', disks) | list | length", 100),
+        ("1 < n < 5", True),
+        ("5 > n > 3", False),
+        ("n in disks or n not in disks", True),
+        ("'x' in word[:100] and n >= 3 != 4", True),
+    ],
+)
+def test_what_looks_at_little_is_cheap_whatever_it_looks_into(
+    expression: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reconciler.core.template.MAX_LOOKS", 9_999)
+    assert evaluate(expression, {**VARIABLES, **TALL}) == value
+
+
+def test_a_text_costs_the_same_every_time() -> None:
+    """Nothing is worked out once, when it is compiled: a later pass would refuse other texts."""
+    costs = []
+    for _ in range(2):
+        with Looks(1_000_000, "this test looks") as looks:
+            assert evaluate("['a', 'b'] | join | upper ~ 'c'", {}) == "ABc"
+        costs.append(looks.most - looks.left)
+    assert costs[0] == costs[1] > 0
+
+
+def test_a_whole_site_in_one_table_can_be_looped_over() -> None:
+    site = {f"ctx-{i}": {"path": f"/DC1/vm/{i}" * 3, "disks": [2000] * 10} for i in range(8_000)}
+    found = evaluate("site | dictsort | map('first') | reject('in', out) | list", {
+        "site": site, "out": sorted(site)[:300],
+    })  # fmt: skip
+    assert found == sorted(site)[300:]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{ vm.keys() - ['name'] }}", ["cannot use - on keys", "reject"]),
+        ("{{ ['a'] - vm.keys() }}", ["cannot use - on keys"]),
+        ("{{ vm[disks] }}", ["cannot look up a list or keys"]),
+        ("{{ disks | map(disks) | list }}", ["cannot make text of a list"]),
+        ("{{ disks | select((1, 2)) | list }}", ["cannot make text of a list"]),
+        ("{{ {disks[:1] | first: 1, (1, 2): 2} }}", ["cannot make text of a list"]),
+        ("{{ disks | capitalize }}", ["cannot make text of a list", "name one value in it"]),
+        ("{{ disks | lower }}", ["cannot make text of a list"]),
+        ("{{ disks | title }}", ["cannot make text of a list"]),
+        ("{{ disks | trim }}", ["cannot make text of a list"]),
+        ("{{ disks | upper }}", ["cannot make text of a list"]),
+        ("{{ disks | string }}", ["cannot make text of a list"]),
+        ("{{ disks | replace('0', '1') }}", ["cannot make text of a list"]),
+        ("{{ disks is lower }}", ["cannot make text of a list"]),
+        ("{{ disks ~ n }}", ["cannot make text of a list"]),
+        ("a{{ disks }}b", ["cannot make text of a list", "name one value in it"]),
+        ("a{{ vm }}b", ["cannot make text of keys and values"]),
+        ("a{{ none }}b", ["cannot make text of nothing", "default"]),
+        ("{{ n ~ none }}", ["cannot make text of nothing"]),
+        ("a{{ disks | map('string') }}b", ["cannot make text of generator"]),
+        ("{{ nobody ~ 'a' }}", ["the variable 'nobody' is not defined"]),
+        ("{{ nobody | upper }}", ["the variable 'nobody' is not defined"]),
+        ("{{ nobody | string }}", ["the variable 'nobody' is not defined"]),
+        ("{{ nobody ** 2 }}", ["the variable 'nobody' is not defined"]),
+        ("{{ nobody - 1 }}", ["the variable 'nobody' is not defined"]),
+        ("{{ nobody == 1 }}", ["the variable 'nobody' is not defined"]),
+        ("{{ site ** 2 }}", ["unsupported operand"]),
+        ("{{ disks.index('x' * 60000) }}", ["cannot evaluate"]),
+        ("{{ vm['x' * 60000] }}", ["has no attribute", "…"]),
+        ("{{ " + "n and " * 300 + "n }}", ["nested too deeply"]),
+        ("{{ dict(a=1, a=2) }}", ["keyword argument repeated"]),
+    ],
+    ids=lambda one: str(one)[:40],
+)
+def test_a_refusal_says_what_is_wrong_and_stays_short(text: str, words: list[str]) -> None:
+    with pytest.raises(TemplateError) as refusal:
+        render(text, VARIABLES)
+    says(str(refusal.value), *words)
+    assert len(str(refusal.value)) < 500
+
+
+def test_looking_for_a_near_miss_counts_where_many_texts_miss() -> None:
+    many = {f"vm{index}": index for index in range(100)}
+    with Looks(39_999, "this file looks"):
+        for _ in range(3):
+            with pytest.raises(TemplateError, match="did you mean 'vm77'"):
+                render("{{ vm_77 }}", many)
+        with pytest.raises(TemplateError, match="this file looks at more than 39,999"):
+            render("{{ vm_77 }}", many)
+
+
+@pytest.mark.parametrize("inner", ["[''] * 300", "[[]] * 300", "{'a': [''] * 300}"])
+def test_what_is_empty_counts_as_well_where_there_is_much_of_it(inner: str) -> None:
+    with pytest.raises(TemplateError, match="more than 65,536 parts"):
+        render(f"{{{{ [{inner}] * 300 }}}}", {})
+
+
+def test_long_keys_count_as_long_texts_do() -> None:
+    with pytest.raises(TemplateError, match="more than 65,536 parts"):
+        render("{{ {'a' * 40000: 1, 'b' * 40000: 1} }}", {})
+
+
+def test_a_variable_may_have_any_name() -> None:
+    """Also those that the evaluation itself might use."""
+    names = ("result", "range", "environment", "context", "name", "self")
+    for name in names[:-1]:
+        assert render(f"{{{{ {name} }}}}", {name: 7}) == 7
+        assert render(f"a{{{{ {name} }}}}", {name: 7}) == "a7"
+
+
 def test_when_is_a_bare_expression() -> None:
     assert evaluate("site == 'a' and n > 2", VARIABLES) is True
     assert evaluate("n", VARIABLES) == 3
@@ -163,11 +402,15 @@ def test_when_is_a_bare_expression() -> None:
         evaluate("sit == 'a'", VARIABLES)
     with pytest.raises(TemplateError, match="cannot read"):
         evaluate("n }} {{ n", VARIABLES)
+    for written in ("", "n }}", "{{ n", "n, n }}{{ n"):
+        with pytest.raises(TemplateError, match="cannot read"):
+            evaluate(written, VARIABLES)
 
 
 def test_the_variables_of_a_text_are_known_before_it_is_evaluated() -> None:
     assert names_in("{{ site }}-{{ vm.name }}{{ range(n) }}") == {"site", "vm", "n"}
     assert names_in("{{ n + }}") == frozenset()
+    assert names_in("{{ n }}" * MAX_TEMPLATE) == frozenset()
     assert not is_template("site")
     assert not is_template(3)
     assert is_template("{{ n }}")
