@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -48,9 +49,10 @@ class Ears:
 
     def taken(self) -> tuple[Holder, bool]:
         """Who has our address, and whether that one writes what it hears into our store."""
-        found = holder(self.endpoint)
-        identity = self.inbox.identity()
-        us = replace(self.about, state_id=identity.state_id if identity else "")
+        found, us = holder(self.endpoint), self.about
+        with contextlib.suppress(HostError):  # then the directories are compared
+            identity = self.inbox.identity()
+            us = replace(us, state_id=identity.state_id if identity else "")
         return found, bool(found.about and found.about.same_state(us))
 
 
@@ -85,17 +87,23 @@ class WaitingEars(Ears):
         try:
             if self.listener:
                 self.listener.check()
-                return
-            self.open()
-        except PortBusyError as busy:
-            if self.others or not self._told:
-                self.look_who(busy)
+            elif busy := self.busy():
+                if self.others or not self._told:
+                    self.look_who(busy)
+            else:
+                self.others = None
+                if self._told:
+                    self.tell(f"callbacks are taken here now, at {self.endpoint}")
         except HostError as error:
             self.tell(f"warning: {error}; callbacks are not heard")
-        else:
-            self.others = None
-            if self._told:
-                self.tell(f"callbacks are taken here now, at {self.endpoint}")
+
+    def busy(self) -> PortBusyError | None:
+        """Take the address; what is said if another has it."""
+        try:
+            self.open()
+        except PortBusyError as busy:
+            return busy
+        return None
 
     def look_who(self, busy: PortBusyError) -> None:
         """Say who has our address."""

@@ -431,6 +431,30 @@ def test_a_store_that_was_replaced_is_the_one_that_is_written(
     assert set(ledger.reports[JOB]) == {1}
 
 
+OPEN_AND_CLOSE = """
+import sys
+from pathlib import Path
+from reconciler.host.store import Store
+Store(Path(sys.argv[1]), "h").close()
+"""
+
+
+def test_what_a_process_hears_stays_while_it_and_others_open_and_close_the_store(
+    store: Store, inbox: Inbox, tmp_path: Path
+) -> None:
+    """POSIX drops all locks of a process on a file when it closes any descriptor of it."""
+    put(store, a_call(), *ACCEPTED)
+    store.close()
+    assert inbox.report(JOB, 0, "id-1", 1, 9.0).word is Word.NOTED
+    Store(tmp_path, "h").close()
+    read(tmp_path)
+    subprocess.run([sys.executable, "-c", OPEN_AND_CLOSE, str(tmp_path)], check=True)
+    assert inbox.report(JOB, 1, "id-2", 1, 9.0).word is Word.NOTED
+    ledger = read(tmp_path)
+    assert ledger is not None
+    assert set(ledger.reports[JOB]) == {0, 1}
+
+
 def test_a_word_waits_for_no_lock_and_is_refused_where_the_store_is_held(
     store: Store, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

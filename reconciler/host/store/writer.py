@@ -60,7 +60,10 @@ class Store:
         self.home = home_of(self.path)
         self._mutex = threading.Lock()
         with explained(self.path, "open"):
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            # Only where there is none: closing a file drops all locks that this process has on it,
+            # also those of its Inbox, whose -wal the next who closes the store would then delete.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             self._db = sqlite3.connect(
                 self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
             )
