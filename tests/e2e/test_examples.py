@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,10 @@ from tests.e2e.site import PASSWORD, ROOT, Appliance, Site
 from tests.ports import Dealer
 
 EXAMPLES: Final = ROOT / "examples"
-NAMES: Final = ("one-disk", "many-disks", "fleet", "restore", "incremental")
+NAMES: Final = ("one-disk", "many-disks", "fleet", "restore", "incremental", "nightly")
+
+SHOWN: Final = (".yaml", ".service", ".timer")
+"""Kinds of files that a README may show, and then as they are."""
 
 Answer = tuple[int, str]
 CLEAN: Final = "0 errors, 0 warnings."
@@ -37,6 +41,10 @@ FILES: Final[Mapping[str, Mapping[str, Answer]]] = {
         "explicit-parent.yaml": (0, "1 VM valid"),
         "absent.yaml": (0, "1 VM valid"),
         "default-parent.yaml": (65, "has no completed run to build an incremental on"),
+    },
+    "nightly": {
+        "specs": (0, "0 VMs valid, 0 errors, 3 warnings."),
+        "absent.yaml": (0, "3 VMs valid"),
     },
 }
 """Example → what `-f` may name in it → exit code and text of `validate` before anything is done."""
@@ -191,12 +199,42 @@ def incremental(example: Example) -> None:
     assert example.servers() == {}
 
 
+def nightly(example: Example) -> None:
+    """The README's own commands, one by one, and then the unit's, which is the same night."""
+    readme = (example.folder / "README.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("reconciler ")]
+    assert [words[0] for words in commands[:4]] == ["validate", "backup", "backup", "backup"]
+    *before, down = commands
+    for words in before:
+        example.run(*words)
+    starts = [one["vm_name"] for one in example.appliance.starts()]
+    assert sorted(starts) == ["shop1", "shop1", "shop2", "test1"]
+    (night,) = (vm["run"] for vm in example.json("status", "ctx-7")["vms"])
+    example.same("shop1/2001.raw", f"ctx-6/2001/{night}.qcow2")
+    unit = (example.folder / "reconciler-nightly.service").read_text()
+    start = re.search(r"^ExecStart=\S+/reconciler (.*)$", unit, re.MULTILINE)
+    assert start
+    assert start.group(1).split()[:5] == shlex.split(lines_of(readme, "backup -l"))[1:6]
+    assert "COMPLETED already" in example.run(*start.group(1).split())
+    assert len(example.appliance.starts()) == 4
+    example.run(*down)
+    assert example.servers() == {}
+
+
+def lines_of(text: str, words: str) -> str:
+    """The first command of a README with these words."""
+    return next(line for line in text.splitlines() if line.startswith(f"reconciler {words}"))
+
+
 STORIES: Final[Mapping[str, Callable[[Example], None]]] = {
     "one-disk": one_disk,
     "many-disks": many_disks,
     "fleet": fleet,
     "restore": restore,
     "incremental": incremental,
+    "nightly": nightly,
 }
 
 
@@ -205,13 +243,39 @@ def test_the_example_does_what_its_readme_says(example: Example) -> None:
     for file, (code, said) in FILES[example.name].items():
         text = example.run("validate", "-f", file, code=code)
         assert said in text
-        assert code or CLEAN in text
+        assert code or CLEAN in text or said.endswith(" warnings.")
     STORIES[example.name](example)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_shows_the_files_as_they_are(name: str) -> None:
-    files = {path.read_text() for path in (EXAMPLES / name).rglob("*.yaml")}
+    there = [path for path in (EXAMPLES / name).rglob("*") if path.suffix in SHOWN]
+    files = {path.read_text() for path in there}
     readme = (EXAMPLES / name / "README.md").read_text()
-    for block in re.findall(r"^```yaml\n(.*?)^```", readme, re.DOTALL | re.MULTILINE):
+    for block in re.findall(r"^```(?:yaml|ini)\n(.*?)^```", readme, re.DOTALL | re.MULTILINE):
         assert block in files
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ("", "", ""),
+        ("KillMode", "KilMode", "Unknown key"),
+        ("OnCalendar=*-*-* 01:30", "OnCalendar=nightly", "Failed to parse"),
+    ],
+)
+def test_systemd_takes_the_units_of_the_nightly_example(
+    tmp_path: Path, was: str, now: str, said: str
+) -> None:
+    paths = []
+    for kind in ("service", "timer"):
+        text = (EXAMPLES / "nightly" / f"reconciler-nightly.{kind}").read_text()
+        text = text.replace("/usr/local/bin/reconciler", "/bin/true").replace(was, now)
+        paths.append(tmp_path / f"reconciler-nightly.{kind}")
+        paths[-1].write_text(text)
+    line = ["systemd-analyze", "verify", *map(str, paths)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    ours = [line for line in done.stderr.splitlines() if "reconciler-nightly" in line]
+    assert said in done.stderr
+    assert bool(ours) is bool(said), done.stderr

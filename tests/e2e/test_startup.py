@@ -62,7 +62,13 @@ def test_light_commands_load_little(site: Site, arguments: list[str], most: int)
 def test_status_of_what_runs_loads_little(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("ctx-1"))
     site.apply()
-    for arguments in (["status"], ["explain", "ctx-1"], ["status", "-o", "wide"]):
+    for arguments in (
+        ["status"],
+        ["explain", "ctx-1"],
+        ["status", "-o", "wide"],
+        ["history", "ctx-1"],
+        ["history", "ctx-1", "-o", "json"],
+    ):
         found = loaded(site, *arguments)
         assert {name.split(".")[0] for name in found} & HEAVY == set()
         assert len(found) <= 110, sorted(found)
@@ -85,7 +91,8 @@ def test_a_look_that_changes_nothing(site: Site, appliance: Appliance) -> None:
     ports, pids = site.listening(), site.pids()
     site.spec(site.vm("ctx-1"), site.vm("ctx-2"))
     before[site.specs / "vms.yaml"] = (site.specs / "vms.yaml").stat().st_mtime_ns
-    for command in (["plan"], ["diff"], ["validate"], ["status"], ["explain", "ctx-1"]):
+    looks = (["plan"], ["diff"], ["validate"], ["status"], ["explain", "ctx-1"])
+    for command in (*looks, ["history", "ctx-1"], ["backup", "--list"]):
         site.run(*command, code=None)
     after = {p: p.stat().st_mtime_ns for p in site.folder.rglob("*") if "appliance" not in p.parts}
     assert after == before
