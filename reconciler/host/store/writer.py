@@ -57,7 +57,7 @@ class Store:
         self.path = directory / NAME
         self.hub = hub
         self.home = home_of(self.path)
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         with explained(self.path, "open"):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._db = sqlite3.connect(
