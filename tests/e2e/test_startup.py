@@ -48,6 +48,8 @@ def loaded(site: Site, *arguments: str) -> set[str]:
         (["version"], 95),
         (["status"], 95),
         (["status", "-o", "json"], 95),
+        (["state", "--help"], 95),
+        (["state", "info"], 95),
     ],
 )
 def test_light_commands_load_little(site: Site, arguments: list[str], most: int) -> None:
@@ -59,7 +61,12 @@ def test_light_commands_load_little(site: Site, arguments: list[str], most: int)
 def test_status_of_what_runs_loads_little(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("ctx-1"))
     site.apply()
-    for arguments in (["status"], ["explain", "ctx-1"], ["status", "-o", "wide"]):
+    for arguments in (
+        ["status"],
+        ["explain", "ctx-1"],
+        ["status", "-o", "wide"],
+        ["state", "backup", "copy.db"],
+    ):
         found = loaded(site, *arguments)
         assert {name.split(".")[0] for name in found} & HEAVY == set()
         assert len(found) <= 110, sorted(found)
