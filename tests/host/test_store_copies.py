@@ -215,6 +215,29 @@ def test_a_reader_that_keeps_the_wal_from_being_merged_spoils_nothing(
     assert any("'INTENDED'" in line for line in contents(aside))
 
 
+def test_what_is_written_while_it_is_put_aside_is_kept_aside(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callbacks are written without the lock, by a process that keeps the store open."""
+    copies.backup(home, tmp_path / "b.db")
+    real = copies._merge
+    with closing(sqlite3.connect(home / NAME, isolation_level=None)) as callback:
+        callback.execute("INSERT INTO reports VALUES ('j', 0, 'before', 1, 1.0)")
+
+        def late(path: Path) -> None:
+            real(path)
+            callback.execute("INSERT INTO reports VALUES ('j', 1, 'late', 1, 1.0)")
+
+        monkeypatch.setattr(copies, "_merge", late)
+        aside = copies.restore(tmp_path / "b.db", home)
+        assert contents(home / NAME) == contents(tmp_path / "b.db")
+    assert aside is not None
+    with closing(sqlite3.connect(aside)) as db:
+        said = db.execute("SELECT change_id FROM reports ORDER BY position").fetchall()
+    assert said == [("before",), ("late",)]
+    Store(home, "h").close()
+
+
 def test_a_store_that_cannot_be_read_goes_aside_as_it_is(home: Path, tmp_path: Path) -> None:
     copies.backup(home, tmp_path / "b.db")
     (home / NAME).write_bytes(b"rubbish" * 999)
