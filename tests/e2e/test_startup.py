@@ -51,6 +51,8 @@ def loaded(site: Site, *arguments: str) -> set[str]:
         (["version"], 95),
         (["status"], 95),
         (["status", "-o", "json"], 95),
+        (["state", "--help"], 95),
+        (["state", "info"], 95),
     ],
 )
 def test_light_commands_load_little(site: Site, arguments: list[str], most: int) -> None:
@@ -68,6 +70,7 @@ def test_status_of_what_runs_loads_little(site: Site, appliance: Appliance) -> N
         ["status", "-o", "wide"],
         ["history", "ctx-1"],
         ["history", "ctx-1", "-o", "json"],
+        ["state", "backup", "copy.db"],
     ):
         found = loaded(site, *arguments)
         assert {name.split(".")[0] for name in found} & HEAVY == set()

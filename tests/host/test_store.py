@@ -292,7 +292,7 @@ def test_a_copied_directory_is_refused_while_the_original_is_there(tmp_path: Pat
     with pytest.raises(StoreError, match="is a copy of") as refused:
         Store(new, "h")
     assert refused.value.reason == "StateCopied"
-    for word in (str(new), f"RECONCILER_STATE={old}", "remove it"):
+    for word in (str(new), f"RECONCILER_STATE={old}", "remove that one"):
         assert word in str(refused.value)
     assert (new / "state.db").read_bytes() == before
     assert read(new) is not None  # looking is no harm

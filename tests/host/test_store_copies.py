@@ -52,6 +52,7 @@ def test_a_copy_is_what_the_store_is_and_stands_alone(home: Path, tmp_path: Path
     assert found.size == (out / "b.db").stat().st_size
     assert contents(out / "b.db") == contents(home / NAME)
     assert (out / "b.db").stat().st_mode & 0o777 == 0o600
+    assert (out / "b.db").read_bytes()[18:20] == b"\1\1"  # not in WAL mode: needs no -wal
     (out / "b.db").chmod(0o400)
     assert copies.facts(out / "b.db") == found
     assert names(out) == ["b.db"]
@@ -193,6 +194,48 @@ def test_what_a_killed_writer_had_not_merged_goes_aside_whole(home: Path, tmp_pa
     assert names(home) == [NAME, aside.name]
     assert contents(home / NAME) == contents(tmp_path / "b.db")
     assert any("'INTENDED'" in line for line in contents(aside))
+
+
+def test_a_reader_that_keeps_the_wal_from_being_merged_spoils_nothing(
+    home: Path, tmp_path: Path
+) -> None:
+    copies.backup(home, tmp_path / "b.db")
+    store = Store(home, "h")
+    with closing(sqlite3.connect(home / NAME, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT state FROM calls").fetchall() == [("DUE",)]
+        store.advance(store.ledger().calls[0], CallEvent.INTEND, 9.0)
+        store.close()
+        assert (home / f"{NAME}-wal").stat().st_size
+        aside = copies.restore(tmp_path / "b.db", home)
+        assert reader.execute("SELECT state FROM calls").fetchall() == [("DUE",)]
+    assert aside is not None
+    assert names(home) == [NAME, aside.name, f"{aside.name}-wal"]
+    assert contents(home / NAME) == contents(tmp_path / "b.db")
+    assert any("'INTENDED'" in line for line in contents(aside))
+
+
+def test_what_is_written_while_it_is_put_aside_is_kept_aside(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callbacks are written without the lock, by a process that keeps the store open."""
+    copies.backup(home, tmp_path / "b.db")
+    real = copies._merge
+    with closing(sqlite3.connect(home / NAME, isolation_level=None)) as callback:
+        callback.execute("INSERT INTO reports VALUES ('j', 0, 'before', 1, 1.0)")
+
+        def late(path: Path) -> None:
+            real(path)
+            callback.execute("INSERT INTO reports VALUES ('j', 1, 'late', 1, 1.0)")
+
+        monkeypatch.setattr(copies, "_merge", late)
+        aside = copies.restore(tmp_path / "b.db", home)
+        assert contents(home / NAME) == contents(tmp_path / "b.db")
+    assert aside is not None
+    with closing(sqlite3.connect(aside)) as db:
+        said = db.execute("SELECT change_id FROM reports ORDER BY position").fetchall()
+    assert said == [("before",), ("late",)]
+    Store(home, "h").close()
 
 
 def test_a_store_that_cannot_be_read_goes_aside_as_it_is(home: Path, tmp_path: Path) -> None:

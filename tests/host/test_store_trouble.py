@@ -96,7 +96,7 @@ def test_a_lock_that_keeps_everybody_out_is_waited_for_once(
     tries: list[str] = []
     real = sqlite3.connect
 
-    def counted(name: str, **options: Any) -> sqlite3.Connection:
+    def counted(name: str, **options: Any) -> Any:
         tries.append(name)
         found: sqlite3.Connection = real(name, **options)
         return found

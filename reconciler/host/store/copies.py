@@ -134,6 +134,8 @@ def restore(file: Path, directory: Path) -> Path | None:
         _remove(*_beside(path))  # a -wal is of its own store only: to another it is poison
         _sync(directory)
         os.rename(temporary, path)
+        if aside and _size(_beside(aside)[0]) == 0:
+            _remove(_beside(aside)[0])
         _sync(directory)
     return aside
 
@@ -147,24 +149,21 @@ def _put_aside(path: Path) -> Path | None:
         os.rename(path, aside)
         return aside
     wal, aside_wal = _beside(path)[0], _beside(aside)[0]
-    # Before SQLite looks at it: beside a store that it cannot read, it removes what is there.
-    if wal.exists() and wal.stat().st_size:
+    # Before SQLite looks at it: beside a store that it cannot read, it removes what is there. And
+    # who has the store open, a callback's writer, may write into it until the very end.
+    if wal.exists():
         os.link(wal, aside_wal)
-    if _merged(path):
-        _remove(aside_wal)
+    _merge(path)
     os.link(path, aside)
     _sync(path.parent)
     return aside
 
 
-def _merged(path: Path) -> bool:
-    """Bring what is in the -wal into the store itself; False if that cannot be done."""
-    try:
-        with contextlib.closing(sqlite3.connect(path)) as db:
-            busy: int = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-    except sqlite3.Error:
-        return False  # it is damaged, or there is no room: it goes aside as it is
-    return not busy
+def _merge(path: Path) -> None:
+    """Bring what is in the -wal into the store itself, so that one file is all of it."""
+    # Where that cannot be done, as it is damaged, in use, or on a full disk, both go aside.
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _free(path: Path) -> Path:
@@ -237,6 +236,12 @@ def _beside(path: Path) -> tuple[Path, Path]:
 def _remove(*paths: Path) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return None
 
 
 def _same_place(one: Path, two: Path) -> bool:

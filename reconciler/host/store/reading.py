@@ -57,8 +57,8 @@ def elsewhere(meta: Mapping[str, str], path: Path) -> str:
         if os.path.samefile(original, path):
             return ""  # the same directory, seen from somewhere else
     use = (
-        f"use that one (`state: {home}` in the config, or RECONCILER_STATE={home}), or remove it "
-        "if it is given up"
+        f"use that one (`state: {home}` in the config, or RECONCILER_STATE={home}), or remove "
+        "that one if it is given up"
     )
     try:
         there = state_id_of(Path(home))

@@ -58,7 +58,7 @@ class Store:
         self.path = directory / NAME
         self.hub = hub
         self.home = home_of(self.path)
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         with explained(self.path, "open"):
             # Only where there is none: closing a file drops all locks that this process has on it,
             # also those of its Inbox, whose -wal the next who closes the store would then delete.
