@@ -58,18 +58,32 @@ def crash(site: Site, options: Sequence[str], command: Sequence[str]) -> None:
 # -- looking, without the 0.4 s that the start of a command takes
 
 
-def ask(site: Site, *arguments: str) -> Any:
-    """The JSON of a command that only looks, run in this process."""
+def look(site: Site, *arguments: str) -> str:
+    """What a command that only looks says, run in this process."""
     out = io.StringIO()
     config = str(site.folder / "reconciler.yaml")
     with contextlib.redirect_stdout(out):
-        cli.main(["--config", config, *arguments, "-o", "json"], standalone_mode=False)
-    return json.loads(out.getvalue())
+        cli.main(["--config", config, *arguments], standalone_mode=False)
+    return out.getvalue()
 
 
 def plan(site: Site) -> list[dict[str, Any]]:
-    changes: list[dict[str, Any]] = ask(site, "plan", "-f", str(site.specs))["changes"]
+    """The actions that are planned."""
+    text = look(site, "plan", "-f", str(site.specs), "-o", "json")
+    changes: list[dict[str, Any]] = json.loads(text)["changes"]
     return changes
+
+
+def status(site: Site) -> dict[str, dict[str, Any]]:
+    """VM → its status."""
+    vms = json.loads(look(site, "status", "-o", "json"))["vms"]
+    return {vm["name"]: vm for vm in vms}
+
+
+def condition(site: Site, vm: str, kind: str) -> tuple[str, str]:
+    """(status, reason)."""
+    found = next(one for one in status(site)[vm]["conditions"] if one["type"] == kind)
+    return found["status"], found["reason"]
 
 
 def ledger(site: Site) -> Ledger | None:
@@ -183,7 +197,7 @@ def check_status(site: Site, marks: Mapping[Identity, Mark]) -> None:
     """`status` says of every server what is so."""
     told = {
         (vm["name"], int(disk["key"])): (disk["pid"], disk["port"], disk["ready"])
-        for vm in ask(site, "status")["vms"]
+        for vm in status(site).values()
         for disk in vm["disks"]
         if disk["pid"] is not None
     }

@@ -52,7 +52,7 @@ def test_a_copy_runs_through_kills_of_the_reconciler(
     waiting = site.start("apply", "-y", "--wait")
     until(lambda: bool(appliance.starts()) and site.pids(), "the call")
     pids = site.pids()
-    disk = crashes.ask(site, "status")["vms"][0]["disks"][0]
+    disk = crashes.status(site)["ctx-1"]["disks"][0]
     uri = f"nbd://127.0.0.1:{disk['port']}/{disk['export']}"
     copy = subprocess.Popen([*PACED, str(source), uri])
     site.others.append(copy)
@@ -62,7 +62,7 @@ def test_a_copy_runs_through_kills_of_the_reconciler(
     waiting.communicate(timeout=60)
     assert not has_read(copy.pid, 0.9, source)
     site.apply()
-    assert crashes.ask(site, "status")["vms"][0]["disks"][0]["clients"] > 0
+    assert crashes.status(site)["ctx-1"]["disks"][0]["clients"] > 0
     kill_waiting(site, lambda: True)
     copy.send_signal(signal.SIGCONT)
     kill_waiting(site, lambda: copy.poll() is not None or has_read(copy.pid, 0.7, source))
@@ -70,7 +70,7 @@ def test_a_copy_runs_through_kills_of_the_reconciler(
     assert copy.wait(120) == 0
     assert site.pids() == pids
     assert len(appliance.starts()) == 1
-    status = crashes.ask(site, "status")["vms"][0]
+    status = crashes.status(site)["ctx-1"]
     assert (status["call"]["state"], status["call"]["tainted"]) == ("ACCEPTED", False)
     assert [one["restarts"] for one in status["disks"]] == [0]
     site.run("resolve", "ctx-1", "--completed", "--reason", "the copy has ended", "-y")

@@ -69,8 +69,8 @@ def test_a_late_first_post_finds_no_export_and_changes_no_byte(
     assert site.pids() == pids
 
     site.apply()
-    assert site.changes() == []
-    assert site.status()["ctx-1"]["call"]["job_id"] == second["job_id"]
+    assert crashes.plan(site) == []
+    assert crashes.calls(site)["ctx-1"].job_id == second["job_id"]
     site.run("resolve", "ctx-1", "--completed", "--reason", "its log", "-y")
     site.apply()
     for key, image in zip(KEYS, images, strict=True):

@@ -47,15 +47,15 @@ class Writer(threading.Thread):
 
 
 def disk_of(site: Site, key: int = 2000) -> dict[str, Any]:
-    disks = crashes.ask(site, "status")["vms"][0]["disks"]
+    disks = crashes.status(site)["ctx-1"]["disks"]
     found: dict[str, Any] = next(disk for disk in disks if disk["key"] == str(key))
     return found
 
 
 def call_of(site: Site) -> tuple[str, str, bool]:
     """State, reason, and whether acknowledged writes may be gone."""
-    call = crashes.ask(site, "status", "ctx-1")["vms"][0]["call"]
-    return call["state"], call["reason"], call["tainted"]
+    call = crashes.calls(site)["ctx-1"]
+    return str(call.state), call.reason, call.tainted
 
 
 @pytest.mark.parametrize("cache", [None, "writethrough"])
@@ -115,7 +115,7 @@ def test_a_run_whose_server_was_killed_under_its_writer_fails_and_the_next_works
     after = disk_of(site)
     assert (after["port"], after["ready"], after["restarts"]) == (before["port"], True, 1)
     assert disk_of(site, 2001)["pid"] == other["pid"]
-    assert site.condition("ctx-1", "Ready")[:2] == ("False", "ServerDied")
+    assert crashes.condition(site, "ctx-1", "Ready") == ("False", "ServerDied")
     end = crashes.copies_ended(ending)[-1]
     assert [(one["key"], one["phase"]) for one in end["disks"]] == [
         ("2000", "failed"), ("2001", "completed"),
