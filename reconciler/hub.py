@@ -37,6 +37,8 @@ MOMENT: Final[Seconds] = 0.005
 EFFECT: Final[Seconds] = 60.0
 """Deadline of a small file that is written to a repository. It takes 1 ms; on a disk that is busy
 with a backup, its fsync waits for what was written before it, which can be many seconds."""
+SPARE: Final[Seconds] = 10.0
+"""For what `create` does beside qemu-img, which has a deadline of its own."""
 
 
 class Hub(Observer):
@@ -126,7 +128,7 @@ class Hub(Observer):
             f"create {export.image}",
             root,
             lambda: images.create(export.image, size, root, export.backing),
-            images.CREATE_TIMEOUT + 10,
+            images.CREATE_TIMEOUT + SPARE,
         )
 
     def log_of(self, export: Export) -> Path:

@@ -82,7 +82,7 @@ class Room:
         found: dict[int, Need] = {}
         for export in exports:
             image = self._image(export.image)
-            if export.read_only or image is None or image.device not in self._systems:
+            if image is None or image.device not in self._systems:
                 continue
             last = self._before.get((export.vm, export.key))
             before = self._image(last.image) if last else None

@@ -4,14 +4,23 @@ A system call on a dead mount does not return, and a thread that is in one canno
 root that hangs costs one thread and one deadline: as long as that thread has not come back, nothing
 more is asked of the root, and who asks is told so at once. The threads are daemons: they keep no
 process from ending.
+
+But the kernel can: a process is gone only when all its threads are, and a thread can wait in a way
+that no signal ends, for a dead disk, or behind another process that asks for the same name. So
+before a look asks a root anything in a thread, a process of its own touches it, 1 ms, and can be
+left behind for good.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import select
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from reconciler.core.errors import HostError
@@ -22,6 +31,9 @@ QUIET: Final[Seconds] = 5.0
 under 0.1 ms, measured; a disk that spins up, or a server that fails over, may take seconds."""
 LONGEST: Final[Seconds] = 30.0
 """For all questions of one look, so that storage that answers at a crawl holds nobody up either."""
+
+AGAIN: Final[Seconds] = 0.5
+"""The same for a root that did not answer when it was touched last: it is not waited for anew."""
 
 T = TypeVar("T")
 
@@ -81,6 +93,49 @@ def hangs(root: str) -> bool:
         return bool(alive)
 
 
+_untouchable: Final[set[str]] = set()
+"""Roots that did not answer when they were touched last."""
+
+
+def touched(roots: Collection[str]) -> set[str]:
+    """The roots that answer at all; each is touched by a process that nobody needs to wait for."""
+    try:
+        begun = {root: os.posix_spawn("/bin/sh", [*_TOUCH, root], {}) for root in roots}
+    except OSError as error:
+        raise HostError(f"cannot start a process: {error.strerror}", "CannotStart") from error
+    start, answered = time.monotonic(), set()
+    for root, pid in begun.items():
+        left = start + (AGAIN if root in _untouchable else QUIET) - time.monotonic()
+        if _ends(pid, max(0.0, left)):
+            answered.add(root)
+    _untouchable.difference_update(answered)
+    _untouchable.update(begun.keys() - answered)
+    return answered
+
+
+_TOUCH: Final = ("sh", "-c", 'test -e "$1"', "sh")
+
+
+def _ends(pid: int, timeout: Seconds) -> bool:
+    """Whether a child ends in time; if not, it is killed, and whether that helps is not our care.
+
+    It is not waited for: one that cannot be killed would not end either.
+    """
+    fd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        in_time = bool(poll.poll(timeout * 1000))
+        if not in_time:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            poll.poll(100)
+    finally:
+        os.close(fd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    return in_time
+
+
 def ask(
     questions: Mapping[str, Sequence[Callable[[], T]]],
 ) -> tuple[dict[str, Sequence[T]], set[str]]:
@@ -89,7 +144,8 @@ def ask(
     The roots are asked side by side, so that the slowest is what it takes. Raises what a question
     raises.
     """
-    begun = {root: Work(root, asked) for root, asked in questions.items() if not hangs(root)}
+    ready = touched([root for root in questions if not hangs(root)])
+    begun = {root: Work(root, asked) for root, asked in questions.items() if root in ready}
     for work in begun.values():
         work.start()
     silent = questions.keys() - begun.keys()

@@ -101,8 +101,6 @@ def cap(log: Path) -> None:
         file.seek(-LOG_KEPT, os.SEEK_END)
         end = file.read()
         end = end[end.find(b"\n") + 1 :]  # from the first line that is whole
-        while more := file.read():
-            end += more
         os.pwrite(file.fileno(), end, 0)
         os.ftruncate(file.fileno(), len(end))
 

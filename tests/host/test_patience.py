@@ -147,14 +147,19 @@ def test_a_mount_that_hangs_is_named_and_keeps_nobody_from_ending(
     hung = hangable.hung(far)
     code = (
         "import os, sys, threading\n"
+        "from reconciler.core.errors import HostError\n"
         "from reconciler.host import patience\n"
         "patience.QUIET = 0.3\n"
-        "answers, silent = patience.ask({sys.argv[1]: [lambda: os.stat(sys.argv[1])]})\n"
-        "print(silent, patience.silence(sys.argv[1]), threading.active_count())\n"
+        "def look(): return os.stat(sys.argv[1])\n"
+        "print(patience.ask({sys.argv[1]: [look]}), threading.active_count())\n"
+        "try: patience.do('look', sys.argv[1], look, 0.3)\n"
+        "except HostError as error: print(error, threading.active_count())\n"
     )
     line = [sys.executable, "-c", code, str(far)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    said = f"no answer from the storage of {far} (fuse, hung at {far})"
-    assert done.stdout == f"{ {str(far)} } {said} 2\n"
+    assert done.stdout.splitlines() == [
+        f"({ {str(far): ()} }, { {str(far)} }) 1",
+        f"cannot look: no answer from the storage of {far} (fuse, hung at {far}) within 0.3 s 2",
+    ]
     hung.end()
     assert patience.ask({str(far): [partial(os.listdir, far)]}) == ({str(far): ([],)}, set())
