@@ -405,6 +405,13 @@ def test_a_body_beyond_the_limit_is_refused_by_its_length_and_while_reading(hub:
     assert hub.post(COMPLETE, body + b" " * (MAX_BODY - len(body)))[0] == 200
 
 
+def test_a_body_that_says_it_is_too_long_is_not_waited_for(hub: Hub) -> None:
+    head = f"POST {COMPLETE} HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", hub.port), timeout=20) as client:
+        client.sendall(head.encode())
+        assert client.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
 def test_an_error_inside_is_answered_and_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")

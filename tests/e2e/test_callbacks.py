@@ -320,6 +320,7 @@ def test_serve_goes_by_what_was_applied_and_not_by_what_is_written(
     before = ledger(site)
     site.spec({"name": "ctx-1", "state": "absent"}, site.vm("ctx-2"))
     site.write_config(qemu_nbd={"shared": 20, "stop_grace": "3s"})
+    site.appliance_at(appliance.url, poll="50ms")
     process = serve(site, running)
     job = before.calls[0].job_id
     ask(site, f"/api/v1/telemetry/backup/{job}", {"status": "running"})

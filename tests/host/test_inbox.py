@@ -336,6 +336,15 @@ def test_a_change_id_of_another_vm_means_nothing_unless_it_is_the_same_by_anothe
     assert inbox.change_id("ctx-1", 0).change_id == ("of-2000" if known else "")
 
 
+def test_a_change_id_of_another_disk_of_the_vm_is_not_taken(store: Store, inbox: Inbox) -> None:
+    parent = put(store, a_call(), *ACCEPTED)
+    inbox.report(JOB, 0, "of-2000", 1, 4.0)
+    store.advance(parent, CallEvent.END, 5.0)
+    export = replace(an_export("ctx-1", "r2", 0, backing="/r/ctx-1/2000/r1.qcow2"), key=2001)
+    put(store, a_call(run="r2", type="incremental", job_id="r2", exports=(export,)), *ACCEPTED)
+    assert inbox.change_id("ctx-1", 0).change_id == ""
+
+
 def test_without_an_active_run_there_is_nothing_to_go_on_from(store: Store, inbox: Inbox) -> None:
     assert inbox.change_id("ctx-1", 0).question is Question.UNKNOWN_VM
     put(store, a_call(), *ENDED["COMPLETED"])

@@ -208,6 +208,32 @@ def test_a_kick_during_a_pass_is_not_lost(ledgers: list[Ledger]) -> None:
     assert fake.passes == 2
 
 
+class Rests(threading.Event):
+    """Ends the work when somebody rests without a kick."""
+
+    def __init__(self, stopping: threading.Event) -> None:
+        super().__init__()
+        self.stopping, self.rests = stopping, 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.is_set():
+            self.rests += 1
+            self.stopping.set()
+        return self.is_set()
+
+
+def test_a_kick_is_worth_one_look(ledgers: list[Ledger]) -> None:
+    fake = Fake()
+    kicked = Rests(fake.stopping)
+    one = keeper(fake, [], kicked=kicked)
+    fake.does = [lambda: one.kick("ctx-1"), *[nothing] * 9]
+    for name in ("ctx-1", "ctx-2", "ctx-1"):
+        one.kick(name)  # before it begins: the first look serves them all
+    one.run()
+    assert kicked.rests == 1
+    assert fake.passes == 3  # the first, the kick's, and the one after the rest
+
+
 def test_what_is_finished_takes_no_lock_and_is_looked_for_again(ledgers: list[Ledger]) -> None:
     done = applied(VM, calls=[a_call(VM, S.COMPLETED)])
     ledgers[:] = [remembered(), done, done, applied(VM)]
