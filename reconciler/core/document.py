@@ -104,6 +104,10 @@ def parse(text: str, file: str) -> tuple[Document | None, list[Diagnostic]]:
             # libyaml looks ahead on a line, and has had a limit of its own since 0.2.6.
             return None, [reader.error(_TOO_DEEP, line, column)]
         return None, [reader.error(f"cannot read this as YAML: {said}", line, column)]
+    except UnicodeEncodeError as error:
+        before = text[: error.start].splitlines() or [""]
+        said = f"cannot read this as YAML: {text[error.start]!r} is half of a character"
+        return None, [reader.error(said, len(before), len(before[-1]) + 1)]
     except yaml.YAMLError as error:
         said = str(error).splitlines()[0]
         return None, [reader.error(f"cannot read this as YAML: {said}", 1, 1)]

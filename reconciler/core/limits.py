@@ -5,6 +5,7 @@ Nothing is timed, so that the same text is refused on every machine and on every
 
 from __future__ import annotations
 
+import re
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Set, ValuesView
 from contextvars import ContextVar
 from typing import Any, Final
@@ -130,6 +131,18 @@ def returned(value: Any) -> Any:
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise too_many_bits()
     return _counted(value) if isinstance(value, Iterator) else value
+
+
+def part(value: Any, start: object, stop: object, step: object) -> Any:
+    """`value[start:stop:step]`, if it may."""
+    return returned(value[start:stop:step])
+
+
+def whole(value: str) -> str:
+    """`value`, if it can be written anywhere. Raises TemplateError."""
+    if not value.isascii() and re.search(r"[\ud800-\udfff]", value):
+        raise TemplateError("cannot use this text: it holds half of a character (\\ud800-\\udfff)")
+    return value
 
 
 def _counted(values: Iterator[Any]) -> Iterator[Any]:

@@ -135,7 +135,7 @@ def _sized(value: object) -> object:
             case None | bool() | float():
                 return value
             case str():
-                return str(value)
+                return limits.whole(str(value))
             case int() if value.bit_length() <= MAX_BITS:
                 return value
             case int():
@@ -285,14 +285,14 @@ def _environment() -> Any:
     joining = {"join": limits.join, _JOINED: limits.join}
     all_of_them = {**kept, **own, **joining}
     environment.filters = {name: _filter(name, one) for name, one in all_of_them.items()}
-    environment.filters |= {_STEP: limits.returned, _WEIGHED: limits.weighed}
+    environment.filters |= {_PART: limits.part, _WEIGHED: limits.weighed}
     tests: dict[str, Any] = environment.tests
     environment.tests = {name: _test(name, one) for name, one in tests.items()}
     return environment
 
 
 _JOINED: Final = "~"
-_STEP: Final = "[:]"
+_PART: Final = "[:]"
 _WEIGHED: Final = "=="
 """Names of filters that stand where Jinja2 lets nobody look: no expression can write them."""
 
@@ -303,8 +303,8 @@ def _counting() -> Any:
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
 
-    def through(name: str, node: nodes.Expr) -> nodes.Filter:
-        return nodes.Filter(node, name, [], [], None, None)
+    def through(name: str, node: nodes.Expr, more: list[nodes.Expr] | None = None) -> nodes.Filter:
+        return nodes.Filter(node, name, more or [], [], None, None)
 
     class Counting(NodeTransformer):
         def visit(self, node: nodes.Node, *_args: Any, **_kwargs: Any) -> nodes.Node:
@@ -312,8 +312,9 @@ def _counting() -> Any:
             match node:
                 case nodes.Concat():
                     return through(_JOINED, nodes.List(node.nodes))
-                case nodes.Getitem() if isinstance(node.arg, nodes.Slice):
-                    return through(_STEP, node)
+                case nodes.Getitem(node=whole, arg=nodes.Slice(start=start, stop=stop, step=step)):
+                    ends = [end or nodes.Const(None) for end in (start, stop, step)]
+                    return through(_PART, whole, ends)
                 case nodes.Pair():
                     node.key = through(_WEIGHED, node.key)  # it will be hashed
                 case nodes.Compare(ops=[nodes.Operand(op="in" | "notin" as op, expr=among)]):

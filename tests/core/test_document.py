@@ -143,6 +143,7 @@ def test_of_what_is_merged_twice_the_first_source_counts_and_is_the_place(merges
         (f"a: {{? {'k' * 1001} : 1}}\n", ["1:7 error", "1,001 characters", "at most 1,000"]),
         ("a: \x01\n", ["error: cannot read this as YAML"]),
         ('a: "\\ud800"\n', ["error: cannot read this as YAML"]),
+        ("a: b\nc: d\ud800\n", ["2:5 error: cannot read this as YAML", "half of a character"]),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(text: str, words: list[str]) -> None:

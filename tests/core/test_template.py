@@ -382,6 +382,21 @@ def test_what_is_empty_counts_as_well_where_there_is_much_of_it(inner: str) -> N
         render(f"{{{{ [{inner}] * 300 }}}}", {})
 
 
+@pytest.mark.parametrize("text", ["{{ '\\ud800' }}", "a{{ '\\ud800' }}", "{{ {'\\ud800': [1]} }}"])
+def test_half_of_a_character_does_not_leave_an_expression(text: str) -> None:
+    """It could not be written to a file, an argument or a row."""
+    with pytest.raises(TemplateError, match="half of a character"):
+        render(text, {})
+    assert render("{{ '\\u00e9' }}{{ '\\U0001f600' }}", {}) == "é😀"
+
+
+def test_a_part_of_what_has_none_is_no_warning_of_python() -> None:
+    """Python warns on stderr when it compiles such a thing."""
+    with pytest.raises(TemplateError, match=r"object is not subscriptable$"):
+        render("{{ (1)[1:] }}", {})
+    assert render("{{ 'abcdef'[1:5:2] ~ 'abc'[::-1] ~ 'abc'[:-1] }}", {}) == "bdcbaab"
+
+
 def test_long_keys_count_as_long_texts_do() -> None:
     with pytest.raises(TemplateError, match="more than 65,536 parts"):
         render("{{ {'a' * 40000: 1, 'b' * 40000: 1} }}", {})
