@@ -171,7 +171,7 @@ def do(
     Raises HostError with the reason StorageHangs, and what `effect` raises.
     """
     work = Work(root, [effect])
-    known = hangs(root)
+    known = hangs(root) or (root in _untouchable and not touched([root]))
     if not known:
         work.start()
     if known or not work.ended(deadline, deadline):

@@ -101,6 +101,22 @@ def test_a_hang_under_an_accepted_run_stops_and_restarts_nothing(
     assert called(appliance) == ["ctx-1", "ctx-2"]
 
 
+def test_an_order_about_one_vm_does_not_wait_for_the_repository_of_another(
+    site: Site, appliance: Appliance, hangable: Mounts
+) -> None:
+    far = two(site)
+    site.apply()
+    appliance.misbehave("forget")
+    hangable.hung(far)
+    site.run("resolve", "ctx-1", "--resend", "--reason", "x", "-y")
+    text = site.run("resolve", "ctx-2", "--resend", "--reason", "x", "-y", code=1)
+    assert (
+        f"cannot take over the claim of run r1 of ctx-2: no answer from the storage of {far}"
+        in (text)
+    )
+    assert site.status()["ctx-1"]["call"]["attempt"] == 2
+
+
 class Here:
     """An apply in this process, so that the storage can begin to hang at any moment of it."""
 

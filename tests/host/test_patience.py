@@ -118,6 +118,21 @@ def test_who_gives_up_says_so_to_what_still_runs(gate: threading.Event) -> None:
     assert seen == [True]
 
 
+def test_what_was_not_touched_is_touched_again_before_anything_is_done_to_it(
+    hangable: Mounts, impatient: None, tmp_path: Path
+) -> None:
+    far = str(tmp_path / "far")
+    hung = hangable.hung(tmp_path / "far")
+    done = partial(says, "done")
+    assert patience.ask({far: [done]}) == ({far: ()}, {far})
+    before = threading.active_count()
+    with pytest.raises(HostError, match="still"):
+        patience.do("claim", far, done, 60)
+    assert threading.active_count() <= before  # nobody was left behind
+    hung.end()
+    assert patience.do("claim", far, done, 60) == "done"
+
+
 TABLE = """\
 22 1 0:21 / / rw - ext4 /dev/vda rw
 30 22 0:40 / /mnt rw,relatime shared:1 - tmpfs first rw
@@ -151,15 +166,15 @@ def test_a_mount_that_hangs_is_named_and_keeps_nobody_from_ending(
         "from reconciler.host import patience\n"
         "patience.QUIET = 0.3\n"
         "def look(): return os.stat(sys.argv[1])\n"
-        "print(patience.ask({sys.argv[1]: [look]}), threading.active_count())\n"
         "try: patience.do('look', sys.argv[1], look, 0.3)\n"
         "except HostError as error: print(error, threading.active_count())\n"
+        "print(patience.ask({sys.argv[1]: [look]}), threading.active_count())\n"
     )
     line = [sys.executable, "-c", code, str(far)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines() == [
-        f"({ {str(far): ()} }, { {str(far)} }) 1",
         f"cannot look: no answer from the storage of {far} (fuse, hung at {far}) within 0.3 s 2",
+        f"({ {str(far): ()} }, { {str(far)} }) 2",
     ]
     hung.end()
     assert patience.ask({str(far): [partial(os.listdir, far)]}) == ({str(far): ([],)}, set())
