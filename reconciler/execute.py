@@ -7,7 +7,7 @@ disks, the second bounding how many servers start at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -192,7 +192,10 @@ class _OneVm:
             self.attempt(notify, self.notify)
 
     def attempt(self, action: Action, effect: Callable[[Action], Step | None]) -> bool:
-        """One action; what fails is told, not raised. False if it failed."""
+        """One action; what fails is told, not raised. False if it failed.
+
+        That a run has failed is bad news, and well noted: what follows from it is done.
+        """
         try:
             step = effect(action)
         except HostError as error:
@@ -202,7 +205,7 @@ class _OneVm:
         if step is None:
             return True
         self.tell(step)
-        return step.ok
+        return step.ok or concluded(step)
 
     def side_by_side(
         self, actions: Sequence[Action], effect: Callable[[Action], Step | None]
@@ -429,6 +432,23 @@ class _OneVm:
         reason = "CallAccepted" if ok else f"Call{event}"
         text = f"SNA {call.sna}: {message}, job {call.job_id}"
         return Step(action, ok, reason, text, call)
+
+
+def concluded(step: Step) -> bool:
+    """Whether a step noted the end of a run, be it a good or a bad one."""
+    return isinstance(step.action, Conclude) and step.call is not None
+
+
+def resting(steps: Iterable[Step]) -> set[str]:
+    """The VMs that failed at something: they wait for its cause to go away.
+
+    A lost race for a port is planned anew instead, and the VM of a run that failed goes on.
+    """
+    return {
+        step.action.vm
+        for step in steps
+        if not step.ok and step.reason != "PortTaken" and not concluded(step)
+    }
 
 
 def _skipped(action: Action) -> Step:

@@ -25,7 +25,7 @@ from reconciler.core.settings import Settings
 from reconciler.core.status import conditions
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
-from reconciler.execute import Emit, Step, execute
+from reconciler.execute import Emit, Step, execute, resting
 from reconciler.host import files, lock
 from reconciler.host.images import claim, claimed_by
 from reconciler.host.qemu_nbd import close_inherited
@@ -316,8 +316,7 @@ class Applier:
                     self.executing = False
                 self.write_down(store, hub, planned, done)
                 steps += done
-                # A lost race for a port is planned anew; what failed otherwise waits for its cause.
-                failed |= {s.action.vm for s in done if not s.ok and s.reason != "PortTaken"}
+                failed |= resting(done)
             outcome = Outcome(planned, steps, self.stopping.is_set())
             if order:
                 verdicts = outcome.verdicts()
