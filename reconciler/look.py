@@ -211,7 +211,7 @@ class Observer:
     ) -> dict[str, Image]:
         roots: dict[str, str] = {}
         for vm in desired.vms.values():
-            call = ledger.active(vm.name)
+            call = ledger.active(vm.name) or ledger.latest(vm.name, vm.run)
             for export in (*vm.exports, *(call.exports if call else ())):
                 root = vm.root or os.path.dirname(export.image)
                 roots.setdefault(export.image, root)

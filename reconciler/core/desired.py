@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, field, to_builtins
+from msgspec.structs import replace
 
 from reconciler.core.errors import Diagnostic, nearest
 from reconciler.core.settings import Appliance, Settings, VCenter
@@ -243,6 +244,18 @@ def attempted_image(image: str, attempt: int) -> str:
         return image
     stem, suffix = posixpath.splitext(image)
     return f"{stem}-a{attempt}{suffix}"
+
+
+def at_attempt(export: Export, attempt: int) -> Export:
+    """An export of a first attempt as another attempt has it; one of that attempt as it is."""
+    if export.attempt == attempt:
+        return export
+    return replace(
+        export,
+        attempt=attempt,
+        name=attempted(export.name, attempt),
+        image=attempted_image(export.image, attempt),
+    )
 
 
 def _chosen(what: str, written: str | None, known: Mapping[str, object], section: str) -> str:

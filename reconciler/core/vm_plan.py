@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 from msgspec import Struct, field
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Witness
 from reconciler.core.actual import Server
 from reconciler.core.call import Call, CallEvent, CallState, difference, job_id
-from reconciler.core.desired import Export, Vm
+from reconciler.core.desired import Export, Vm, at_attempt
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import keeps, unfit
 from reconciler.core.ledger import Lease
@@ -55,45 +56,63 @@ class OneVm(Disks):
 
     def remembered(self) -> Call | None:
         """The call that rules this VM now: the active one, else that of the wanted run."""
-        active = self.ledger.active(self.vm.name)
-        if active or not self.vm.run or self.vm.purpose != "backup":
-            return active or self.lost()
-        return self.ledger.latest(self.vm.name, self.vm.run) or self.lost()
+        outdated = [call for call in self.ledger.calls if self.is_outdated(call)]
+        found = self.ledger.active(self.vm.name) or next(iter([*outdated, *self.lost]), None)
+        if found or not self.vm.run or self.vm.purpose != "backup":
+            return found
+        return self.ledger.latest(self.vm.name, self.vm.run)
 
-    def lost(self) -> Call | None:
-        """A claim without our row: somebody asked for this run, with what outcome is unknown."""
-        runs = {server.mark.run for server in self.servers} | {self.vm.run}
-        for (vm, run), owner in sorted(self.actual.claims.items()):
-            if vm != self.vm.name or run not in runs or self.ledger.latest(vm, run):
-                continue
-            whose = (
-                "this state directory, whose record of it is gone"
-                if owner == self.ledger.state_id
-                else "another state directory"
-            )
-            hub = self.desired.settings.hub
-            exports = self.vm.exports if self.vm.run == run else ()
-            attempt = max([s.mark.attempt for s in self.servers if s.mark.run == run] or [1])
-            return Call(
-                hub=hub,
-                vm=vm,
-                run=run,
-                attempt=attempt,
-                job_id=job_id(hub, vm, run, attempt),
-                state=CallState.UNKNOWN,
-                sna=self.vm.sna,
-                type=self.vm.type,
-                request="",
-                exports=exports,
-                # What died meanwhile was in the record that is gone: what is missing may have.
-                tainted=self.more_than(exports, run) or any(map(self.may_have_died, exports)),
-                created=self.now,
-                changed=self.now,
-                reason=LOST,
-                message=f"the run was claimed by {whose}; whether the appliance was called is "
-                "not known",
-            )
-        return None
+    def is_outdated(self, call: Call) -> bool:
+        """The repository says that an SNA may have been called since this was written down."""
+        return call.vm == self.vm.name and call.key in self.actual.intents
+
+    @cached_property
+    def lost(self) -> Sequence[Call]:
+        """Claims without our row: somebody asked for these runs, with what outcome is unknown."""
+        known = {call.key for call in self.ledger.calls}
+        served = {s.mark.key[2:] for s in self.servers if "--read-only" not in s.argv}
+        found = [one for one in sorted(served) if (self.vm.name, *one) not in known]
+        run = self.vm.run
+        if not self.ledger.latest(self.vm.name, run) and run not in {one for one, _ in served}:
+            found.append((run, 1))
+        return [
+            self.lost_call(run, attempt, owner)
+            for run, attempt in found
+            if (owner := self.actual.claims.get((self.vm.name, run)))
+        ]
+
+    def lost_call(self, run: str, attempt: int, owner: str) -> Call:
+        """What the ledger should say of a run that only a claim tells of."""
+        whose = (
+            "this state directory, whose record of it is gone"
+            if owner == self.ledger.state_id
+            else "another state directory"
+        )
+        hub, vm = self.desired.settings.hub, self.vm.name
+        exports = tuple(
+            at_attempt(export, attempt)
+            for export in self.vm.exports
+            if export.run == run and export.attempt in (1, attempt)
+        )
+        return Call(
+            hub=hub,
+            vm=vm,
+            run=run,
+            attempt=attempt,
+            job_id=job_id(hub, vm, run, attempt),
+            state=CallState.UNKNOWN,
+            sna=self.vm.sna,
+            type=self.vm.type,
+            request="",
+            exports=exports,
+            # What died meanwhile was in the record that is gone: what is missing may have.
+            tainted=self.more_than(exports, run) or any(map(self.may_have_died, exports)),
+            created=self.now,
+            changed=self.now,
+            reason=LOST,
+            message=f"the run was claimed by {whose}; whether the appliance was called is "
+            "not known",
+        )
 
     def more_than(self, exports: Sequence[Export], run: str) -> bool:
         """A run has, or may have had, disks that the spec does not name."""
@@ -148,7 +167,7 @@ class OneVm(Disks):
                 continue
             held = keeps(
                 server,
-                self.call if self.over is None else None,
+                self.ruling(server),
                 protect=self.vm.protect,
                 kill_clients=self.desired.kill_clients,
             )
@@ -174,6 +193,16 @@ class OneVm(Disks):
                 Release(vm=self.vm.name, disk=lease.disk, cause="LeaseUnused", why=why, lease=lease)
             )
         return free
+
+    def ruling(self, server: Server) -> Call | None:
+        """The call that a server is up for, unless it ends in this plan."""
+        key = (self.vm.name, *server.mark.key[2:])
+        if self.call and self.call.key == key:
+            return self.call if self.over is None else None
+        found = next((call for call in (*self.ledger.calls, *self.lost) if call.key == key), None)
+        if found and self.is_outdated(found):
+            return replace(found, state=CallState.UNKNOWN)
+        return found
 
     def protected(self, lease: Lease) -> bool:
         """The port of an active run stays its own, server or not: the SNA was told it."""
@@ -225,7 +254,7 @@ class OneVm(Disks):
         if call and call.reason == LOST:  # keep up what is there; nothing is known of the rest
             return tuple(
                 export
-                for export in self.vm.exports
+                for export in call.exports or self.vm.exports
                 if self.server_for(export) or export_key(export) in self.leases
             )
         return call.exports if call and call.state.active else self.vm.exports
@@ -304,7 +333,10 @@ class OneVm(Disks):
     def outcome(self) -> None:
         """What is known of a call that was made, from its SNA or from the crash that hid it."""
         call = self.call
-        if call is not None and call.key in self.actual.intents:
+        for other in self.lost:
+            if call is None or other.key != call.key:
+                self.unknown(other, other.message, None)
+        if call is not None and self.is_outdated(call):
             self.unknown(
                 call,
                 f"its record says {call.state}, its repository that the appliance may have been "
@@ -333,7 +365,9 @@ class OneVm(Disks):
                 Witness(**base, cause="WitnessedByAppliance", why=why, event=CallEvent.WITNESS)
             )
             return
-        if report and report.known is False and sna and sna.remembers_jobs:
+        # Where the record was lost, the SNA that was called may be another than the spec's.
+        lost = call.reason == LOST
+        if report and report.known is False and sna and sna.remembers_jobs and not lost:
             why = f"SNA {call.sna} remembers its jobs and does not know this one: it may be asked"
             self.actions.append(
                 Witness(**base, cause="DeniedByAppliance", why=why, event=CallEvent.DENY)
