@@ -10,13 +10,14 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Witness
-from reconciler.core.actual import Server
+from reconciler.core.actual import Actual, Server
 from reconciler.core.call import Call, CallEvent, CallState, difference, job_id
-from reconciler.core.desired import Export, Vm, at_attempt
+from reconciler.core.desired import Desired, Export, Vm, at_attempt
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import keeps, unfit
-from reconciler.core.ledger import Lease
-from reconciler.core.units import Port, format_duration
+from reconciler.core.ledger import Lease, Ledger
+from reconciler.core.ports import Pool
+from reconciler.core.units import Port, Seconds, format_duration
 
 LOST: Final = "ClaimWithoutRecord"
 """Reason of a call that only a claim in the repository tells of."""
@@ -442,3 +443,17 @@ class OneVm(Disks):
                     "is failed although its SNA reports completed"
                 )
         self.actions.append(Conclude(vm=self.vm.name, call=call, event=event, cause=cause, why=why))
+
+
+def incomplete(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds, call: Call) -> str:
+    """Why a run that is said to be complete is no backup; empty: nothing speaks against it.
+
+    A report of the SNA and the word of a person are measured alike.
+    """
+    servers = [server for server in actual.servers if server.mark.vm == call.vm]
+    pool = Pool(desired.settings.ports, ())
+    planner = OneVm(desired, actual, ledger, now, desired.vms[call.vm], servers, pool)
+    planner.call = call
+    planner.conclude(call, "completed", "")
+    (found,) = planner.actions
+    return "" if isinstance(found, Conclude) and found.event is CallEvent.END else found.why
