@@ -7,7 +7,7 @@ disks, the second bounding how many servers start at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -97,7 +97,7 @@ class Host(Protocol):
     def look_again(self, server: Server, export: Export) -> Server | None: ...
     def stop(self, server: Server, *, kill_clients: bool) -> None: ...
     def silent(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[str]: ...
-    def sealed(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[Seal]: ...
+    def sealed(self, exports: Sequence[Export], servers: Sequence[Server]) -> list[Seal]: ...
     def line(self, sna: str) -> AbstractContextManager[Line]: ...
     def password(self, vcenter: str) -> Secret: ...
 
@@ -202,7 +202,10 @@ class _OneVm:
             self.attempt(notify, self.notify)
 
     def attempt(self, action: Action, effect: Callable[[Action], Step | None]) -> bool:
-        """One action; what fails is told, not raised. False if it failed."""
+        """One action; what fails is told, not raised. False if it failed.
+
+        That a run has failed is bad news, and well noted: what follows from it is done.
+        """
         try:
             step = effect(action)
         except HostError as error:
@@ -212,7 +215,7 @@ class _OneVm:
         if step is None:
             return True
         self.tell(step)
-        return step.ok
+        return step.ok or concluded(step)
 
     def side_by_side(
         self, actions: Sequence[Action], effect: Callable[[Action], Step | None]
@@ -270,8 +273,8 @@ class _OneVm:
         """The end of a run; published only when what was written is on the disk and whole."""
         event, why, cause = action.event, action.why, action.cause
         if event is CallEvent.END:
-            exports = action.call.exports
-            event, found = verdict(action.call.type, self.host.sealed(exports, self.plan.ports))
+            seals = self.host.sealed(action.call.exports, action.servers)
+            event, found = verdict(action.call.type, seals)
             why = f"{why}; {found}" if event is CallEvent.END else found
             cause = cause if event is CallEvent.END else str(event)
         call = self.closed_gap(action.call)
@@ -483,6 +486,23 @@ class _OneVm:
         reason = "CallAccepted" if ok else f"Call{event}"
         text = f"SNA {call.sna}: {message}, job {call.job_id}"
         return Step(action, ok, reason, text, call)
+
+
+def concluded(step: Step) -> bool:
+    """Whether a step noted the end of a run, be it a good or a bad one."""
+    return isinstance(step.action, Conclude) and step.call is not None
+
+
+def resting(steps: Iterable[Step]) -> set[str]:
+    """The VMs that failed at something: they wait for its cause to go away.
+
+    A lost race for a port is planned anew instead, and the VM of a run that failed goes on.
+    """
+    return {
+        step.action.vm
+        for step in steps
+        if not step.ok and step.reason != "PortTaken" and not concluded(step)
+    }
 
 
 def _skipped(action: Action) -> Step:

@@ -32,6 +32,7 @@ FLUSH: Final[Seconds] = 120.0
 """Deadline of a flush: what a server has not written yet is at most what the page cache holds."""
 UNLOCK: Final[Seconds] = 3.0
 """A lock is gone with its process; a second is long."""
+NOT_ENDED: Final = "its run is not ended"
 MOMENT: Final[Seconds] = 0.005
 """How old an answer about connections may be."""
 EFFECT: Final[Seconds] = 60.0
@@ -216,37 +217,49 @@ class Hub(Observer):
         target = nbd.Target(self.probe_host, server.mark.port, export.name)
         return replace(server, clients=clients, handshake=nbd.handshake([target], HANDSHAKE)[0])
 
-    def sealed(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[Seal]:
+    def sealed(self, exports: Sequence[Export], servers: Sequence[Server]) -> list[Seal]:
         """Flush and check the images of a run that nobody writes any more.
 
         After the flush, nothing that a client was told is written can be lost by the death of a
-        server. Raises HostError if a client is connected, before or after, or if it cannot be done.
+        server. Raises HostError if a client is connected, before or after, if a server is another
+        than it was or has another file open, or if it cannot be done.
         """
-        where = {export.key: ports.get(export.key, 0) for export in exports}
-        self._left_alone(where.values(), "its run is not ended")
-        targets = [nbd.Target(self.probe_host, where[e.key], e.name) for e in exports]
+        by_disk = {server.mark.disk: server for server in servers}
+        ports = [server.mark.port for server in servers]
+        self._left_alone(ports, NOT_ENDED)
+        targets = [nbd.Target(self.probe_host, by_disk[e.key].mark.port, e.name) for e in exports]
         with effect(Effect.FLUSH):
             answers = nbd.handshake(targets, FLUSH, flush=True)
         for export, answer in zip(exports, answers, strict=True):
             if not answer.answered:
                 raise HostError(
-                    f"cannot flush disk {export.key} of {export.vm} on {where[export.key]}: "
-                    f"{answer.error}; its run is not ended",
+                    f"cannot flush disk {export.key} of {export.vm} on "
+                    f"{by_disk[export.key].mark.port}: {answer.error}; {NOT_ENDED}",
                     "CannotFlush",
                 )
-        seals = [self._seal(export) for export in exports]
-        self._left_alone(where.values(), "its run is not ended")
+        seals = [self._seal(export, by_disk[export.key]) for export in exports]
+        self._left_alone(ports, NOT_ENDED)
         return seals
 
-    def _seal(self, export: Export) -> Seal:
+    def _seal(self, export: Export, server: Server) -> Seal:
         """What is in an image that was flushed, and whether it is whole. Raises HostError."""
         root = roots_of(self.settings, export.image)[-1]
 
         def seal() -> Seal:
             empty = images.look(export.image, root).pristine
-            return Seal(export.key, export.image, empty, images.check(export.image))
+            damage = images.check(export.image)
+            if not proc.has_open(server.pid, export.image):
+                raise HostError(
+                    f"pid {server.pid} has another file open than the one at {export.image}; "
+                    f"{NOT_ENDED}",
+                    "ImageReplaced",
+                )
+            return Seal(export.key, export.image, empty, damage)
 
-        return patience.do(f"check {export.image}", root, seal, images.CHECK_TIMEOUT + 10)
+        found = patience.do(f"check {export.image}", root, seal, images.CHECK_TIMEOUT + 10)
+        if proc.identify(server.pid) != server.identity:  # last: what was flushed is still its
+            raise HostError(f"pid {server.pid} has ended; {NOT_ENDED}", "ProcessGone")
+        return found
 
     def _left_alone(self, ports: Iterable[Port], otherwise: str) -> None:
         """Nobody is connected, but for a moment. Raises HostError."""

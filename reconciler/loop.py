@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual
-from reconciler.core.call import Call, CallState
+from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.disk_plan import export_key
 from reconciler.core.errors import ConfigError, Diagnostic, Exit, HostError
@@ -27,7 +27,7 @@ from reconciler.core.settings import Settings, below
 from reconciler.core.status import conditions
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan, sighted
-from reconciler.execute import Emit, Step, execute
+from reconciler.execute import Emit, Step, execute, resting
 from reconciler.host import files, lock, patience
 from reconciler.host.images import Owner, claim, claimed_by
 from reconciler.host.qemu_nbd import close_inherited, log_name, tidy
@@ -309,6 +309,7 @@ class Applier:
         with self.opened() as store, _unknown_told(steps):
             hub = Hub(self.settings, self.environment, store, self.command)
             failed: set[str] = set()
+            heard: dict[str, Report] = {}
             for number in range(PASSES):
                 ledger = store.ledger()
                 if impatient and not number:
@@ -316,6 +317,8 @@ class Applier:
                 desired = wanted(ledger)
                 # An SNA is asked once: a call that went wrong just now is not explained away.
                 actual = hub.look(desired, ledger, ask=not number)
+                heard = ended_by_word(ledger, actual) if not number else heard
+                actual = replace(actual, reports=heard) if number else actual
                 self.note_clients(store, desired, ledger, actual, hub.now())
                 planned = plan(desired, actual, ledger, hub.now())
                 self.looked(planned, actual)
@@ -343,8 +346,7 @@ class Applier:
                     self.executing = False
                 steps += done
                 self.write_down(store, hub, planned, done)
-                # A lost race for a port is planned anew; what failed otherwise waits for its cause.
-                failed |= {s.action.vm for s in done if not s.ok and s.reason != "PortTaken"}
+                failed |= resting(done)
             outcome = Outcome(planned, steps, self.stopping.is_set())
             if order:
                 verdicts = outcome.verdicts()
@@ -513,6 +515,15 @@ def _unknown_told(steps: Sequence[Step]) -> Iterator[None]:
             f"that is mended, reconciler explain {min(unknown)}",
             error.reason,
         ) from error
+
+
+def ended_by_word(ledger: Ledger, actual: Actual) -> dict[str, Report]:
+    """What SNAs say of runs that were accepted before this look: it holds for all of an apply.
+
+    A run whose end is reported may need a server mended first, which takes a pass.
+    """
+    accepted = [call.job_id for call in ledger.open if call.state is CallState.ACCEPTED]
+    return {job: actual.reports[job] for job in accepted if job in actual.reports}
 
 
 def without_backoff(ledger: Ledger) -> Ledger:

@@ -120,7 +120,7 @@ class _Round:
         before = space.earlier(self.ledger, {*self.desired.vms, *space.writing(self.ledger)})
         others: list[Export] = []
         for vm in self.desired.vms.values():
-            call = self.ledger.active(vm.name)
+            call = self.ledger.active(vm.name) or self.ledger.latest(vm.name, vm.run)
             mine = [(export, vm.root) for export in vm.exports]
             mine += [(e, self.nearest(e.image)) for e in (call.exports if call else ())]
             for export, root in mine:

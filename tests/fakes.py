@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final
 
@@ -271,9 +272,14 @@ class Post:
 
 
 class FakeSna:
-    """A node appliance as they are in the field: no de-duplication, jobs in memory only."""
+    """A node appliance as they are in the field: no de-duplication, jobs in memory only.
 
-    def __init__(self) -> None:
+    One that `remembers` keeps its jobs over a restart: a job that it has is not begun again, and
+    one that it has denied is not begun later.
+    """
+
+    def __init__(self, *, remembers: bool = False) -> None:
+        self.remembers = remembers
         self.script: deque[Reply] = deque()
         """One per POST; when it is used up, every POST starts its job."""
         self.started: list[str] = []
@@ -286,6 +292,8 @@ class FakeSna:
         """It can be asked nothing."""
 
     def act(self, job: str) -> None:
+        if self.remembers and job in self.jobs:
+            return
         self.started.append(job)
         self.jobs[job] = "running"
 
@@ -297,12 +305,15 @@ class FakeSna:
 
     def forget(self) -> None:
         """It restarts."""
-        self.jobs.clear()
+        if not self.remembers:
+            self.jobs.clear()
 
     def ask(self, job: str) -> Report:
         if self.deaf:
             return Report(None, message="no answer in time")
         if job not in self.jobs:
+            if self.remembers and job in self.late:
+                self.late.remove(job)
             return Report(False, message="it does not know the job")
         return Report(True, self.jobs[job])
 
@@ -332,6 +343,9 @@ class FakeSna:
         return Answer(True, None, error="no answer in time")
 
 
+_parsed = lru_cache(maxsize=4096)(parse)
+
+
 @dataclass(slots=True)
 class Process:
     """A qemu-nbd of anybody's; its argv says whose."""
@@ -347,10 +361,12 @@ class Process:
     detached: bool = False
     """The file that it has open is not the one at its image's path any more."""
     clients: int = 0
+    unflushed: bool = False
+    """A client was told that something is written which a sudden death would undo."""
 
     @property
     def served(self) -> Served:
-        served = parse(self.argv)
+        served = _parsed(self.argv)
         assert served is not None
         return served
 
@@ -440,8 +456,6 @@ class FakeHost:
     unreadable: dict[str, str] = field(default_factory=dict)
     """Root, or `vcenter NAME`, → why it cannot be read."""
     ended: list[Ended] = field(default_factory=list)
-    flushed: set[Identity] = field(default_factory=set)
-    """Servers that have put on the disk what they acknowledged."""
     damaged: set[str] = field(default_factory=set)
     """Images in which a check finds errors."""
     losses: set[tuple[str, str, int]] = field(default_factory=set)
@@ -451,7 +465,9 @@ class FakeHost:
 
     def __post_init__(self) -> None:
         self.records = FakeRecords(self.settings.hub, "state-1", self.fuse)
-        self.snas = {name: FakeSna() for name in self.settings.snas}
+        self.snas = {
+            name: FakeSna(remembers=sna.remembers_jobs) for name, sna in self.settings.snas.items()
+        }
         self.unbindable: set[Port] = set()
         self.intents: set[tuple[str, str, int]] = set()
         self._pids = 4000
@@ -554,7 +570,7 @@ class FakeHost:
     def _images(self, desired: Desired, ledger: Ledger) -> dict[str, Image]:
         paths: set[str] = set()
         for vm in desired.vms.values():
-            call = ledger.active(vm.name)
+            call = ledger.active(vm.name) or ledger.latest(vm.name, vm.run)
             for export in (*vm.exports, *(call.exports if call else ())):
                 paths |= {export.image} | ({export.backing} if export.backing else set())
         return {path: self.images.get(path) or Image(path=path, exists=False) for path in paths}
@@ -669,17 +685,21 @@ class FakeHost:
 
     def look_again(self, server: Server, export: Export) -> Server | None:
         self.fuse.burn()
-        process = self.processes.get(server.identity)
+        process = self.held(server.identity)
         if process is None:
             return None
         return replace(
             server, clients=process.clients, handshake=self._handshake(process, export.name)
         )
 
+    def held(self, identity: Identity) -> Process | None:
+        """What host/processes.py gets a hold of; None: it has ended, whosever its pid is now."""
+        return self.processes.get(identity)
+
     def stop(self, server: Server, *, kill_clients: bool) -> None:
         self.fuse.burn()
         with self.lock:
-            process = self.processes.get(server.identity)
+            process = self.held(server.identity)
             if process is None:
                 return
             if process.clients and not kill_clients:
@@ -709,26 +729,24 @@ class FakeHost:
                 wrong.append(f"disk {export.key}: no answer")
         return wrong
 
-    def sealed(self, exports: Sequence[Export], ports: Mapping[int, Port]) -> list[Seal]:
+    def sealed(self, exports: Sequence[Export], servers: Sequence[Server]) -> list[Seal]:
         self.fuse.burn()
+        found = {server.mark.disk: self.processes.get(server.identity) for server in servers}
+        seals = []
         with self.lock:
             for export in exports:
-                process = next((p for p in self.mine() if p.port == ports.get(export.key)), None)
+                process, image = found[export.key], self.images.get(export.image)
                 if process is None or not self._handshake(process, export.name).answered:
                     raise HostError(f"cannot flush disk {export.key}: no answer", "CannotFlush")
                 if process.clients:
                     raise HostError(f"not ended: {process.clients} clients", "InUse")
-                self.flushed.add(process.identity)
+                process.unflushed = False
+                if image is None or process.detached:
+                    raise HostError(f"another file is at {export.image}", "ImageReplaced")
+                damage = "2 errors were found on the image" if export.image in self.damaged else ""
+                seals.append(Seal(export.key, export.image, image.pristine, damage))
         self.fuse.burn()
-        return [
-            Seal(
-                export.key,
-                export.image,
-                self.images[export.image].pristine,
-                "2 errors were found on the image" if export.image in self.damaged else "",
-            )
-            for export in exports
-        ]
+        return seals
 
     def answers(self, port: Port | None, name: str) -> Bytes | None:
         """The size that a client is told on a port under an export name."""
@@ -760,10 +778,13 @@ class FakeHost:
 
     # -- what happens in the world
 
-    def spawn(self, line: Sequence[str], port: Port | None) -> Process:
-        """A process that begins, with a pid that was never used."""
+    def spawn(self, line: Sequence[str], port: Port | None, *, pid: int | None = None) -> Process:
+        """A process that begins; its pid was never used, or it is the one of a process that ended.
+
+        The start time is its own in either case.
+        """
         self._pids += 1
-        identity = Identity(self._pids, self._pids * 10)
+        identity = Identity(pid or self._pids, self._pids * 10)
         process = Process(identity, tuple(line), port)
         self.processes[identity] = process
         return process
@@ -787,11 +808,11 @@ class FakeHost:
         )
 
     def write(self, process: Process) -> None:
-        """A client writes; nothing of it is flushed yet."""
+        """A client writes; nothing of it is flushed yet, unless the server does so by itself."""
         image = self.images[process.argv[-1]]
         more = image.allocated + 65536
         self.images[image.path] = replace(image, pristine=False, allocated=more)
-        self.flushed.discard(process.identity)
+        process.unflushed = "writethrough" not in process.argv
 
     def move_away(self, process: Process) -> None:
         """Somebody moves the image of a running server; it writes on into what it has open."""
@@ -801,11 +822,7 @@ class FakeHost:
     def kill(self, process: Process) -> None:
         """kill -9: what its clients were told is written, and was not flushed, is gone."""
         mark = process.served.mark
-        image = self.images.get(process.argv[-1])
-        safe = "writethrough" in process.argv or not process.writes
-        if process.identity in self.flushed and not process.clients:
-            safe = True
-        if mark and not safe and self._active(mark) and image and not image.pristine:
+        if mark and process.unflushed:
             self.losses.add((mark.vm, mark.run, mark.attempt))
         del self.processes[process.identity]
 

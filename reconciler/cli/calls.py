@@ -13,7 +13,7 @@ from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Exit, HostError, nearest
 from reconciler.core.ledger import Ledger
-from reconciler.core.vm_plan import LOST, new_run
+from reconciler.core.vm_plan import LOST, incomplete, new_run
 from reconciler.look import Observer
 from reconciler.loop import load_settings
 
@@ -72,6 +72,8 @@ def resolve(
             return Exit.OK
         if event is CallEvent.RESEND:
             _nobody_connected(Observer(settings, os.environ), ledger, call)
+        if event is CallEvent.SAY_COMPLETED:
+            _nothing_lost(Observer(settings, os.environ), ledger, call)
         now = time.time()
         if call.state is CallState.INTENDED:
             call = store.advance(call, CallEvent.CRASH, now)
@@ -138,6 +140,16 @@ def _open_call(ledger: Ledger, vm: str) -> Call:
         f"cannot resolve {vm}: no call of it is open; its newest run {newest.run} is "
         f"{newest.state}{hint}"
     )
+
+
+def _nothing_lost(eyes: Observer, ledger: Ledger, call: Call) -> None:
+    """What died or was taken away since the last apply is not in the ledger: it is looked at."""
+    vms = {call.vm: Vm(name=call.vm, exported=False)}
+    desired = Desired(settings=eyes.settings, vms=vms)
+    seen = eyes.look(desired, ledger, ask=False, secrets=False)
+    why = incomplete(desired, seen, ledger, eyes.now(), call)
+    if why:
+        raise HostError(f"cannot call run {call.run} of {call.vm} completed: {why}")
 
 
 def _nobody_connected(eyes: Observer, ledger: Ledger, call: Call) -> None:

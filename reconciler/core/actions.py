@@ -114,6 +114,8 @@ class Conclude(_Action, frozen=True, kw_only=True):
     kind = "release"
     call: Call
     event: CallEvent
+    servers: tuple[Server, ...] = ()
+    """Those of a run that is complete, to be flushed first."""
 
     def what(self) -> str:
         return f"end run {self.call.run}"

@@ -289,6 +289,18 @@ def attempted_image(image: str, attempt: int) -> str:
     return f"{stem}-a{attempt}{suffix}"
 
 
+def at_attempt(export: Export, attempt: int) -> Export:
+    """An export of a first attempt as another attempt has it; one of that attempt as it is."""
+    if export.attempt == attempt:
+        return export
+    return replace(
+        export,
+        attempt=attempt,
+        name=attempted(export.name, attempt),
+        image=attempted_image(export.image, attempt),
+    )
+
+
 def _chosen(what: str, written: str | None, known: Mapping[str, object], section: str) -> str:
     """The one that is named, or the only one there is."""
     names = ", ".join(sorted(known)) or "none"

@@ -76,8 +76,8 @@ class Disks:
                 continue
             image = self.actual.images.get(export.image) or Image(path=export.image, exists=False)
             wrong = unfit(export, image, held=self.holds(export))
-            if not image.exists and not wrong and self.call and self.call.state.active:
-                wrong = "ImageMissing", f"{export.image} of the active run is gone"
+            if not image.exists:
+                wrong = wrong or self.gone(export)
             if not wrong and not export.read_only:
                 wrong = self.shared(export)
             if not wrong and export.backing and not image.exists:
@@ -90,6 +90,14 @@ class Disks:
                 fit = False
                 self.refuse(*wrong, disk=export.key)
         return fit
+
+    def gone(self, export: Export) -> tuple[str, str] | None:
+        """(cause, why) for which an image that is missing is not made anew: it was not empty."""
+        call = self.call
+        if call is None or not (call.state.active or call.state.terminal):
+            return None
+        stands = "active" if call.state.active else "ended"
+        return "ImageMissing", f"{export.image} of the {stands} run is gone"
 
     def holds(self, export: Export) -> bool:
         """The ledger knows this image as this run's, and that an SNA was told to fill it."""
@@ -300,6 +308,8 @@ class Disks:
         """Before a server is started anew on it: create the image, or say why it cannot be used."""
         image = self.actual.images.get(export.image) or Image(path=export.image, exists=False)
         wrong = unfit(export, image, held=self.holds(export))
+        if not image.exists:
+            wrong = wrong or self.gone(export)
         if wrong:
             self.actions.append(Refuse(**base, cause=wrong[0], why=wrong[1]))
             return False

@@ -182,6 +182,12 @@ class Calls(Sequence[Call]):
         """Every call of a VM."""
         return self.fetch(sorted(chain(*self._by_vm.get(vm, {}).values())))
 
+    def find(self, vm: str, run: str, attempt: int) -> Call | None:
+        """One attempt of a run."""
+        found = self._by_vm.get(vm, {}).get(run, ())
+        number = next((one for one in found if self._heads[one][2] == attempt), None)
+        return None if number is None else self[number]
+
     def latest(self, vm: str, run: str) -> Call | None:
         """The newest attempt of a run."""
         found = self._by_vm.get(vm, {}).get(run, ())
@@ -242,6 +248,10 @@ class Ledger(Struct, frozen=True, kw_only=True):
     def latest(self, vm: str, run: str) -> Call | None:
         """The newest attempt of a run."""
         return self._calls.latest(vm, run)
+
+    def find(self, vm: str, run: str, attempt: int) -> Call | None:
+        """One attempt of a run."""
+        return self._calls.find(vm, run, attempt)
 
     def attempt(self, vm: str, run: str) -> int:
         call = self.latest(vm, run)

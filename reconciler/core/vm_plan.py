@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Witness
+from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Wait, Witness
 from reconciler.core.actual import Actual, Server
 from reconciler.core.call import Call, CallEvent, CallState, Report, difference, job_id
-from reconciler.core.desired import Export, Vm
+from reconciler.core.desired import Desired, Export, Vm, at_attempt
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import in_use, keeps, unfit
-from reconciler.core.ledger import Lease
+from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import export_of
+from reconciler.core.ports import Pool
+from reconciler.core.space import Room
 from reconciler.core.units import Bytes, Port, Seconds, format_duration, format_size, stamp
 
 LOST: Final = "ClaimWithoutRecord"
@@ -67,47 +70,59 @@ class OneVm(Disks):
 
     def remembered(self) -> Call | None:
         """The call that rules this VM now: the active one, else that of the wanted run."""
-        active = self.ledger.active(self.vm.name)
-        if active or not self.vm.run or self.vm.purpose != "backup":
-            return active or self.lost()
-        return self.ledger.latest(self.vm.name, self.vm.run) or self.lost()
+        outdated = [call for call in self.ledger.open if self.is_outdated(call)]
+        found = self.ledger.active(self.vm.name) or next(iter([*outdated, *self.lost]), None)
+        if found or not self.vm.run or self.vm.purpose != "backup":
+            return found
+        return self.ledger.latest(self.vm.name, self.vm.run)
 
-    def lost(self) -> Call | None:
-        """A run of which a claim or a server tells and the ledger does not: what became of its
-        call is unknown."""
-        writing = [server for server in self.servers if "--read-only" not in server.argv]
-        wanted = {self.vm.run} if self.vm.run and self.vm.purpose == "backup" else set()
-        for run in sorted({server.mark.run for server in writing} | wanted):
-            owner = self.actual.claims.get((self.vm.name, run))
-            served = [server for server in writing if server.mark.run == run]
-            if not (owner or served) or self.ledger.latest(self.vm.name, run):
-                continue
-            return self.unrecorded(run, served, owner)
-        return None
+    def is_outdated(self, call: Call) -> bool:
+        """The repository says that an SNA may have been called since this was written down."""
+        return call.vm == self.vm.name and call.key in self.actual.intents
 
-    def unrecorded(self, run: str, served: Sequence[Server], owner: str | None) -> Call:
+    @cached_property
+    def lost(self) -> Sequence[Call]:
+        """Runs of which a claim or a server tells and the ledger does not: what became of their
+        calls is unknown."""
+        name, run = self.vm.name, self.vm.run
+        served: dict[tuple[str, int], list[Server]] = {}
+        for server in self.servers:
+            if "--read-only" not in server.argv:
+                served.setdefault((server.mark.run, server.mark.attempt), []).append(server)
+        found = {key: served[key] for key in sorted(served) if not self.ledger.find(name, *key)}
+        asked = self.vm.purpose == "backup" and (name, run) in self.actual.claims
+        if asked and run not in {one for one, _ in served} and not self.ledger.latest(name, run):
+            found[run, 1] = []
+        return [self.unrecorded(*key, servers) for key, servers in found.items()]
+
+    def unrecorded(self, run: str, attempt: int, served: Sequence[Server]) -> Call:
         """The call of a lost run, as far as what can be seen tells of it."""
         hub, vm = self.desired.settings.hub, self.vm
+        owner = self.actual.claims.get((vm.name, run))
         if owner == self.ledger.state_id:
             told = "the run was claimed by this state directory, whose record of it is gone"
         elif owner:
             told = "the run was claimed by another state directory, which is gone"
         else:
             told = "its servers run, and neither the ledger nor the repository tells of it"
-        exports, tainted = vm.exports, True
-        if run == vm.run:
-            served_keys = {server.mark.disk for server in served}
-            # What died meanwhile was in the record that is gone: what is missing may have.
-            tainted = not served_keys <= {export.key for export in exports} or any(
-                map(self.may_have_died, exports)
-            )
-        else:
-            found = [
+        exports = tuple(
+            at_attempt(export, attempt)
+            for export in vm.exports
+            if export.run == run and export.attempt in (1, attempt)
+        )
+        # What died meanwhile was in the record that is gone: what is missing may have.
+        keys = {export.key for export in exports}
+        tainted = (
+            not exports
+            or not {server.mark.disk for server in served} <= keys
+            or any(map(self.may_have_died, exports))
+        )
+        if not exports:  # the spec is about another run: what is served is all that is known
+            seen = [
                 export_of(one.argv, one.mark, one.handshake.size if one.handshake else None)
                 for one in served
             ]
-            exports = tuple(sorted(found, key=lambda export: export.position))
-        attempt = max([server.mark.attempt for server in served] or [1])
+            exports = tuple(sorted(seen, key=lambda export: export.position))
         return Call(
             hub=hub,
             vm=vm.name,
@@ -212,7 +227,7 @@ class OneVm(Disks):
                 continue
             held = keeps(
                 server,
-                self.call if self.over is None else None,
+                self.ruling(server),
                 protect=self.vm.protect,
                 kill_clients=self.desired.kill_clients,
                 drained=self.desired.drained,
@@ -239,6 +254,16 @@ class OneVm(Disks):
                 Release(vm=self.vm.name, disk=lease.disk, cause="LeaseUnused", why=why, lease=lease)
             )
         return free
+
+    def ruling(self, server: Server) -> Call | None:
+        """The call that a server is up for, unless it ends in this plan."""
+        key = (self.vm.name, *server.mark.key[2:])
+        if self.call and self.call.key == key:
+            return self.call if self.over is None else None
+        found = self.ledger.find(*key) or next((c for c in self.lost if c.key == key), None)
+        if found and self.is_outdated(found):
+            return replace(found, state=CallState.UNKNOWN)
+        return found
 
     def protected(self, lease: Lease) -> bool:
         """The port of an active run stays its own, server or not: the SNA was told it."""
@@ -290,7 +315,7 @@ class OneVm(Disks):
         if call and call.reason == LOST:  # keep up what is there; nothing is known of the rest
             return tuple(
                 export
-                for export in call.exports
+                for export in call.exports or self.vm.exports
                 if self.server_for(export) or export_key(export) in self.leases
             )
         return call.exports if call and call.state.active else self.vm.exports
@@ -380,7 +405,10 @@ class OneVm(Disks):
     def outcome(self) -> None:
         """What is known of a call that was made, from its SNA or from the crash that hid it."""
         call = self.call
-        if call is not None and call.key in self.actual.intents:
+        for other in self.lost:
+            if call is None or other.key != call.key:
+                self.unknown(other, other.message, None)
+        if call is not None and self.is_outdated(call):
             self.unknown(
                 call,
                 f"its record says {call.state}, its repository that the appliance may have been "
@@ -412,7 +440,9 @@ class OneVm(Disks):
             cause, why = witness
             self.actions.append(Witness(**base, cause=cause, why=why, event=CallEvent.WITNESS))
             return
-        if report and report.known is False and sna and sna.remembers_jobs:
+        # Where the record was lost, the SNA that was called may be another than the spec's.
+        lost = call.reason == LOST
+        if report and report.known is False and sna and sna.remembers_jobs and not lost:
             why = f"SNA {call.sna} remembers its jobs and does not know this one: it may be asked"
             self.actions.append(
                 Witness(**base, cause="DeniedByAppliance", why=why, event=CallEvent.DENY)
@@ -541,13 +571,15 @@ class OneVm(Disks):
                 f"{', '.join(silent)} cannot be asked for it now",
             )
         else:
-            for key, server in servers.items():
-                if server:
-                    self.ports[key] = server.mark.port
-            self.end(call, CallEvent.END, "RunCompleted", f"SNA {call.sna}: {message}")
+            up = tuple(server for server in servers.values() if server)
+            self.end(call, CallEvent.END, "RunCompleted", f"SNA {call.sna}: {message}", up)
 
-    def end(self, call: Call, event: CallEvent, cause: str, why: str) -> None:
-        self.actions.append(Conclude(vm=self.vm.name, call=call, event=event, cause=cause, why=why))
+    def end(
+        self, call: Call, event: CallEvent, cause: str, why: str, up: tuple[Server, ...] = ()
+    ) -> None:
+        self.actions.append(
+            Conclude(vm=self.vm.name, call=call, event=event, cause=cause, why=why, servers=up)
+        )
 
 
 def sighted(call: Call, actual: Actual) -> Bytes | None:
@@ -561,3 +593,19 @@ def sighted(call: Call, actual: Actual) -> Bytes | None:
             return None
         total += image.allocated
     return total if call.exports else None
+
+
+def incomplete(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds, call: Call) -> str:
+    """Why a run that is said to be complete is no backup; empty: nothing speaks against it.
+
+    A report of the SNA and the word of a person are measured alike.
+    """
+    servers = [server for server in actual.servers if server.mark.vm == call.vm]
+    pool = Pool(desired.settings.ports, ())
+    room = Room(desired.settings, actual, ledger, ())
+    planner = OneVm(desired, actual, ledger, now, desired.vms[call.vm], servers, pool, room)
+    planner.call = call
+    planner.conclude(call, "completed", "a person says so")
+    (found,) = planner.actions
+    good = isinstance(found, Wait) or (isinstance(found, Conclude) and found.event is CallEvent.END)
+    return "" if good else found.why

@@ -1,7 +1,7 @@
 """What never happens, and what always comes true, over generated worlds.
 
-The worlds are of tests/fakes.py. `Life` goes through applies, crashes, deaths, strangers and an
-SNA that misbehaves, in any order, and looks at the world after each.
+The worlds are of tests/fakes.py; the lives that are lived in them, with crashes, deaths, strangers
+and an SNA that misbehaves, are of tests/sim.
 """
 
 from __future__ import annotations
@@ -9,26 +9,21 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from reconciler.core.actions import Adopt, Restart, Start, Stop
-from reconciler.core.actual import Actual, Listener
-from reconciler.core.call import CallEvent, CallState, job_id, targets
-from reconciler.core.desired import Desired, Export, Vm, attempted, attempted_image
-from reconciler.core.disk_plan import export_key
+from reconciler.core.actual import Actual
+from reconciler.core.call import CallEvent, CallState
+from reconciler.core.desired import Desired
 from reconciler.core.ledger import Ledger
-from reconciler.core.mark import Mark
 from reconciler.core.plan import plan
-from reconciler.core.settings import QemuNbd, Settings
-from reconciler.core.units import PortRange
+from reconciler.core.settings import Settings
 from tests.core.builders import (
-    HUB,
     a_settings,
-    a_vm,
     absent,
     brief,
     wanting,
@@ -36,28 +31,19 @@ from tests.core.builders import (
 from tests.fakes import (
     Crash,
     FakeHost,
-    FakeRecords,
-    FakeSna,
-    Process,
     Reply,
     one_pass,
     planned,
     settle,
 )
-
-NAMES: Final = ("ctx-1", "ctx-2", "ctx-10")
-DISKS: Final = {("ctx-1", "r1"): 1, ("ctx-1", "r2"): 2, ("ctx-2", "r1"): 2, ("ctx-2", "r2"): 3}
-"""(VM, run) → how many disks it has; 2 if it is not here."""
-ENOUGH: Final = "10100-10149"
+from tests.sim.engine import Script, run
+from tests.sim.events import EVENTS, MOST, Event
+from tests.sim.life import ENOUGH, NAMES, STRANGERS, World, move_in, rank, strangers, vm_of
 
 T = TypeVar("T")
 
 runs = st.sampled_from(["r1", "r2"])
 names = st.sampled_from(NAMES)
-
-
-def vm_of(name: str, run: str, **changes: Any) -> Vm:
-    return a_vm(name, run, DISKS.get((name, run), 2), **changes)
 
 
 @st.composite
@@ -71,30 +57,7 @@ def desireds(draw: st.DrawFn, settings: Settings) -> Desired:
     return Desired(settings=settings, vms=found)
 
 
-def strangers(host: FakeHost) -> dict[str, Any]:
-    """All that is not ours, to be compared later."""
-    return {
-        "processes": {
-            p.identity: (p.argv, p.port) for p in host.processes.values() if not host.is_ours(p)
-        },
-        "listeners": dict(host.listeners),
-    }
-
-
-def move_in(host: FakeHost, kind: str, port: int) -> None:
-    """A stranger takes a port, if it is free."""
-    if port in host.busy():
-        return
-    if kind == "sshd":
-        host.listeners[port] = Listener(port, "127.0.0.1", 77, "sshd")
-        return
-    mark = Mark("hub-b", "ctx-1", 2000, "r1", 1, port)
-    description = str(mark) if kind == "another hub's" else "somebody's"
-    line = ("qemu-nbd", "--export-name", "x", "--description", description, f"/other/{port}")
-    host.spawn(line, port)
-
-
-KINDS: Final = st.sampled_from(["sshd", "another hub's", "a qemu-nbd"])
+KINDS: Final = st.sampled_from(STRANGERS)
 
 
 @st.composite
@@ -216,14 +179,6 @@ def test_no_plan_speaks_of_a_process_that_is_not_ours(data: st.DataObject) -> No
             assert action.server.identity in ours
     settle(host, desired)
     assert strangers(host) == before
-
-
-def rank(host: FakeHost, desired: Desired) -> dict[str, set[int]]:
-    """VM → the disks that have a lease, of the run that is wanted."""
-    return {
-        vm.name: {export.key for export in vm.exports if export_key(export) in host.records.leases}
-        for vm in desired.vms.values()
-    }
 
 
 @given(data=st.data(), size=st.integers(1, 8))
@@ -348,357 +303,26 @@ def test_vms_side_by_side_do_not_get_into_each_others_way(failing: list[tuple[st
     assert sorted(host.started().values()) == [1, 1, 1]
 
 
-# -- everything at once
+# -- everything at once: see tests/sim, which draws such lives from seeds
 
 
-EVENTS: Final = {
-    "apply": 5,
-    "apply_and_crash": 4,
-    "declare": 3,
-    "make_absent": 1,
-    "forget_a_vm": 1,
-    "edit": 2,
-    "change_the_options": 1,
-    "resolve": 2,
-    "a_server_dies": 4,
-    "clients_come_and_go": 4,
-    "a_server_falls_silent": 1,
-    "a_server_will_not_start": 1,
-    "a_stranger_comes": 2,
-    "the_strangers_leave": 1,
-    "the_next_answer_will_be": 4,
-    "the_appliance_restarts": 1,
-    "the_appliance_ends_its_jobs": 2,
-    "time_passes": 2,
-    "the_state_is_lost": 1,
-    "the_ledger_is_saved": 1,
-    "an_older_ledger_comes_back": 1,
-}
-"""What happens in a life → how often, against the others."""
-Event: TypeAlias = tuple[str, int, int]
-"""What happens, and two numbers that say to whom and how."""
-
-events: Final = st.tuples(
-    st.sampled_from([name for name, weight in EVENTS.items() for _ in range(weight)]),
-    st.integers(0, 59),
-    st.integers(0, 59),
+worlds: Final = st.builds(
+    World,
+    ports=st.sampled_from([3, 5, 12]),
+    max_running=st.integers(1, 3),
+    reports_end=st.booleans(),
+    declared=st.tuples(*[st.sampled_from(["r1", "r2", ""])] * 3),
 )
-
-
-class Life:
-    """A hub with its operators and its bad days; `check` says what must be so after each event."""
-
-    def __init__(self, size: int, *, reports_end: bool, max_running: int) -> None:
-        self.settings = a_settings(
-            f"10100-{10099 + size}", reports_end=reports_end, max_running=max_running
-        )
-        self.host = FakeHost(self.settings)
-        self.vms: dict[str, Vm] = {}
-        self.resent: Counter[tuple[str, str]] = Counter()
-        self.checked = 0
-        self.amnesia = False
-        """The ledger is not what it was."""
-        self.mixed = False
-        """The ledger is older than what runs: two VMs may own one port."""
-        self.saved: tuple[FakeRecords, Any, Any] | None = None
-        move_in(self.host, "another hub's", 10101)
-        self.foreign = strangers(self.host)
-
-    @property
-    def sna(self) -> FakeSna:
-        return self.host.snas["site-a"]
-
-    def desired(self) -> Desired:
-        """What is declared, with the attempt that the ledger knows of."""
-        ledger = self.host.records.ledger()
-        found = {}
-        for name, vm in self.vms.items():
-            attempt = ledger.attempt(name, vm.run)
-            exports = tuple(
-                replace(
-                    export,
-                    attempt=attempt,
-                    name=attempted(export.name, attempt),
-                    image=attempted_image(export.image, attempt),
-                )
-                for export in vm.exports
-            )
-            found[name] = replace(vm, exports=exports)
-        return Desired(settings=self.settings, vms=found)
-
-    def one(self, i: int) -> Process | None:
-        """One of our servers."""
-        ours = self.host.mine()
-        return ours[i % len(ours)] if ours else None
-
-    # -- what people do
-
-    def declare(self, i: int, j: int) -> None:
-        name = NAMES[i % 3]
-        self.vms[name] = vm_of(name, "r1" if j % 2 else "r2")
-
-    def make_absent(self, i: int, j: int) -> None:
-        self.vms[NAMES[i % 3]] = absent(NAMES[i % 3])
-
-    def forget_a_vm(self, i: int, j: int) -> None:
-        self.vms.pop(NAMES[i % 3], None)
-
-    def edit(self, i: int, j: int) -> None:
-        """The same run, but with other disks or another path."""
-        vm = self.vms.get(NAMES[i % 3])
-        if vm and vm.exported:
-            self.vms[vm.name] = a_vm(vm.name, vm.run, 1 + j % 3, path="/a" if i % 2 else "/b")
-
-    def change_the_options(self, i: int, j: int) -> None:
-        self.settings = replace(
-            self.settings, qemu_nbd=QemuNbd(cache="writethrough" if i % 2 else None)
-        )
-        self.host.settings = self.settings
-
-    def apply(self, i: int, j: int) -> None:
-        desired = self.desired()
-        settle(self.host, desired)
-        self.look_at_the_posts(desired)
-        self.look_for_hoarders()
-
-    def apply_and_crash(self, i: int, j: int) -> None:
-        desired = self.desired()
-        apply_until(self.host, desired, i)
-        self.look_at_the_posts(desired)
-
-    def resolve(self, i: int, j: int) -> None:
-        """An operator, who has seen to it that what they say is so."""
-        calls = [call for call in self.host.records.calls.values() if call.state.active]
-        if not calls:
-            return
-        call = calls[i % len(calls)]
-        records, now = self.host.records, self.host.now()
-        if call.state is CallState.INTENDED:
-            call = records.advance(call, CallEvent.CRASH, now)
-        if j % 4 == 0:
-            if call.state is CallState.UNKNOWN and call.job_id in self.sna.started:
-                records.advance(call, CallEvent.SAY_ACCEPTED, now)
-            return
-        connected = [p for p in self.host.mine() if self.serves(p, call.vm) and p.clients]
-        if connected:
-            return
-        self.sna.late = [job for job in self.sna.late if job != call.job_id]
-        if call.job_id in self.sna.jobs:
-            self.sna.jobs[call.job_id] = "failed"
-        if j % 4 == 1:
-            self.host.take_over(call)
-            records.another_attempt(call, now, "by order")
-            self.resent[call.vm, call.run] += 1
-        elif j % 4 == 2 and not call.tainted and call.key not in self.host.losses:
-            records.advance(call, CallEvent.SAY_COMPLETED, now)
-        else:
-            records.advance(call, CallEvent.SAY_FAILED, now)
-
-    def serves(self, process: Process, vm: str) -> bool:
-        mark = process.served.mark
-        return mark is not None and mark.vm == vm
-
-    # -- what the world does
-
-    def a_server_dies(self, i: int, j: int) -> None:
-        process = self.one(i)
-        if process:
-            self.host.kill(process)
-
-    def clients_come_and_go(self, i: int, j: int) -> None:
-        """They write only where an appliance was told to."""
-        process = self.one(i)
-        mark = process.served.mark if process else None
-        if process and mark:
-            process.clients = (0, 2, 2, 10)[j % 4]
-            job = job_id(HUB, mark.vm, mark.run, mark.attempt)
-            if process.clients and job in self.sna.started:
-                self.host.write(process)
-
-    def a_server_falls_silent(self, i: int, j: int) -> None:
-        process = self.one(i)
-        if process:
-            process.silent = not process.silent
-
-    def a_server_will_not_start(self, i: int, j: int) -> None:
-        self.host.failing ^= {(NAMES[i % 3], 2000 + j % 2)}
-
-    def a_stranger_comes(self, i: int, j: int) -> None:
-        move_in(self.host, ("sshd", "another hub's", "a qemu-nbd")[j % 3], 10100 + i % 5)
-        self.foreign = strangers(self.host)
-
-    def the_strangers_leave(self, i: int, j: int) -> None:
-        self.host.listeners.clear()
-        for process in list(self.host.processes.values()):
-            if not self.host.is_ours(process):
-                del self.host.processes[process.identity]
-        self.foreign = strangers(self.host)
-
-    def the_next_answer_will_be(self, i: int, j: int) -> None:
-        self.sna.script.append(list(Reply)[i % len(Reply)])
-
-    def the_appliance_restarts(self, i: int, j: int) -> None:
-        self.sna.wake()
-        self.sna.forget()
-
-    def the_appliance_ends_its_jobs(self, i: int, j: int) -> None:
-        self.sna.wake()
-        self.sna.jobs = dict.fromkeys(self.sna.jobs, "completed" if i % 3 else "failed")
-
-    def time_passes(self, i: int, j: int) -> None:
-        self.sna.wake()
-        self.host.clock += 1000
-
-    def the_state_is_lost(self, i: int, j: int) -> None:
-        if i % 3 == 0:
-            self.host.lose_state()
-            self.amnesia = True
-
-    def the_ledger_is_saved(self, i: int, j: int) -> None:
-        records = self.host.records
-        self.saved = (records, dict(records.calls), dict(records.leases))
-
-    def an_older_ledger_comes_back(self, i: int, j: int) -> None:
-        """Somebody restores the state directory from a backup of it."""
-        if self.saved:
-            self.host.records, calls, leases = self.saved
-            self.host.records.calls, self.host.records.leases = dict(calls), dict(leases)
-            self.amnesia = self.mixed = True
-            self.host.losses.clear()  # who had died is in the newer ledger alone
-
-    # -- what must be so at any time
-
-    def check(self) -> None:
-        self.a_run_is_started_once()
-        assert strangers(self.host) == self.foreign
-        self.ports_are_ours_and_each_ones_own()
-        self.nobody_was_cut_off()
-        self.what_lost_writes_is_no_backup()
-        if not self.amnesia:
-            self.what_the_appliance_was_told_stays_so()
-            active = sum(call.state.active for call in self.host.records.calls.values())
-            assert active <= self.settings.snas["site-a"].max_running
-
-    def a_run_is_started_once(self) -> None:
-        attempts = Counter(self.sna.started)
-        assert all(count == 1 for count in attempts.values()), attempts
-        for name in NAMES:
-            for run in ("r1", "r2"):
-                jobs = {job_id(HUB, name, run, n) for n in range(1, 30)}
-                assert sum(job in jobs for job in attempts) <= 1 + self.resent[name, run]
-
-    def ports_are_ours_and_each_ones_own(self) -> None:
-        leased = Counter(lease.port for lease in self.host.records.leases.values())
-        assert all(count == 1 for count in leased.values())
-        assert all(port in self.settings.ports for port in leased)
-        for process in self.host.mine():
-            mark = process.served.mark
-            assert mark is not None
-            assert process.port == mark.port in self.settings.ports
-            lease = self.host.records.leases.get(mark.key)
-            assert lease is None or lease.port == mark.port or self.amnesia
-
-    def what_the_appliance_was_told_stays_so(self) -> None:
-        """The port of a disk of an active run never moves, whoever sits on it meanwhile."""
-        leases = self.host.records.leases
-        for key, call in self.host.records.calls.items():
-            if call.state.active:
-                ports = {e.key: leases[export_key(e)].port for e in call.exports}
-                assert targets(call.exports, ports, "127.0.0.1") == self.host.records.targets[key]
-
-    def nobody_was_cut_off(self) -> None:
-        for one in self.host.ended:
-            assert one.clients == 0
-            assert not (one.active and one.answered)
-
-    def what_lost_writes_is_no_backup(self) -> None:
-        for key in self.host.losses:
-            call = self.host.records.calls.get(key)
-            assert call is None or call.state is not CallState.COMPLETED
-
-    def look_at_the_posts(self, desired: Desired) -> None:
-        """Every call was made with all disks of its VM, and all of them answering."""
-        for post in self.sna.posts[self.checked :]:
-            vm = desired.vms[post.request["vm_name"]]
-            assert post.silent == ()
-            assert post.disks == tuple(export.key for export in vm.exports)
-        self.checked = len(self.sna.posts)
-
-    def look_for_hoarders(self) -> None:
-        """A run that nothing serves yet must not keep a port from others."""
-        for vm in self.desired().vms.values():
-            serving = any(self.serves(process, vm.name) for process in self.host.mine())
-            if not serving and not self.host.records.ledger().active(vm.name):
-                have = rank(self.host, self.desired())[vm.name]
-                assert len(have) in (0, len(vm.exports)), (vm.name, have)
-
-    # -- and in the end
-
-    def end(self) -> None:
-        """All that stood in the way goes; then there is exactly what is wanted."""
-        host = self.host
-        self.the_strangers_leave(0, 0)
-        for process in host.mine():
-            process.clients, process.silent = 0, False
-        host.failing.clear()
-        self.sna.script.clear()
-        self.sna.deaf = True
-        host.clock += 1000
-        self.settings = replace(self.settings, ports=PortRange.parse(ENOUGH))
-        host.settings = self.settings
-        desired = self.desired()
-        settle(host, desired, most=8)
-        self.check()
-        if self.mixed:
-            return
-        assert brief(planned(host, desired).changes) == []
-        for vm in desired.vms.values():
-            wanted = Counter(export_key(export) for export in self.wanted(vm))
-            there = Counter(
-                mark.key for p in host.mine() if (mark := p.served.mark) and mark.vm == vm.name
-            )
-            call = host.records.ledger().active(vm.name)
-            if call and (not vm.exported or self.amnesia):
-                # What is there is kept; what is not there may not be known of.
-                assert all(count == 1 for count in there.values())
-            else:
-                assert there == wanted, vm.name
-                leases = {k for k in host.records.leases if k[0] == vm.name}
-                assert leases == set(wanted), vm.name
-
-    def wanted(self, vm: Vm) -> tuple[Export, ...]:
-        """What should be served of a VM when all is well."""
-        ledger = self.host.records.ledger()
-        call = ledger.active(vm.name)
-        if call:
-            return call.exports
-        if not vm.exported:
-            return ()
-        latest = ledger.latest(vm.name, vm.run)
-        return () if latest and latest.state.terminal else vm.exports
-
-
-def live(life: Life, declared: list[str], happens: list[Event]) -> None:
-    """What is declared is applied, and then things happen."""
-    for name, run in zip(NAMES, declared, strict=True):
-        if run:
-            life.vms[name] = vm_of(name, run)
-    life.apply(0, 0)
-    for what, i, j in happens:
-        getattr(life, what)(i, j)
-        life.check()
-    life.end()
+happenings: Final = st.tuples(
+    st.sampled_from([name for name, kind in EVENTS.items() for _ in range(kind.weight)]),
+    st.integers(0, MOST - 1),
+    st.integers(0, MOST - 1),
+)
 
 
 @settings(max_examples=3 * settings().max_examples // 2)
-@given(
-    size=st.sampled_from([3, 5, 12]),
-    reports_end=st.booleans(),
-    max_running=st.integers(1, 3),
-    declared=st.lists(st.sampled_from(["r1", "r2", ""]), min_size=3, max_size=3),
-    happens=st.lists(events, min_size=10, max_size=30),
-)
+@given(world=worlds, happens=st.lists(happenings, min_size=10, max_size=30))
 def test_a_hub_keeps_its_promises_through_whatever_happens(
-    size: int, reports_end: bool, max_running: int, declared: list[str], happens: list[Event]
+    world: World, happens: list[Event]
 ) -> None:
-    live(Life(size, reports_end=reports_end, max_running=max_running), declared, happens)
+    run(Script(seed=0, world=world, events=(("apply", 0, 0), *happens)))

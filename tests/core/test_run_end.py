@@ -98,9 +98,9 @@ def test_a_client_that_comes_back_while_the_images_are_checked_keeps_the_run_ope
     report_all(host)
     sealed = host.sealed
 
-    def busy(exports: Any, ports: Any) -> Any:
+    def busy(exports: Any, servers: Any) -> Any:
         host.server("ctx-1", 2000).clients = 1
-        return sealed(exports, ports)
+        return sealed(exports, servers)
 
     host.sealed = busy  # type: ignore[method-assign]
     one_pass(host, desired)
