@@ -72,7 +72,7 @@ def look(settings: Settings, desired: Desired, ledger: Ledger, servers: Sequence
         for note in answers[root]:
             note(found)
     for root in sorted(silent):
-        said = f"{patience.silence(root)} within {patience.QUIET:g} s"
+        said = f"{patience.silence(root)} within {silent[root]:g} s"
         for question in asked[root][len(answers[root]) :]:
             for vm in question.vms:
                 found.hangs[vm] = f"cannot look at the repository {root}: {said}"

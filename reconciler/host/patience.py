@@ -138,8 +138,9 @@ def _ends(pid: int, timeout: Seconds) -> bool:
 
 def ask(
     questions: Mapping[str, Sequence[Callable[[], T]]],
-) -> tuple[dict[str, Sequence[T]], set[str]]:
-    """Root → the answers to its questions, in their order; and the roots that did not answer all.
+) -> tuple[dict[str, Sequence[T]], dict[str, Seconds]]:
+    """Root → the answers to its questions, in their order; and how long was waited in vain for
+    those that did not answer all.
 
     The roots are asked side by side, so that the slowest is what it takes. Raises what a question
     raises.
@@ -148,11 +149,11 @@ def ask(
     begun = {root: Work(root, asked) for root, asked in questions.items() if root in ready}
     for work in begun.values():
         work.start()
-    silent = questions.keys() - begun.keys()
+    silent = dict.fromkeys(questions.keys() - begun.keys(), QUIET)
     answers: dict[str, Sequence[T]] = dict.fromkeys(silent, ())
     for root, work in begun.items():
         if not work.ended(QUIET, LONGEST):
-            silent.add(root)
+            silent[root] = QUIET if time.monotonic() - work.moved >= QUIET else LONGEST
         elif work.failed:
             raise work.failed
         answers[root] = tuple(work.answers)

@@ -122,10 +122,10 @@ class Here:
 
     def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(site.folder)
-        monkeypatch.setattr(hub, "EFFECT", 1.0)
+        monkeypatch.setattr(hub, "EFFECT", 4.0)
         monkeypatch.setattr(hub, "SPARE", 1.0)
-        monkeypatch.setattr(images, "CREATE_TIMEOUT", 1.0)
-        monkeypatch.setattr(patience, "QUIET", 1.0)
+        monkeypatch.setattr(images, "CREATE_TIMEOUT", 4.0)
+        monkeypatch.setattr(patience, "QUIET", 3.0)
         self.settings = load_settings(None, os.environ)
         self.source = load_source(["specs"], self.settings)
         self.steps: list[Step] = []
@@ -157,7 +157,7 @@ def test_a_repository_that_hangs_after_the_look_is_given_up(
     (said,) = [step.message for step in here.steps if step.reason == "StorageHangs"]
     assert said == (
         f"cannot claim run r1 of ctx-2: no answer from the storage of {far} "
-        f"(fuse, hung at {far}) within 1 s"
+        f"(fuse, hung at {far}) within 4 s"
     )
     assert called(appliance) == ["ctx-1"]
     assert set(site.pids()) == {("ctx-1", 2000)}
