@@ -31,18 +31,21 @@ demo: $(BIN)/reconciler ## Run the main job on real disks, and clean up
 	@PATH="$(abspath $(BIN)):$$PATH" examples/demo/run.sh
 
 test: $(VENV)/.dev ## Run every test
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) --durations=10 $(ARGS)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) -m "not soak" --durations=10 $(ARGS)
+
+soak: $(VENV)/.dev ## Run what takes long: every crash point, a thousand kills, ten thousand lives
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) -m soak --durations=10 $(ARGS)
 
 quick: $(VENV)/.dev ## Run the fast, pure tests
-	@$(BIN)/python -m pytest -q tests/core $(ARGS)
+	@$(BIN)/python -m pytest -q tests/core -m "not soak" $(ARGS)
 
 e2e: $(VENV)/.dev ## Run the tests on real qemu-nbd
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) tests/e2e $(ARGS)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) tests/e2e -m "not soak" $(ARGS)
 
 oldest: ## Run the tests with the oldest versions that are allowed
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c tests/oldest.txt -e '.[dev]'
-	@PATH="$(abspath .venv-oldest/bin):$$PATH" .venv-oldest/bin/python -m pytest -q -n $(JOBS) $(ARGS)
+	@PATH="$(abspath .venv-oldest/bin):$$PATH" .venv-oldest/bin/python -m pytest -q -n $(JOBS) -m "not soak" $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check .
@@ -56,4 +59,4 @@ bench: $(VENV)/.dev ## Measure against the floor, as ratios within one run
 clean: ## Remove what was built here
 	@rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help system install dev demo test quick e2e oldest check bench clean
+.PHONY: help system install dev demo test soak quick e2e oldest check bench clean

@@ -113,8 +113,9 @@ def test_a_server_that_has_another_file_open_is_found(settings: Settings) -> Non
 
 def test_claims_and_intents_are_found(settings: Settings) -> None:
     vm = vm_in(settings, "near")
-    images.claim(vm.root, vm.name, vm.run, "state-9")
-    assert look(settings, vm).claims == {("ctx-1", "r1"): "state-9"}
+    owner = images.Owner("state-9", "/var/lib/nine")
+    images.claim(vm.root, vm.name, vm.run, owner)
+    assert look(settings, vm).owners == {("ctx-1", "r1"): owner}
     due = remembered(calls=[a_call(vm, CallState.DUE)])
     assert look(settings, vm, ledger=due).intents == set()
     images.intend(vm.root, vm.name, vm.run, 1, "job")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -60,6 +61,8 @@ class Store:
         self.home = home_of(self.path)
         self._mutex = threading.RLock()
         with explained(self.path, "open"):
+            if self.path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             # Only where there is none: closing a file drops all locks that this process has on it,
             # also those of its Inbox, whose -wal the next who closes the store would then delete.
             with contextlib.suppress(FileExistsError):
