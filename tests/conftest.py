@@ -8,6 +8,8 @@ from typing import Final
 
 import pytest
 
+pytest.register_assert_rewrite("tests.e2e.crashes", "tests.e2e.site")
+
 COUNTED: Final = "counted: "
 """Prefix of the properties that are summed up."""
 
