@@ -13,6 +13,8 @@ import pytest
 
 from tests.mounts import Hung, Mounts, private
 
+pytest.register_assert_rewrite("tests.e2e.crashes", "tests.e2e.site")
+
 COUNTED: Final = "counted: "
 """Prefix of the properties that are summed up."""
 
