@@ -165,6 +165,7 @@ def pruned(inner: Desire) -> Desire:
         desired = inner(ledger)
         if desired.failed:
             return desired  # a file that cannot be read may hold what seems to be gone
+        kept = {*desired.vms, *desired.untouched, *desired.idle}
         gone = {
             name: Vm(
                 name=name,
@@ -173,7 +174,7 @@ def pruned(inner: Desire) -> Desire:
                 order="no spec declares it any more",
             )
             for name, applied in ledger.applied.items()
-            if name not in {*desired.vms, *desired.untouched, *desired.idle}
+            if name not in kept
         }
         return replace(desired, vms={**desired.vms, **gone})
 
