@@ -169,8 +169,9 @@ def pruned(inner: Desire) -> Desire:
         desired = inner(ledger)
         if desired.failed:
             return desired  # a file that cannot be read may hold what seems to be gone
+        kept = {*desired.vms, *desired.untouched, *desired.idle}
         # A VM that has only been given another name is not stopped and begun anew: see `renamed`.
-        kept = {(vm.vcenter, vm.path) for vm in desired.vms.values() if vm.exported and vm.path}
+        same = {(vm.vcenter, vm.path) for vm in desired.vms.values() if vm.exported and vm.path}
         gone = {
             name: Vm(
                 name=name,
@@ -179,8 +180,7 @@ def pruned(inner: Desire) -> Desire:
                 order="no spec declares it any more",
             )
             for name, applied in ledger.applied.items()
-            if name not in {*desired.vms, *desired.untouched, *desired.idle}
-            and _identity(applied.vm) not in kept
+            if name not in kept and _identity(applied.vm) not in same
         }
         return replace(desired, vms={**desired.vms, **gone})
 

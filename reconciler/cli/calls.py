@@ -122,7 +122,7 @@ def _calls(ledger: Ledger, vm: str) -> list[Call]:
     """The calls of a VM, oldest first; at least one."""
     calls = sorted(ledger.runs(vm), key=lambda c: (c.created, c.attempt))
     if not calls:
-        known = {call.vm for call in ledger.calls}
+        known = ledger.known
         raise click.UsageError(f"the ledger has no run of a VM {vm!r}{nearest(vm, known)}")
     return calls
 

@@ -27,7 +27,7 @@ from reconciler.host import store
 def history(config: str | None, vm: str, limit: int, output: str) -> None:
     """The runs of one VM, newest first: when, by whom, of what, and how they ended."""
     ledger = store.read(directory(config))
-    known = {*ledger.applied, *(call.vm for call in ledger.calls)} if ledger else set()
+    known = ledger.known if ledger else frozenset()
     if ledger is None or vm not in known:
         hint = nearest(vm, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")

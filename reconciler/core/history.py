@@ -13,8 +13,7 @@ from reconciler.core.units import Seconds, stamp
 
 def runs(ledger: Ledger, vm: str) -> list[Call]:
     """Every attempt of every run of a VM, newest first."""
-    found = [call for call in ledger.calls if call.vm == vm]
-    return sorted(found, key=lambda call: (call.created, call.attempt), reverse=True)
+    return sorted(ledger.runs(vm), key=lambda call: (call.created, call.attempt), reverse=True)
 
 
 def ended(call: Call) -> Seconds | None:

@@ -178,6 +178,11 @@ class Calls(Sequence[Call]):
         """The last call of each VM."""
         return self.fetch(sorted(max(chain(*runs.values())) for runs in self._by_vm.values()))
 
+    @property
+    def vms(self) -> frozenset[str]:
+        """Every VM that a call was ever for."""
+        return frozenset(self._by_vm)
+
     def of_vm(self, vm: str) -> Sequence[Call]:
         """Every call of a VM."""
         return self.fetch(sorted(chain(*self._by_vm.get(vm, {}).values())))
@@ -240,6 +245,11 @@ class Ledger(Struct, frozen=True, kw_only=True):
     def open(self) -> Sequence[Call]:
         """The calls that have not ended: DUE, REJECTED and the active ones."""
         return self._calls.open
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Every VM that was ever applied or called for."""
+        return self._calls.vms | self.applied.keys()
 
     def runs(self, vm: str) -> Sequence[Call]:
         """Every call of a VM."""
