@@ -15,9 +15,13 @@ MAX_RESULT: Final = 65_536
 MAX_BITS: Final = 128
 """Of a whole number that a step returns."""
 MAX_LOOKS: Final = 5_000_000
-"""Items and characters that all steps of one expression may look at. Measured: under a second."""
+"""Items and characters that all steps of one expression may look at. Measured: a second at most."""
 STEP: Final = 20
 """What a step costs beside its items: a filter's call takes as long as looking at so many."""
+
+
+LETTERS: Final = 16
+"""Characters of a text that are compared or copied while one item is looked at."""
 
 
 class TemplateError(ValueError):
@@ -85,13 +89,14 @@ def weigh(value: object) -> None:
     todo = [value]
     while todo:
         one = todo.pop()
-        spend(1 + size(one))
         if isinstance(one, str | range) or not isinstance(one, _MANY):
+            spend(1 + size(one) // LETTERS)
             continue
+        spend(STEP + size(one))
         inner = [*one.keys(), *one.values()] if isinstance(one, dict) else list(one)
         kinds = set(map(type, inner))
         if kinds == {str}:
-            spend(sum(map(len, inner)))
+            spend(sum(map(len, inner)) // LETTERS)
         elif not kinds <= _FLAT:
             todo.extend(inner)
 
