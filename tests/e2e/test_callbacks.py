@@ -327,6 +327,7 @@ def test_serve_goes_by_what_was_applied_and_not_by_what_is_written(
     site.kill(site.pids()["ctx-1", 2000])
     until(lambda: ("ctx-1", 2000) in site.pids(), "the server to be back")
     end(process)
+    assert not taken(site.api)  # the server that serve started has not inherited the address
     after = ledger(site)
     assert (after.applied, after.settings) == (before.applied, before.settings)
     assert set(site.pids()) == {("ctx-1", 2000)}

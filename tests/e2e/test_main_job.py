@@ -134,6 +134,7 @@ def test_killing_one_server_restarts_that_one_on_its_port(site: Site, appliance:
     assert site.status()["ctx-1"]["disks"][1] | {"restarts": 0} == {
         "key": "2001", "export": "ctx-1-r1-disk1", "port": None, "pid": None,
         "image": str(site.image("ctx-1", 2001)), "ready": False, "clients": 0, "restarts": 0,
+        "reported": False,
     }  # fmt: skip
     site.apply()
     after = site.pids()

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from reconciler.core.errors import LockError
 from reconciler.host import lock
 from reconciler.host.lock import Holder, held
 
@@ -41,14 +40,3 @@ def test_a_short_wait_is_not_worth_a_word(
     assert got.wait(20)
     waiter.join(20)
     assert [one.command for one in heard if one] == (["first"] if told else [])
-
-
-def test_who_holds_it_is_named_when_the_time_is_up(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    with (
-        held(path, "first", 0.0),
-        pytest.raises(LockError, match=r"\(first\)"),
-        held(path, "second", 0.0),
-    ):
-        pass
-    assert lock.holder(path) is None

@@ -22,7 +22,10 @@ from tests.mounts import Mounts
 # -- lock
 
 
-def test_a_second_holder_waits_is_told_who_and_gives_up_in_time(tmp_path: Path) -> None:
+def test_a_second_holder_waits_is_told_who_and_gives_up_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE", 0.0)
     path = tmp_path / "lock"
     told: list[lock.Holder | None] = []
     with lock.held(path, "first", 1):
