@@ -44,13 +44,14 @@ from reconciler.core.call import (
     targets,
     verdict,
 )
+from reconciler.core.call_plan import NOT_AGAIN
 from reconciler.core.desired import Export, Vm
 from reconciler.core.errors import HostError, ReconcilerError
 from reconciler.core.ledger import Lease
 from reconciler.core.plan import Plan
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Port, Seconds
-from reconciler.core.vm_plan import NOT_AGAIN, VmPlan
+from reconciler.core.vm_plan import VmPlan
 
 
 class Listener(Protocol):

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual
 from reconciler.core.call import Call, CallState, Report
+from reconciler.core.call_plan import sighted
 from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.disk_plan import export_key
 from reconciler.core.errors import ConfigError, Diagnostic, Exit, HostError
@@ -26,7 +27,7 @@ from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Settings, below
 from reconciler.core.status import conditions
 from reconciler.core.units import Seconds
-from reconciler.core.vm_plan import VmPlan, sighted
+from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Emit, Step, execute, resting
 from reconciler.host import files, lock, patience
 from reconciler.host.images import Owner, claim, claimed_by

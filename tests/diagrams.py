@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from reconciler.core.call import NEXT, CallState
-from reconciler.core.vm_plan import LOST
+from reconciler.core.call_plan import LOST
 
 REFRESH: Final = "python -m tests.diagrams"
 CALLS: Final = Path(__file__).resolve().parents[1] / "docs" / "calls.md"

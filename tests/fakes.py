@@ -30,6 +30,7 @@ from reconciler.core.call import (
     job_id,
     step,
 )
+from reconciler.core.call_plan import sighted
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Applied, DiskReport, Lease, Ledger, Sighting, Telemetry
@@ -37,7 +38,6 @@ from reconciler.core.mark import ENTER, Mark, Served, argv, parse
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Bytes, Port, Seconds
-from reconciler.core.vm_plan import sighted
 from reconciler.execute import Step, execute
 
 START: Final[Seconds] = 1_800_000_000.0

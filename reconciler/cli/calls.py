@@ -10,10 +10,11 @@ import click
 from reconciler.cli import options
 from reconciler.cli.applying import Session
 from reconciler.core.call import Call, CallEvent, CallState
+from reconciler.core.call_plan import LOST
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Exit, HostError, nearest
 from reconciler.core.ledger import Ledger
-from reconciler.core.vm_plan import LOST, incomplete, new_run
+from reconciler.core.vm_plan import incomplete, new_run
 from reconciler.look import Observer
 from reconciler.loop import load_settings
 

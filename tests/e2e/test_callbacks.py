@@ -141,7 +141,6 @@ def test_apply_that_waits_hears_every_disk(
 
 def test_a_run_ends_when_its_last_disk_is_reported(site: Site, telling: Appliance) -> None:
     """The whole way, with nothing but callbacks."""
-    pytest.skip("PUBLISH: enable when reports of every disk end a run")
     for key in (2000, 2001):
         telling.source("ctx-1", key, os.urandom(MIB))
     # It would look again only after an hour: a kick ends the rest.
