@@ -33,6 +33,17 @@ def telling(tmp_path: Path, site: Site) -> Iterator[Appliance]:
 
 
 @pytest.fixture
+def lasting(tmp_path: Path, site: Site) -> Iterator[Appliance]:
+    """The same, with copies that last. Its client waits 2 s for the hub and then goes on, and a hub
+    that has only begun may take longer on a busy machine."""
+    hub = f"http://127.0.0.1:{site.api}"
+    found = Appliance(tmp_path / "appliance", "--hub", hub, "--slow", "4")
+    site.appliance_at(found.url)
+    yield found
+    found.end()
+
+
+@pytest.fixture
 def running(site: Site) -> Iterator[list[subprocess.Popen[str]]]:
     """Commands that stay; those that are left at the end are ended."""
     found: list[subprocess.Popen[str]] = []
@@ -115,19 +126,25 @@ def reads(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"it never said {words!r}: {seen}")
 
 
+def refusals(appliance: Appliance) -> list[str]:
+    """What its client was refused by the hub."""
+    lines = (appliance.folder / "stderr").read_text().splitlines()
+    return [line for line in lines if "it answers" in line]
+
+
 # -- apply --wait
 
 
 def test_apply_that_waits_hears_every_disk(
-    site: Site, telling: Appliance, running: list[subprocess.Popen[str]]
+    site: Site, lasting: Appliance, running: list[subprocess.Popen[str]]
 ) -> None:
     for key in (2000, 2001):
-        telling.source("ctx-1", key, os.urandom(MIB))
+        lasting.source("ctx-1", key, os.urandom(MIB))
     site.spec(site.vm("ctx-1", [MIB, MIB]))
     process = site.start("apply", "-y", "--wait")
     running.append(process)
     arrived(site, 2)
-    (done,) = until(lambda: telling.log_lines("end") or None, "the end of the copies")
+    (done,) = until(lambda: lasting.log_lines("end") or None, "the end of the copies")
     invented = {int(disk["key"]): disk["change_id"] for disk in done["disks"]}
     assert {2000 + p: one.change_id for p, one in reports(site).items()} == invented
     assert [one.bytes for one in reports(site).values()] == [MIB, MIB]
@@ -135,8 +152,8 @@ def test_apply_that_waits_hears_every_disk(
         process.terminate()
     _, err = process.communicate(timeout=60)
     assert "warning" not in err
-    assert (telling.folder / "stderr").read_text() == ""  # the hub refused nothing
-    assert len(telling.starts()) == 1
+    assert refusals(lasting) == []
+    assert len(lasting.starts()) == 1
 
 
 def test_a_run_ends_when_its_last_disk_is_reported(site: Site, telling: Appliance) -> None:
@@ -152,16 +169,16 @@ def test_a_run_ends_when_its_last_disk_is_reported(site: Site, telling: Applianc
 
 
 def test_the_client_may_speak_before_the_call_is_answered(
-    site: Site, telling: Appliance, running: list[subprocess.Popen[str]]
+    site: Site, lasting: Appliance, running: list[subprocess.Popen[str]]
 ) -> None:
-    telling.source("ctx-1", 2000, os.urandom(MIB))
-    site.appliance_at(telling.url, timeout="60s")
-    telling.misbehave("hang-after", 1)
+    lasting.source("ctx-1", 2000, os.urandom(MIB))
+    site.appliance_at(lasting.url, timeout="60s")
+    lasting.misbehave("hang-after", 1)
     site.spec(site.vm("ctx-1"))
     running.append(site.start("apply", "-y", "--wait"))
     arrived(site, 1)
     assert ledger(site).calls[0].state == "INTENDED"
-    assert (telling.folder / "stderr").read_text() == ""
+    assert refusals(lasting) == []
     assert "1 of 1 disks (2000)" in site.run("explain", "ctx-1")
     assert site.status()["ctx-1"]["disks"][0]["reported"] is True
 
@@ -405,7 +422,7 @@ def test_serve_before_anything_was_applied_waits_for_it(
     site.apply()
     arrived(site, 1)
     assert process.poll() is None
-    assert (telling.folder / "stderr").read_text() == ""
+    assert refusals(telling) == []
 
 
 HOLD = """
