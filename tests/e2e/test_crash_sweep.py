@@ -38,6 +38,8 @@ class World:
 
     site: Site
     appliance: Appliance
+    api: int
+    """Port on which `apply --wait` listens to the appliance's client."""
 
     def fill(self, *vms: str, keys: Sequence[int] = KEYS) -> None:
         """Source disks for the appliance to copy."""
@@ -63,6 +65,10 @@ class Scenario:
 
     prepare: Callable[[World], None]
     command: Sequence[str] = APPLY
+    again: Sequence[str] = ()
+    """What is typed after the crash; empty: the same."""
+    finish: Callable[[World], None] = lambda _: None
+    """What is left to say when all has been done again."""
     runs: Mapping[str, tuple[str, Sequence[int]]] = field(
         default_factory=lambda: {"pg": ("r1", KEYS)}
     )
@@ -73,6 +79,8 @@ class Scenario:
     tainted: bool = False
     copied: bool = True
     """Every image of the newest run holds the bytes of its source in the end."""
+    heard: bool = False
+    """The appliance's client reports to the hub."""
     mended: bool = True
     """The appliance behaves again after the crash."""
 
@@ -183,6 +191,19 @@ def restore(world: World) -> None:
     world.site.spec({"name": "look", "for": "restore", "of": {"vm": "pg", "run": "r1"}})
 
 
+def by_its_clients_word(world: World) -> None:
+    first(world)
+    world.site.write_config(api={"listen": f"127.0.0.1:{world.api}"})
+
+
+def unheard(world: World) -> None:
+    """A client that found nobody to report to does not come again: a person says that it ended."""
+    if crashes.calls(world.site)["pg"].state is CallState.ACCEPTED:
+        crashes.copies_ended(world.appliance)
+        world.resolve("--completed")
+        world.apply()
+
+
 SCENARIOS: Final[Mapping[str, Scenario]] = {
     "first backup": Scenario(first),
     "heal": Scenario(heal, copied=False),
@@ -206,6 +227,15 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         began={"pg-r1": 1, "web-r1": 1},
     ),
     "end of a run": Scenario(end_of_a_run, runs={}, states=frozenset({CallState.COMPLETED})),
+    "by its client's word": Scenario(
+        by_its_clients_word,
+        ("apply", "-y", "--wait"),
+        again=APPLY,
+        finish=unheard,
+        runs={},
+        states=frozenset({CallState.COMPLETED}),
+        heard=True,
+    ),
     "witnessed": Scenario(witnessed),
     "denied": Scenario(denied),
     "another attempt": Scenario(another_attempt),
@@ -215,15 +245,15 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     ),
 }
 COUNTED: Final = "crash points × sides"
-ELSEWHERE: Final = frozenset({Effect.REPORT})
-"""Effects of the HTTP listener, which no command here comes by."""
 
 
 class Sweep:
     """One world after another in the same folder, ports and appliance."""
 
     def __init__(self, folder: Path, ports: range, appliance: Appliance) -> None:
-        self.folder, self.ports, self.appliance = folder, ports, appliance
+        self.folder, self.appliance = folder, appliance
+        self.ports, self.api = ports[:-1], ports[-1]
+        self.heard = False
         self.numbers = iter(range(1_000_000))
 
     def world(self, scenario: Scenario) -> World:
@@ -232,13 +262,21 @@ class Sweep:
         site = Site(folder, self.ports)
         site.config["qemu_nbd"] = {"start_timeout": "10s", "stop_grace": "1s"}
         site.appliance_at(self.appliance.url)
+        self.listen(scenario.heard)
         self.appliance.misbehave("none")
         self.appliance.log.write_text("")
         shutil.rmtree(self.appliance.sources)
         self.appliance.sources.mkdir()
-        world = World(site, self.appliance)
+        world = World(site, self.appliance, self.api)
         scenario.prepare(world)
         return world
+
+    def listen(self, heard: bool) -> None:
+        """Let the appliance's client report to the hub, or to nobody."""
+        if heard is not self.heard:
+            self.appliance.end()
+            self.appliance.start(*(("--hub", f"http://127.0.0.1:{self.api}") if heard else ()))
+            self.heard = heard
 
     def leave(self, world: World) -> None:
         crashes.copies_ended(self.appliance)
@@ -268,7 +306,8 @@ class Sweep:
             appliance.misbehave("none")
         left = site.servers()
         self.not_called_again(scenario, world)
-        crashes.recover(site, appliance, scenario.command)
+        crashes.recover(site, appliance, scenario.again or scenario.command)
+        scenario.finish(world)
         self.whole(scenario, world)
         # What ran before the crash or was left by it, and is wanted, was not touched by anybody.
         after = site.servers()
@@ -295,7 +334,7 @@ class Sweep:
         intended = [vm for vm, call in before.items() if call.state is CallState.INTENDED]
         if not intended or world.site.config["snas"]["site-a"].get("remembers_jobs"):
             return
-        world.site.run(*scenario.command, code=None)
+        world.site.run(*(scenario.again or scenario.command), code=None)
         after = crashes.calls(world.site)
         for vm in intended:
             assert after[vm].state in (CallState.UNKNOWN, CallState.ACCEPTED)
@@ -316,7 +355,7 @@ class Sweep:
 @pytest.fixture
 def sweep(tmp_path: Path, dealer: Dealer) -> Iterator[Sweep]:
     appliance = Appliance(tmp_path / "appliance")
-    yield Sweep(tmp_path, dealer.deal(10), appliance)
+    yield Sweep(tmp_path, dealer.deal(11), appliance)
     appliance.end()
 
 
@@ -358,7 +397,7 @@ def test_every_effect_is_in_a_scenario(sweep: Sweep) -> None:
         for scenario in SCENARIOS.values()
         for point in sweep.points(scenario)
     }
-    assert seen == {(effect, side) for effect in set(Effect) - ELSEWHERE for side in Side}
+    assert seen == {(effect, side) for effect in Effect for side in Side}
 
 
 @pytest.mark.parametrize("goes_on", [False, True], ids=["for ever", "for a while"])
