@@ -286,8 +286,7 @@ def test_an_incremental_is_told_what_was_reported_of_its_parent(
         site.spec(site.vm("ctx-1", [MIB, MIB], vm=address, backup=backup))
         site.apply()
         arrived(site, 2, run=run)
-        if ledger(site).active("ctx-1"):  # PUBLISH: goes when the reports end the run themselves
-            site.run("resolve", "ctx-1", "--completed", "--reason", "both disks are reported")
+        until(lambda: not ledger(site).active("ctx-1"), f"the end of {run}")
     until(lambda: len(telling.log_lines("end")) == 2, "the end of both runs")
     first, second = telling.log_lines("end")
     assert [disk["previous"] for disk in first["disks"]] == ["", ""]

@@ -89,6 +89,8 @@ def test_a_tainted_run_cannot_be_called_complete_and_is_shown(
     uri = f"nbd://127.0.0.1:{disk['port']}/{disk['export']}"
     subprocess.run(["nbdcopy", str(source), uri], check=True)
     site.kill(disk["pid"])
+    text = site.run("resolve", "ctx-1", "--completed", "--reason", "x", "-y", code=1)
+    assert "a server died under a client" in text, "also before an apply has noted that"
     assert "(ServerDied)" in site.run("plan")
     assert "the run can only fail" in site.apply(code=1)
     assert site.condition("ctx-1", "Ready")[:2] == ("False", "ServerDied")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from reconciler import repositories
 from reconciler.core.actual import Identity, Server
@@ -65,6 +66,18 @@ def test_a_server_whose_image_is_in_no_repository_may_be_claimed_in_any(
     image = str(tmp_path / "moved" / "r0.qcow2")
     look(settings, vm, servers=(a_server(an_export(run="r0", image=image)),))
     assert asked == {*settings.repositories.values(), str(tmp_path / "moved")}
+
+
+def test_the_images_of_an_ended_run_are_looked_at_though_the_spec_names_other_disks(
+    settings: Settings,
+) -> None:
+    before = vm_in(settings, "near")
+    export = before.exports[0]
+    images.create(export.image, MIB, before.root)
+    other = replace(export, key=2001, image=export.image.replace("2000", "2001"))
+    ledger = remembered(calls=[a_call(before, CallState.COMPLETED)])
+    found = look(settings, replace(before, exports=(other,)), ledger=ledger)
+    assert found.images[export.image].exists
 
 
 def test_the_image_of_an_active_run_is_where_it_is_and_not_where_the_spec_is_now(

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any, Final
 
 from msgspec import Struct, convert, to_builtins
@@ -275,7 +276,8 @@ def live_many(first: int, count: int, jobs: int) -> Iterator[Total]:
     if jobs == 1:
         yield from map(live, chunks)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    # Begun anew: a copy of a process with threads may stand still for ever.
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         yield from pool.map(live, chunks)
 
 

@@ -26,6 +26,8 @@ from tests.sim.life import strangers as all_strangers
 Event: TypeAlias = tuple[str, int, int]
 """What happens, and two numbers below MOST that say to whom and how."""
 MOST: Final = 60
+NEWS_AT_ONCE: Final = 4
+"""How many applies may each hear of a call, by asking, what the one before could not."""
 Happens: TypeAlias = Callable[[Life, int, int], None]
 
 
@@ -96,7 +98,7 @@ def edit(life: Life, i: int, j: int) -> None:
     vm = life.vms.get(life.name(i))
     if vm and vm.exported:
         sna = vm.sna if j % 4 else ("site-a" if vm.sna == "site-b" else "site-b")
-        disks, path = 1 + j % 3, "/a" if i % 2 else "/b"
+        disks, path = 1 + j % 3, f"/{'ab'[i % 2]}/{vm.name}"
         life.edit({**life.vms, vm.name: a_vm(vm.name, vm.run, disks, path=path, sna=sna)})
 
 
@@ -396,6 +398,8 @@ def a_client_reports(life: Life, i: int, j: int) -> None:
         return
     for position in positions if j % 4 == 1 else [positions[j % len(positions)]]:
         life.host.records.report(job, position)
+    if life.host.records.reports[job].keys() >= set(positions):
+        life.over.add(job)
     for process in life.host.mine():
         mark = process.served.mark
         if mark and job_id(HUB, mark.vm, mark.run, mark.attempt) == job and j % 2:
@@ -456,8 +460,8 @@ def quiet(life: Life) -> None:
     """Raises Broken."""
     life.finish()
     life.calm()
-    # Who has lost their memory learns one thing after the other: that there was a call, what
-    # became of it, that there was another.
-    for _ in range(4 if life.amnesia else 1):
+    for _ in range(NEWS_AT_ONCE):
         life.apply()
+        if not life.hears_news():
+            break
     check_quiet(life)

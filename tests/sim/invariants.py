@@ -195,7 +195,7 @@ def ports_are_ours(life: Life) -> None:
 
 @always("a server has a lease for as long as it lives")
 def leased_while_it_lives(life: Life) -> None:
-    if life.amnesia:
+    if life.amnesia or life.raced:
         return
     for process in life.host.mine():
         mark = process.served.mark
@@ -279,6 +279,8 @@ def exactly_what_is_wanted(life: Life) -> None:
 @when_applied("a VM holds all of its ports or none")
 def no_hoarders(life: Life) -> None:
     """A run that nothing serves yet must not keep a port from others."""
+    if life.host.unreadable:
+        return  # then nothing of a VM is changed
     for vm in life.desired().vms.values():
         if not life.of(vm.name) and not life.host.records.ledger().active(vm.name):
             have = rank(life.host, life.desired())[vm.name]

@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reconciler.core.actions import Conclude, Witness
 from reconciler.core.actual import Image, Listener
 from reconciler.core.call import CallState, Report
 from reconciler.core.desired import Desired, Export, Vm, attempted, attempted_image
@@ -295,6 +296,11 @@ class Life:
         self.ended.clear()
         self.backups.clear()
         self.amnesia = True
+
+    def hears_news(self) -> bool:
+        """Whether an apply would learn something about a call that the last one did not know."""
+        planned = self.plan(self.desired(), self.host.records.ledger())
+        return any(isinstance(action, Witness | Conclude) for action in planned.actions)
 
     # -- what happens by itself
 
