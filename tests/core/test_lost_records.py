@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec.structs import replace
 
 from reconciler.core.actions import Conclude, Stop
@@ -31,7 +33,7 @@ from tests.fakes import FakeHost, Reply, one_pass, planned, settle
 S = CallState
 
 
-def applied(*vms: Vm, **settings: bool) -> tuple[FakeHost, Desired]:
+def applied(*vms: Vm, **settings: Any) -> tuple[FakeHost, Desired]:
     """A hub on which these VMs have been applied, and what is wanted of it."""
     host = FakeHost(a_settings(**settings))
     desired = wanting(*vms, settings=host.settings)
