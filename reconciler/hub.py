@@ -116,6 +116,20 @@ class Hub(Observer):
             given_up,
         )
 
+    def taint(self, vm: Vm, call: Call) -> None:
+        """Note in the repository that a server died under a client of this run. Raises HostError.
+
+        The ledger knows it already, and can be lost. Given up, it may still appear, and is true.
+        """
+        homes = [roots_of(self.settings, one.image)[-1] for one in call.exports]
+        root = vm.root or next(iter(homes), "")
+        patience.do(
+            f"note that a server of run {call.run} of {vm.name} died",
+            root,
+            lambda: images.taint(root, vm.name, call.run, call.attempt),
+            EFFECT,
+        )
+
     def create(self, export: Export, root: str) -> None:
         """Create an image. Raises HostError.
 

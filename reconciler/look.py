@@ -94,6 +94,7 @@ class Observer:
             claims={run: owner.state_id for run, owner in found.owners.items()},
             rivals=rivals(found.owners, ledger.state_id),
             intents=frozenset(found.intents),
+            tainted=frozenset(found.tainted),
             troubles=found.troubles,
             hangs=found.hangs,
             file_systems=found.file_systems,

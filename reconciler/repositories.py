@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -28,6 +28,7 @@ class Found:
     images: dict[str, Image] = field(default_factory=dict)
     owners: dict[tuple[str, str], Owner] = field(default_factory=dict)
     intents: set[tuple[str, str, int]] = field(default_factory=set)
+    tainted: set[tuple[str, str, int]] = field(default_factory=set)
     troubles: dict[str, str] = field(default_factory=dict)
     hangs: dict[str, str] = field(default_factory=dict)
     file_systems: dict[int, FileSystem] = field(default_factory=dict)
@@ -106,8 +107,12 @@ class _Round:
             call = self.ledger.latest(vm_name, run)
             due = call and call.state in (CallState.DUE, CallState.REJECTED)
             attempt = call.attempt if call and due else None
+            served = {
+                s.mark.attempt for s in self.servers if (s.mark.vm, s.mark.run) == (vm_name, run)
+            }
+            attempts = served | {call.attempt if call else 1}
             for root in roots:
-                ask = partial(_claim, root, vm_name, run, attempt)
+                ask = partial(_claim, root, vm_name, run, attempt, sorted(attempts))
                 self.questions[root]["claim", vm_name, run] = Question(ask, {vm_name})
 
     def claimable(self, image: str) -> Iterable[str]:
@@ -166,18 +171,18 @@ class _Round:
                 group["holds", server.identity] = Question(partial(_holds, server))
 
 
-def _claim(root: str, vm: str, run: str, attempt: int | None) -> Note:
-    """Who claimed a run; and whether an attempt of it, if one is named, was intended."""
+def _claim(root: str, vm: str, run: str, attempt: int | None, attempts: Sequence[int]) -> Note:
+    """Who claimed a run; whether an attempt of it, if one is named, was intended; and which of its
+    attempts lost writes."""
     try:
         owner = images.owner_of(root, vm, run)
-        if owner is None:
-            return _nothing
         intent = None
-        if attempt is not None and images.intended(root, vm, run, attempt):
+        if owner and attempt is not None and images.intended(root, vm, run, attempt):
             intent = (vm, run, attempt)
+        tainted = {(vm, run, one) for one in attempts if images.tainted(root, vm, run, one)}
     except HostError as error:
         return partial(_trouble, vm, str(error))
-    return partial(_claimed, (vm, run), owner, intent)
+    return partial(_claimed, (vm, run), owner, intent, tainted)
 
 
 def _nothing(_found: Found) -> None:
@@ -189,9 +194,15 @@ def _trouble(vm: str, why: str, found: Found) -> None:
 
 
 def _claimed(
-    run: tuple[str, str], owner: Owner, intent: tuple[str, str, int] | None, found: Found
+    run: tuple[str, str],
+    owner: Owner | None,
+    intent: tuple[str, str, int] | None,
+    tainted: Collection[tuple[str, str, int]],
+    found: Found,
 ) -> None:
-    found.owners[run] = owner
+    if owner:
+        found.owners[run] = owner
+    found.tainted.update(tainted)
     if intent:
         found.intents.add(intent)
 

@@ -470,6 +470,7 @@ class FakeHost:
         }
         self.unbindable: set[Port] = set()
         self.intents: set[tuple[str, str, int]] = set()
+        self.taints: set[tuple[str, str, int]] = set()
         self._pids = 4000
         self._states = 1
 
@@ -501,6 +502,7 @@ class FakeHost:
             },
             images=self._images(desired, ledger),
             claims=claims,
+            tainted=frozenset(self.taints),
             intents=frozenset(
                 call.key
                 for call in ledger.calls
@@ -635,6 +637,11 @@ class FakeHost:
     def intend(self, vm: Vm, call: Call) -> None:
         self.fuse.burn()
         self.intents.add(call.key)
+        self.fuse.burn()
+
+    def taint(self, vm: Vm, call: Call) -> None:
+        self.fuse.burn()
+        self.taints.add(call.key)
         self.fuse.burn()
 
     def unintend(self, vm: Vm, call: Call) -> None:

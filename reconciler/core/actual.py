@@ -129,6 +129,8 @@ class Actual(Struct, frozen=True, kw_only=True):
     """(VM, run) → another state directory that claimed it and still exists."""
     intents: frozenset[tuple[str, str, int]] = frozenset()
     """(VM, run, attempt) whose repository says that an SNA may have been called."""
+    tainted: frozenset[tuple[str, str, int]] = frozenset()
+    """(VM, run, attempt) whose repository says that a server died under a client."""
     troubles: Mapping[str, str] = field(default_factory=dict)
     """VM → why its repository could not be looked at."""
     hangs: Mapping[str, str] = field(default_factory=dict)

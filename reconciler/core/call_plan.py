@@ -32,9 +32,11 @@ class Calls(Disks):
         """The call that rules this VM now: the active one, else that of the wanted run."""
         outdated = [call for call in self.ledger.open if self.is_outdated(call)]
         found = self.ledger.active(self.vm.name) or next(iter([*outdated, *self.lost]), None)
-        if found or not self.vm.run or self.vm.purpose != "backup":
-            return found
-        return self.ledger.latest(self.vm.name, self.vm.run)
+        if not found and self.vm.run and self.vm.purpose == "backup":
+            found = self.ledger.latest(self.vm.name, self.vm.run)
+        # The ledger may be older than what happened to the run, or have lost it.
+        marked = found and found.key in self.actual.tainted
+        return replace(found, tainted=True) if found and marked else found
 
     def is_outdated(self, call: Call) -> bool:
         """The repository says that an SNA may have been called since this was written down."""

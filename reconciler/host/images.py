@@ -330,9 +330,32 @@ def intent_path(root: str, vm: str, run: str, attempt: int) -> Path:
     return Path(root) / vm / f".intent-{run}-a{attempt}"
 
 
+def taint_path(root: str, vm: str, run: str, attempt: int) -> Path:
+    return Path(root) / vm / f".tainted-{run}-a{attempt}"
+
+
+def tainted(root: str, vm: str, run: str, attempt: int) -> bool:
+    """Whether a server of this attempt died under a client. Raises HostError."""
+    return _exists(taint_path(root, vm, run, attempt))
+
+
+def taint(root: str, vm: str, run: str, attempt: int) -> None:
+    """Say on the repository that acknowledged writes of a run may be gone. Raises HostError."""
+    path = taint_path(root, vm, run, attempt)
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _write(str(path), "a server died under a client: acknowledged writes may be gone\n")
+        _sync(str(path.parent))
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}", "CannotTaint") from error
+
+
 def intended(root: str, vm: str, run: str, attempt: int) -> bool:
     """Whether an SNA may have been called for this attempt. Raises HostError."""
-    path = intent_path(root, vm, run, attempt)
+    return _exists(intent_path(root, vm, run, attempt))
+
+
+def _exists(path: Path) -> bool:
     try:
         os.stat(path)
     except FileNotFoundError:

@@ -185,3 +185,18 @@ def test_a_call_that_could_not_be_sent_makes_its_vm_rest() -> None:
     steps: list[Step] = []
     one_pass(host, wanting(a_vm(), settings=host.settings), steps=steps)
     assert resting(steps) == {"ctx-1"}
+
+
+def test_that_a_server_died_outlives_the_ledger() -> None:
+    """It died and is served again; then the state directory is lost, and nothing looks amiss."""
+    host, desired = applied(a_vm(), reports_end=True)
+    host.write(host.server("ctx-1", 2000))
+    host.kill(host.server("ctx-1", 2000))
+    settle(host, desired)
+    host.lose_state()
+    settle(host, desired)
+    (call,) = host.records.calls.values()
+    host.snas["site-a"].jobs[call.job_id] = "completed"
+    settle(host, desired)
+    (call,) = host.records.calls.values()
+    assert (call.state, call.reason) == (S.FAILED, "ServerDied")

@@ -287,12 +287,7 @@ class Life:
         self.stale = False
 
     def forget(self) -> None:
-        """The ledger that knew all of this is gone, and with it what nothing else tells of.
-
-        That a server died and is served again is written there alone.
-        """
-        calls = self.host.records.calls.values()
-        self.host.losses -= {call.key for call in calls if call.tainted}
+        """The ledger that knew all of this is gone, and with it what nothing else tells of."""
         self.ended.clear()
         self.backups.clear()
         self.amnesia = True
