@@ -218,19 +218,23 @@ class Calls(Disks):
         return image is None or bool(unfit(export, image, held=True)) or not image.exists
 
     def conclude(self, call: Call, status: str, message: str) -> None:
+        dead = [
+            export
+            for export in call.exports
+            if self.server_for(export) is None and self.would_taint(export)
+        ]
         if status != "completed":
-            self.end(call, CallEvent.FAIL, "RunFailed", f"SNA {call.sna}: {message}")
+            event, cause, why = CallEvent.FAIL, "RunFailed", f"SNA {call.sna}: {message}"
+            if call.exports and (call.tainted or dead):
+                event, cause = CallEvent.SERVER_DIED, "ServerDied"
+                why = f"a server died under a client; {why}"
+            self.end(call, event, cause, why)
             return
         unseen = [image for e in call.exports if (image := self.unseen(e))]
         if unseen:
             why = f"{'; '.join(unseen)}: before that is known, the run is not ended"
             self.actions.append(Hold(vm=self.vm.name, call=call, cause="ImageUnreadable", why=why))
             return
-        dead = [
-            export
-            for export in call.exports
-            if self.server_for(export) is None and self.would_taint(export)
-        ]
         lost = [export.image for export in call.exports if self.image_lost(export)]
         if lost:
             self.end(

@@ -232,7 +232,7 @@ def test_a_changed_spec_of_a_run_that_was_asked_for_shows_both_sides(
         (["plan", "-o", "xml"], 64, "'xml' is not one of"),
         (["apply"], 64, "cannot ask without a terminal: add -y"),
         (["apply", "--timeout", "5s"], 64, "--timeout goes with --wait"),
-        (["resolve", "ctx-1", "--reason", "x"], 64, "say one of --accepted"),
+        (["resolve", "ctx-1", "--reason", "x", "-y"], 64, "say one of --accepted"),
         (["--config", "nowhere.yaml", "plan"], 78, "cannot read nowhere.yaml"),
     ],
 )

@@ -262,7 +262,7 @@ def test_a_report_after_the_end_is_an_event(
     site.apply()
     serve(site, running)
     job = ledger(site).calls[0].job_id
-    site.run("resolve", "ctx-1", "--failed", "--reason", "x")
+    site.run("resolve", "ctx-1", "--failed", "--reason", "x", "-y")
     before = ledger(site).calls
     for _ in range(2):
         answer = ask(site, f"/api/v1/backups/{job}/complete", {"change_id": "x", "disk_id": 0})
@@ -305,7 +305,7 @@ def test_serve_calls_for_who_waited_and_releases_what_has_ended(
     process = serve(site, running)
     first = appliance.starts()[0]["vm_name"]
     second = {"ctx-1": "ctx-2", "ctx-2": "ctx-1"}[first]
-    site.run("resolve", first, "--completed", "--reason", "its log says so")
+    site.run("resolve", first, "--completed", "--reason", "its log says so", "-y")
     until(lambda: len(appliance.starts()) == 2, "the second call")
     assert appliance.starts()[1]["vm_name"] == second
     until(lambda: {vm for vm, _ in site.pids()} == {second}, "the release of the first")

@@ -41,7 +41,7 @@ def calls(appliance: Appliance) -> list[tuple[str, str]]:
 
 
 def resolve(site: Site, vm: str, answer: str = "--completed") -> None:
-    site.run("resolve", vm, answer, "--reason", "seen in its log")
+    site.run("resolve", vm, answer, "--reason", "seen in its log", "-y")
 
 
 def resting(site: Site, vm: str) -> bool:

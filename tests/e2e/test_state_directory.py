@@ -336,7 +336,7 @@ def test_a_restored_store_calls_nobody_twice(site: Site, ending: Appliance) -> N
     assert "3 COMPLETED" in site.run("state", "info", str(aside))
     # the person looks, says what they know, and all is well
     for vm in ("ctx-1", "ctx-2"):
-        site.run("resolve", vm, "--failed", "--reason", "the copy is older than its end")
+        site.run("resolve", vm, "--failed", "--reason", "the copy is older than its end", "-y")
     ending.misbehave("none")
     site.spec(*(site.vm(vm, backup={"run": "r3"}) for vm in ("ctx-1", "ctx-2")))
     site.apply("--wait", "--timeout", "60s")

@@ -67,7 +67,12 @@ def test_another_state_directory_on_the_same_repository_does_not_call_again(
     site.apply("--wait", "--timeout", "60s")
     appliance.misbehave("forget")
     site.write_config(state="second")
-    site.apply(code=7)
+    text = site.apply(code=7)
+    assert f"claimed by the state directory {site.folder / 'state'}, which exists" in text
+    assert site.status()["ctx-1"]["call"]["state"] == "UNKNOWN"
+    assert "work in the state directory that is named above" in site.run("explain", "ctx-1")
+    (site.folder / "state").rename(site.folder / "moved")
+    assert "another state directory, which is gone" in site.apply(code=7)
     assert site.status()["ctx-1"]["call"]["state"] == "UNKNOWN"
     assert len(appliance.starts()) == 1
     site.run("resolve", "ctx-1", "--resend", "--reason", "the first state directory is gone", "-y")
