@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, field, to_builtins
+from msgspec import json as as_json
 from msgspec.structs import replace
 
 from reconciler.core.errors import Diagnostic, nearest
@@ -77,7 +78,8 @@ class Vm(Struct, frozen=True, kw_only=True):
     """file:line of what asks for its run, where that is not its declaration."""
 
     def to_json(self) -> dict[str, Any]:
-        value: dict[str, Any] = to_builtins(self)
+        # As it comes back from the store, so that the two can be compared: lists, no tuples.
+        value: dict[str, Any] = as_json.decode(as_json.encode(self))
         return value
 
     @classmethod

@@ -334,6 +334,9 @@ class Disks:
                 stranger = self.actual.listeners.get(lease.port)
                 why = f"its port {lease.port} was taken by {stranger or 'somebody'}"
             new = self.lease(export, fresh)
+            if self.would_taint(export):  # the ledger is older than the server that was there
+                self.again(export, base, new, taints=True)
+                return True
             cause = "PortTaken" if lease else "NotRunning"
             self.actions.append(Start(**base, cause=cause, why=why, export=export, lease=new))
             return True
@@ -364,6 +367,11 @@ class Disks:
                 )
             )
             return True
+        self.again(export, base, self.at_most(lease), taints=taints)
+        return True
+
+    def again(self, export: Export, base: dict[str, Any], lease: Lease, *, taints: bool) -> None:
+        """Plan the start of a server in the place of one that is gone."""
         why = "its server is gone"
         if taints:
             why += (
@@ -376,12 +384,11 @@ class Disks:
                 cause="ProcessGone",
                 why=why,
                 export=export,
-                lease=self.at_most(lease),
+                lease=lease,
                 server=None,
                 taints=taints,
             )
         )
-        return True
 
     def fault(self, export: Export, server: Server) -> tuple[str, str] | None:
         """What is wrong with a server that runs."""

@@ -321,3 +321,13 @@ def test_a_signal_in_the_middle_ends_in_order_and_apply_goes_on(
     assert site.status()["ctx-1"]["call"]["state"] == "UNKNOWN"
     assert len(site.servers()) == 1
     assert len(appliance.starts()) == 1
+
+
+def test_what_is_applied_again_is_no_new_generation(site: Site, appliance: Appliance) -> None:
+    site.spec(site.vm("ctx-1", [1 << 20, 1 << 20], labels={"tier": "gold"}))
+    for _ in range(3):
+        site.apply()
+    assert site.status()["ctx-1"]["observedGeneration"] == 1
+    site.spec(site.vm("ctx-1", [1 << 20, 1 << 20], labels={"tier": "silver"}))
+    site.apply()
+    assert site.status()["ctx-1"]["observedGeneration"] == 2
