@@ -244,7 +244,7 @@ class Calls(Disks):
                 f"{', '.join(lost)}: moved, deleted or replaced under its server; the run is "
                 f"failed although SNA {call.sna} reports completed",
             )
-        elif call.tainted and not call.exports:
+        elif not call.exports:
             self.end(
                 call,
                 CallEvent.SERVER_DIED,
