@@ -154,6 +154,9 @@ class Hub(Observer):
         options = self.settings.qemu_nbd
         if self._binary is None:
             self._binary = qemu_nbd.find(options.binary)
+        if not export.read_only:
+            root = roots_of(self.settings, export.image)[-1]
+            patience.do("sweep", root, lambda: images.sweep(export.image), EFFECT)
         log = self.log_of(export)
         qemu_nbd.cap(log)
         before = qemu_nbd.log_size(log)

@@ -159,7 +159,7 @@ def create(path: str, size: Bytes, root: str, backing: str | None = None) -> Non
     import subprocess  # here, so that who only looks does not load it
 
     directory = posixpath.dirname(path)
-    temporary = posixpath.join(directory, f"{TEMPORARY}{posixpath.basename(path)}")
+    temporary = _temporary(path)
     line = ["qemu-img", "create", "-q", "-f", "qcow2"]
     if backing:
         line += ["-b", posixpath.relpath(backing, directory), "-F", "qcow2"]
@@ -208,6 +208,17 @@ def create(path: str, size: Bytes, root: str, backing: str | None = None) -> Non
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def _temporary(path: str) -> str:
+    """Where an image is made before it gets its name."""
+    return posixpath.join(posixpath.dirname(path), f"{TEMPORARY}{posixpath.basename(path)}")
+
+
+def sweep(path: str) -> None:
+    """Remove what a crash left beside an image that has its name. Never raises."""
+    with contextlib.suppress(OSError):
+        os.unlink(_temporary(path))
 
 
 def check(path: str) -> str:

@@ -202,3 +202,12 @@ def test_an_intent_is_taken_back_unless_nobody_waits_for_that_any_more(tmp_path:
     for _ in range(2):
         images.unintend(root, "ctx-1", "r1", 1)
         assert not images.intended(root, "ctx-1", "r1", 1)
+
+
+def test_what_a_crash_left_beside_an_image_is_swept(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    images.sweep(str(image))
+    images.create(str(image), 1 << 20, str(tmp_path))
+    os.link(image, tmp_path / ".creating-disk.qcow2")  # it ended between the two steps
+    images.sweep(str(image))
+    assert os.listdir(tmp_path) == ["disk.qcow2"]
