@@ -248,7 +248,11 @@ class OneVm(Calls):
         cleared = self.clear(keep)
         if self.over is not None and not wanted:
             return
-        fit = self.check(wanted, serving) and self.fits(wanted, serving)
+        fit = self.check(wanted, serving)
+        have = [export_key(export) in self.leases for export in wanted]
+        if not fit and any(have) and not all(have):
+            self.give_back(wanted, serving, "LeaseUnused")
+        fit = fit and self.fits(wanted, serving)
         up = fit and self.serve(wanted, serving)
         if len(self.ports) < len(wanted):
             self.room.give_back(vm.name)  # it waits for ports, and for their sake alone
