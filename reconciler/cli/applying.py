@@ -38,6 +38,7 @@ from reconciler.loop import (
     load_source,
 )
 from reconciler.loop import pruned as with_removals
+from reconciler.orders import Order
 
 if TYPE_CHECKING:
     from reconciler.cli.hearing import WaitingEars
@@ -255,6 +256,11 @@ class Session:
                 return self.applier.apply(wanted, approved=approved, order=order)
             finally:
                 self.display.end()
+
+    def order(self, order: Order) -> list[str]:
+        """Carry out an order about what is remembered; what to tell the operator."""
+        with self.applier.opened() as store:
+            return order.carry_out(store, self.applier.command, time.time())
 
     def show(self, planned: Plan) -> str:
         out = sys.stderr if self.quiet else sys.stdout

@@ -12,11 +12,12 @@ from reconciler.cli.applying import Session
 from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.call_plan import LOST
 from reconciler.core.desired import Desired, Vm
-from reconciler.core.errors import Exit, HostError, nearest
+from reconciler.core.errors import Exit, HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.vm_plan import incomplete, new_run
 from reconciler.look import Observer
 from reconciler.loop import load_settings
+from reconciler.orders import Retry, calls_of
 
 _ANSWERS = {
     "accepted": (CallEvent.SAY_ACCEPTED, "the appliance works on it: it is not called again"),
@@ -99,33 +100,10 @@ def retry(config: str | None, vm: str, lock_timeout: float) -> int:
     """
     settings = load_settings(config, os.environ)
     session = Session(settings, "reconciler retry", lock_timeout)
-    with session.applier.opened() as store:
-        ledger = store.ledger()
-        calls = _calls(ledger, vm)
-        ready = [c for c in calls if c.state in (CallState.REJECTED, CallState.DUE)]
-        if not ready:
-            newest = calls[-1]
-            help_ = (
-                f"reconciler resolve {vm} --accepted | --completed | --failed | --resend"
-                if newest.state.active
-                else f"a run that has ended is not asked for again; for another: {new_run(vm)}"
-            )
-            raise HostError(f"cannot retry run {newest.run} of {vm}: it is {newest.state}; {help_}")
-        call = ready[-1]
-        store.advance(call, CallEvent.REARM, time.time(), retry_at=0.0, failures=0, message="")
-        session.applier.say(store, vm, call.run, "Rearmed", "by order of retry")
-    click.echo(f"run {call.run} of {vm} is DUE again.")
+    for line in session.order(Retry(vms=(vm,))):
+        click.echo(line)
     click.echo("next: reconciler apply")
     return Exit.OK
-
-
-def _calls(ledger: Ledger, vm: str) -> list[Call]:
-    """The calls of a VM, oldest first; at least one."""
-    calls = sorted(ledger.runs(vm), key=lambda c: (c.created, c.attempt))
-    if not calls:
-        known = ledger.known
-        raise click.UsageError(f"the ledger has no run of a VM {vm!r}{nearest(vm, known)}")
-    return calls
 
 
 def _open_call(ledger: Ledger, vm: str) -> Call:
@@ -133,7 +111,7 @@ def _open_call(ledger: Ledger, vm: str) -> Call:
     call = ledger.active(vm)
     if call:
         return call
-    newest = _calls(ledger, vm)[-1]
+    newest = calls_of(ledger, vm)[-1]
     hint = f"; reconciler retry {vm} asks again" if newest.state is CallState.REJECTED else ""
     if newest.state.terminal:
         hint = f"; for another run: {new_run(vm)}"

@@ -25,6 +25,8 @@ from reconciler.core.settings import (
     MIN_FREE,
     PORTS,
     Appliance,
+    Limit,
+    Loop,
     QemuNbd,
     SecretRef,
     Settings,
@@ -54,6 +56,17 @@ def _size(value: object) -> Bytes:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError("write a size like 1GiB or 500MiB")
     return parse_size(value)
+
+
+def _limit(value: object) -> Limit:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,6}", value):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return Limit(count=value)
+    found = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?) ?%", value) if isinstance(value, str) else None
+    if not found or float(found[1]) > 100:
+        raise ValueError("write a number of VMs like 3, or a part of them like 25%")
+    return Limit(percent=float(found[1]))
 
 
 def _loopback(value: object) -> Endpoint:
@@ -190,12 +203,12 @@ class ApiModel(Strict):
 
 
 class LoopModel(Strict):
-    """Checked, so that one file serves every version; no loop reads it yet."""
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     resync: Duration = 30.0
     stale_after: Duration = 300.0
     prune: bool = False
-    max_delete: str | int = "25%"
+    max_delete: Annotated[Limit, BeforeValidator(_limit)] = Limit(percent=25.0)
 
 
 class ConfigModel(Strict):
@@ -217,6 +230,7 @@ _SCALARS: dict[str, tuple[str, ...]] = {"hub": (), "state": (), "api": ("listen"
         ("ports", PortsModel),
         ("qemu_nbd", QemuModel),
         ("inventory", InventoryModel),
+        ("loop", LoopModel),
     )
 }
 
@@ -239,7 +253,7 @@ def overlaid(value: object, environment: Mapping[str, str]) -> tuple[object, lis
                 if key in ("shared", "parallel") and re.fullmatch(r"[0-9]{1,9}", text)
                 else text
             )
-            if key == "required":
+            if key in ("required", "prune"):
                 typed = text.lower() in ("1", "true", "yes")
             if not key:
                 merged[section] = typed
@@ -321,6 +335,7 @@ def settings(
         inventory=_absolute(model.inventory.file, inventory_base) if model.inventory.file else None,
         inventory_required=model.inventory.required,
         listen=model.api.listen,
+        loop=Loop(**{name: getattr(model.loop, name) for name in Loop.__struct_fields__}),
     )
 
 

@@ -89,6 +89,12 @@ class HostError(ReconcilerError):
         self.reason = reason
 
 
+class UsageError(ReconcilerError):
+    """What was typed names something that is not there."""
+
+    exit: ClassVar[Exit] = Exit.USAGE
+
+
 class LockError(ReconcilerError):
     """Somebody else is changing this hub and did not finish in time."""
 

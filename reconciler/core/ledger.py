@@ -31,6 +31,12 @@ class Lease(Struct, frozen=True, kw_only=True):
     restarts: int = 0
     safe: bool = False
     """Its server was started so that nothing it acknowledges can be lost (write-through)."""
+    up: Seconds = 0.0
+    """When its server answered the last time that one was started; 0: none did."""
+    deaths: int = 0
+    """How often in a row its server ended soon after it was up."""
+    rest: Seconds = 0.0
+    """Until when it is not started again; 0: at once."""
 
     @property
     def key(self) -> tuple[str, int, str, int]:
@@ -43,6 +49,35 @@ class Applied(Struct, frozen=True, kw_only=True):
     vm: Mapping[str, Any]
     generation: int
     at: Seconds
+
+
+class Pause(Struct, frozen=True, kw_only=True):
+    """An operator's order to leave a VM as it is; see `reconciler pause`."""
+
+    vm: str
+    """Or `EVERY`."""
+    reason: str
+    since: Seconds
+    until: Seconds = 0.0
+    """When it ends by itself; 0: never."""
+    who: str = ""
+
+
+EVERY: Final = "*"
+"""The name under which a pause is for every VM. No VM can have it."""
+
+
+class Declaration(Struct, frozen=True, kw_only=True):
+    """What the watched directory said of a VM when it was read last."""
+
+    vm: str
+    file: str
+    """Which file declares it."""
+    revision: str
+    """Of the source, at which it was read there."""
+    at: Seconds
+    gone: Seconds = 0.0
+    """Since when a directory that could be read does not name it any more; 0: it does."""
 
 
 class DiskReport(Struct, frozen=True, kw_only=True):
@@ -226,6 +261,12 @@ class Ledger(Struct, frozen=True, kw_only=True):
     """Job id of an open call → the last word about it."""
     sightings: Mapping[str, Sighting] = field(default_factory=dict)
     """Job id of a call whose outcome is unknown → when clients were first seen on all disks."""
+    pauses: Mapping[str, Pause] = field(default_factory=dict)
+    """VM, or `EVERY` → its pause, also one whose time is over."""
+    declared: Mapping[str, Declaration] = field(default_factory=dict)
+    """VM → what the watched directory says of it."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """What was read of the watched directory last: see core/source.py. Empty: none is watched."""
     busy: str = ""
     """Who is changing the hub while this is read; nobody, if the reader holds the lock."""
 
@@ -240,6 +281,13 @@ class Ledger(Struct, frozen=True, kw_only=True):
 
     def of(self, vm: str) -> tuple[Lease, ...]:
         return tuple(lease for lease in self.leases if lease.vm == vm)
+
+    def paused(self, vm: str, now: Seconds) -> Pause | None:
+        """The pause that holds for a VM now; its own before that of every VM."""
+        for pause in (self.pauses.get(vm), self.pauses.get(EVERY)):
+            if pause and (not pause.until or pause.until > now):
+                return pause
+        return None
 
     @property
     def open(self) -> Sequence[Call]:

@@ -94,6 +94,35 @@ LISTEN: Final = Endpoint("127.0.0.1", 8082)
 """Where the field's client looks for the hub, by the tunnel. Source: Sendense, October 2025."""
 
 
+class Limit(Struct, frozen=True):
+    """How many VMs one revision may take away: a number, or a part of all in percent."""
+
+    count: int = 0
+    percent: float = 0.0
+    least: int = 2
+    """Even where the part is smaller: a hub of three VMs may lose one."""
+
+    def of(self, total: int) -> int:
+        """The most VMs that may go, of `total`."""
+        return self.count or max(self.least, int(total * self.percent / 100))
+
+    def __str__(self) -> str:
+        return str(self.count) if self.count else f"max({self.least}, {self.percent:g} %)"
+
+
+class Loop(Struct, frozen=True, kw_only=True):
+    """How a directory is watched. Durations in seconds."""
+
+    resync: Seconds = 30.0
+    """Between two looks at a VM of which nothing was heard."""
+    stale_after: Seconds = 300.0
+    """How long the client of an accepted run may be silent before its SNA is asked about it."""
+    prune: bool = False
+    """Stop what the directory does not name any more."""
+    max_delete: Limit = Limit(percent=25.0)
+    """How much of that one revision may do without a person's word."""
+
+
 class Settings(Struct, frozen=True, kw_only=True):
     """What holds for the whole hub."""
 
@@ -113,6 +142,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     inventory_required: bool = False
     listen: Endpoint = LISTEN
     """Where the callbacks of the appliances' clients are taken."""
+    loop: Loop = field(default_factory=Loop)
 
     def repository_of(self, path: str) -> str | None:
         """The repository that a file lies in, by its path; the innermost, if one is in another."""

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from reconciler.core.call import CallEvent, CallState
 from reconciler.core.errors import HostError
 from reconciler.host.store import NAME, Store, StoreError, copies, read
+from reconciler.host.store.schema import VERSION
 from tests.host.test_store import call, lease, many_calls
 from tests.mounts import fill, small
 
@@ -46,7 +47,7 @@ def test_a_copy_is_what_the_store_is_and_stands_alone(home: Path, tmp_path: Path
     out = tmp_path / "out"
     out.mkdir()
     found = copies.backup(home, out / "b.db")
-    assert (found.hub, found.schema, found.leases, found.events) == ("h", 2, 1, 0)
+    assert (found.hub, found.schema, found.leases, found.events) == ("h", VERSION, 1, 0)
     assert (found.calls, found.newest, found.wrong) == ({"DUE": 1}, 7.0, "")
     assert found.home == str(home)
     assert found.size == (out / "b.db").stat().st_size

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -16,11 +16,13 @@ from reconciler.core.desired import Export
 from reconciler.core.ledger import (
     Applied,
     Calls,
+    Declaration,
     DiskReport,
     Head,
     Lease,
     Ledger,
     Load,
+    Pause,
     Sighting,
     Telemetry,
     head_of,
@@ -56,6 +58,7 @@ def insert_event(db: sqlite3.Connection, event: Event, who: str, now: Seconds) -
 COLUMNS: Final = Call.__struct_fields__
 CALL: Final = ", ".join(COLUMNS)
 """What is selected for `call_of`."""
+S = TypeVar("S", bound=Struct)
 _EXPORTS: Final = msgspec.json.Decoder(tuple[Export, ...])
 
 
@@ -109,7 +112,7 @@ def calls_of(path: Path, hub: str, heads: Sequence[Head], db: sqlite3.Connection
 
 
 def _lease(row: Sequence[Any]) -> Lease:
-    hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe = row
+    hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe, *last = row
     return Lease(
         hub=hub,
         vm=vm,
@@ -122,6 +125,9 @@ def _lease(row: Sequence[Any]) -> Lease:
         clients_seen=bool(clients_seen),
         restarts=restarts,
         safe=bool(safe),
+        up=last[0],
+        deaths=last[1],
+        rest=last[2],
     )
 
 
@@ -144,6 +150,13 @@ def _telemetry(db: sqlite3.Connection, job_id: str) -> Telemetry | None:
     return Telemetry(**dict(zip(names, row, strict=True))) if row else None
 
 
+def _all(db: sqlite3.Connection, kind: type[S], table: str) -> Iterator[S]:
+    """The rows of a table whose columns are the fields of `kind`."""
+    names = kind.__struct_fields__
+    for row in db.execute(f"SELECT {', '.join(names)} FROM {table}"):  # noqa: S608 names are ours
+        yield kind(**dict(zip(names, row, strict=True)))
+
+
 def identity(db: sqlite3.Connection, path: Path) -> Mapping[str, str]:
     """What is said of the store as a whole; `hub` and `state_id` at least. Raises StoreError."""
     meta: dict[str, str] = dict(db.execute("SELECT name, value FROM meta").fetchall())
@@ -160,8 +173,8 @@ def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
     """
     meta = identity(db, path)
     leases = db.execute(
-        "SELECT hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe "
-        "FROM leases"
+        "SELECT hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe, "
+        "up, deaths, rest FROM leases"
     )
     heads = db.execute("SELECT vm, run, attempt, state, changed FROM calls ORDER BY rowid")
     calls = Calls(heads.fetchall(), load)
@@ -185,6 +198,9 @@ def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
                 for vm, desired, generation, at in db.execute("SELECT * FROM applied")
             },
             settings=json.loads(meta.get("settings", "{}")),
+            pauses={one.vm: one for one in _all(db, Pause, "pauses")},
+            declared={one.vm: one for one in _all(db, Declaration, "declared")},
+            source=json.loads(meta.get("source", "{}")),
             failures={
                 vm: (reason, message)
                 for vm, reason, message in db.execute("SELECT vm, reason, message FROM failures")

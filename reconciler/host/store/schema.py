@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Schema version, in PRAGMA user_version."""
 
 _SCHEMA: Final = """
@@ -59,6 +59,24 @@ CREATE TABLE telemetry (
     percent REAL NOT NULL, error TEXT NOT NULL) STRICT;
 CREATE TABLE sightings (
     job_id TEXT PRIMARY KEY, at REAL NOT NULL, allocated INTEGER NOT NULL) STRICT;
+""",
+    3: """
+ALTER TABLE leases ADD COLUMN up REAL NOT NULL DEFAULT 0;
+ALTER TABLE leases ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE leases ADD COLUMN rest REAL NOT NULL DEFAULT 0;
+CREATE TABLE pauses (
+    vm TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL NOT NULL, until REAL NOT NULL,
+    who TEXT NOT NULL) STRICT;
+CREATE TABLE declared (
+    vm TEXT PRIMARY KEY, file TEXT NOT NULL, revision TEXT NOT NULL, at REAL NOT NULL,
+    gone REAL NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE notices (
+    vm TEXT NOT NULL, run TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL,
+    message TEXT NOT NULL, PRIMARY KEY (vm, run, reason)) STRICT;
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY, body TEXT NOT NULL, created REAL NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0, next REAL NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT '') STRICT;
 """,
 }
 """Version → what makes it of the one before."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from reconciler.core.call import Call, CallEvent, job_id, step
-from reconciler.core.ledger import Head, Lease, Ledger
+from reconciler.core.ledger import Declaration, Head, Lease, Ledger, Pause
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
 from reconciler.host.store.files import (
@@ -252,6 +252,36 @@ class Store:
                 "FROM calls WHERE hub = ? AND vm = ? AND run = ? AND attempt = ?",
                 (following, now, now, reason, who, self.hub, *call.key),
             )
+
+    # -- pauses, and what the watched directory says
+
+    def pause(self, pauses: Iterable[Pause]) -> None:
+        """Pause VMs, or every one; in the place of their pauses so far."""
+        with self._write() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO pauses (vm, reason, since, until, who) "
+                "VALUES (?, ?, ?, ?, ?)",
+                [(one.vm, one.reason, one.since, one.until, one.who) for one in pauses],
+            )
+
+    def resume(self, vms: Iterable[str]) -> None:
+        """End pauses."""
+        with self._write() as db:
+            db.executemany("DELETE FROM pauses WHERE vm = ?", [(vm,) for vm in vms])
+
+    def declare(
+        self, source: Mapping[str, Any], found: Iterable[Declaration], gone: Iterable[str] = ()
+    ) -> None:
+        """Note what the watched directory says, in one step; of VMs in `gone` nothing any more."""
+        text = json.dumps(source, sort_keys=True)
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('source', ?)", (text,))
+            db.executemany(
+                "INSERT OR REPLACE INTO declared (vm, file, revision, at, gone) "
+                "VALUES (?, ?, ?, ?, ?)",
+                [(one.vm, one.file, one.revision, one.at, one.gone) for one in found],
+            )
+            db.executemany("DELETE FROM declared WHERE vm = ?", [(vm,) for vm in gone])
 
     # -- for people
 
