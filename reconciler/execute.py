@@ -6,6 +6,7 @@ disks, the second bounding how many servers start at once.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -126,8 +127,13 @@ def execute(
     parallel: int = 8,
     kill_clients: bool = False,
     stopping: threading.Event | None = None,
+    disks: ThreadPoolExecutor | None = None,
 ) -> list[Step]:
-    """Do what the plan says and tell how each step went. Nothing of it is raised."""
+    """Do what the plan says and tell how each step went. Nothing of it is raised.
+
+    `disks`: who starts and stops servers, where several plans are carried out at once; its size
+    bounds them together.
+    """
     steps: list[Step] = []
     mutex = threading.Lock()
 
@@ -137,16 +143,18 @@ def execute(
             emit(step)
 
     todo = [vm for vm in plan.vms if vm.actions]
-    if not todo:
-        return steps
-    with (
-        ThreadPoolExecutor(parallel, "disk") as disks,
-        ThreadPoolExecutor(max(parallel, 1), "vm") as vms,
-    ):
-        stop = stopping or threading.Event()
-        jobs = [vms.submit(_OneVm(vm, host, tell, disks, stop, kill_clients).run) for vm in todo]
-        for job in jobs:
-            job.result()
+    stop = stopping or threading.Event()
+    with contextlib.ExitStack() as stack:
+        if disks is None:
+            disks = stack.enter_context(ThreadPoolExecutor(parallel, "disk"))
+        if len(todo) == 1:  # no other is to be done beside it, so it needs no thread of its own
+            _OneVm(todo[0], host, tell, disks, stop, kill_clients).run()
+        elif todo:
+            vms = stack.enter_context(ThreadPoolExecutor(max(parallel, 1), "vm"))
+            for job in [
+                vms.submit(_OneVm(vm, host, tell, disks, stop, kill_clients).run) for vm in todo
+            ]:
+                job.result()
     return steps
 
 
@@ -222,6 +230,8 @@ class _OneVm:
     def side_by_side(
         self, actions: Sequence[Action], effect: Callable[[Action], Step | None]
     ) -> bool:
+        if len(actions) == 1:
+            return self.attempt(actions[0], effect)
         jobs = [self.disks.submit(self.attempt, action, effect) for action in actions]
         results = [job.result() for job in jobs]  # all of them, also when one failed
         return all(results)

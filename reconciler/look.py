@@ -19,7 +19,7 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.mark import Served, parse
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Port, Seconds
-from reconciler.host import nbd, proc
+from reconciler.host import lock, nbd, proc
 from reconciler.host.images import Owner
 from reconciler.host.store import StoreError, state_id_of
 
@@ -41,6 +41,8 @@ class Observer:
         self.settings = settings
         self.environment = environment
         self.unbindable: set[Port] = set()
+        self.kept: frozenset[int] = frozenset()
+        """Inodes of the listening sockets that this process keeps for its servers."""
         self.answered: dict[Identity, Handshake] = {}
         """What servers answered that were started since the last look: not asked again at once."""
 
@@ -72,16 +74,18 @@ class Observer:
         servers = [self._server(process, served, listening, clients) for process, served in ours]
         names = self._names(desired, ledger)
         servers = self._shaken(servers, names, desired.vms)
-        own_inodes = {proc.listener_inode(server.pid) for server in servers}
+        served_ports = {server.mark.port for server in servers if server.listening}
         strangers = [
             one
             for one in sockets_seen
             if one.listening
             and one.port in self.settings.ports
-            and one.inode not in own_inodes
+            and one.port not in served_ports
             and self._conflicts(one.address)
-            and not any(s.mark.port == one.port and s.listening for s in servers)
         ]
+        if strangers:
+            own_inodes = {proc.listener_inode(server.pid) for server in servers} | self.kept
+            strangers = [one for one in strangers if one.inode not in own_inodes]
         found = repositories.look(self.settings, desired, ledger, servers)
         return Actual(
             servers=tuple(
@@ -197,9 +201,12 @@ class Observer:
 
     def _listeners(self, strangers: Sequence[proc.Socket]) -> dict[Port, Listener]:
         holders = proc.holders(one.inode for one in strangers)
+        keeper = lock.holder(Path(self.settings.state) / "lock") if strangers else None
         found = {}
         for one in strangers:
             pid = holders.get(one.inode)
+            if keeper and pid == keeper.pid:
+                continue  # a daemon keeps the sockets of servers that it is about to start again
             found[one.port] = Listener(one.port, one.address, pid, proc.name_of(pid) if pid else "")
         return found
 

@@ -6,7 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -269,6 +270,21 @@ class Applier:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set by a signal: what has begun is ended in order, nothing new is begun."""
     executing: bool = False
+    disks: ThreadPoolExecutor | None = None
+    """Who starts and stops servers; None: threads of the apply's own."""
+
+    def hub(self, store: Store) -> Hub:
+        """Eyes and hands for one apply."""
+        close_inherited()
+        return Hub(self.settings, self.environment, store, self.command)
+
+    def planned(self, desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan:
+        """The plan of one pass; what a daemon's other workers are about to do counts as done."""
+        return plan(desired, actual, ledger, now)
+
+    def finished(self) -> AbstractContextManager[None]:
+        """Around an apply, whatever becomes of it."""
+        return nullcontext()
 
     @contextmanager
     def locked(self) -> Iterator[Path]:
@@ -305,10 +321,9 @@ class Applier:
         wanted is no spec but an order; it becomes what was applied only where it was carried out.
         `note`: what is wanted is what was applied last, from now on; not so, if it was that before.
         """
-        close_inherited()
         steps: list[Step] = []
-        with self.opened() as store, _unknown_told(steps):
-            hub = Hub(self.settings, self.environment, store, self.command)
+        with self.opened() as store, self.finished(), _unknown_told(steps):
+            hub = self.hub(store)
             failed: set[str] = set()
             heard: dict[str, Report] = {}
             for number in range(PASSES):
@@ -321,7 +336,7 @@ class Applier:
                 heard = ended_by_word(ledger, actual) if not number else heard
                 actual = replace(actual, reports=heard) if number else actual
                 self.note_clients(store, desired, ledger, actual, hub.now())
-                planned = plan(desired, actual, ledger, hub.now())
+                planned = self.planned(desired, actual, ledger, hub.now())
                 self.looked(planned, actual)
                 if not number:
                     if not approved(planned):
@@ -342,6 +357,7 @@ class Applier:
                         parallel=self.parallel(),
                         kill_clients=desired.kill_clients,
                         stopping=self.stopping,
+                        disks=self.disks,
                     )
                 finally:
                     self.executing = False

@@ -60,6 +60,8 @@ class Store:
         self.hub = hub
         self.home = home_of(self.path)
         self._mutex = threading.RLock()
+        self._writes = 0
+        self._read: tuple[tuple[int, int], Ledger] | None = None
         with explained(self.path, "open"):
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -119,6 +121,7 @@ class Store:
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._mutex, explained(self.path, "write to"):
             self._db.execute("BEGIN IMMEDIATE")
+            self._writes += 1
             try:
                 yield self._db
                 self._db.execute("COMMIT")
@@ -128,8 +131,14 @@ class Store:
                 raise
 
     def ledger(self) -> Ledger:
+        """Everything, at one moment. What nobody has written to since is not read again."""
         with self._mutex, explained(self.path, "read"):
-            return ledger_of(self.path, self._calls_of, self._db)
+            # Moves with every commit of another connection: what is heard goes by one of its own.
+            others = self._db.execute("PRAGMA data_version").fetchone()[0]
+            version = (self._writes, others)
+            if self._read is None or self._read[0] != version:
+                self._read = (version, ledger_of(self.path, self._calls_of, self._db))
+            return self._read[1]
 
     def _calls_of(self, heads: Sequence[Head]) -> Sequence[Call]:
         with self._mutex, explained(self.path, "read"):
