@@ -40,7 +40,7 @@ from reconciler.core.call import (
     CallEvent,
     CallState,
     Seal,
-    job_id,
+    due_call,
     judge,
     targets,
     verdict,
@@ -354,26 +354,7 @@ class _OneVm:
         vm, call = self.plan.vm, self.plan.call
         if vm.purpose != "backup" or (call and call.state is not CallState.DUE):
             return None
-        now = self.host.now()
-        attempt, hub = vm.exports[0].attempt, self.host.settings.hub
-        return Call(
-            hub=hub,
-            job_id=job_id(hub, vm.name, vm.run, attempt),
-            vm=vm.name,
-            run=vm.run,
-            attempt=attempt,
-            state=CallState.DUE,
-            sna=vm.sna,
-            type=vm.type,
-            request=vm.request,
-            exports=vm.exports,
-            created=now,
-            changed=now,
-            display_name=vm.display_name,
-            path=vm.path,
-            vcenter=vm.vcenter,
-            who=vm.asked or self.host.who,
-        )
+        return due_call(self.host.settings.hub, vm, self.host.now(), self.host.who)
 
     def create(self, action: Action) -> Step:
         assert isinstance(action, Create)

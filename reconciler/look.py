@@ -227,18 +227,11 @@ class Observer:
     def _reports(self, desired: Desired, ledger: Ledger) -> dict[str, Report]:
         """What the SNAs say of calls whose outcome or end they may know."""
         found: dict[str, Report] = {}
-        asked: dict[str, list[Call]] = defaultdict(list)
-        for call in ledger.open:
-            sna = self.settings.snas.get(call.sna)
-            if call.vm not in desired.vms or not call.state.active or sna is None:
-                continue
-            if call.state is not CallState.ACCEPTED or sna.reports_end:
-                asked[call.sna].append(call)
-        for name, calls in asked.items():
-            found |= self._asked(name, calls)
+        for name, calls in questions(self.settings, ledger, desired.vms).items():
+            found |= self.asked(name, calls)
         return found
 
-    def _asked(self, sna: str, calls: Sequence[Call]) -> dict[str, Report]:
+    def asked(self, sna: str, calls: Sequence[Call]) -> dict[str, Report]:
         """What one SNA says of its jobs. One that does not answer is not asked for the others."""
         found: dict[str, Report] = {}
         try:
@@ -288,6 +281,20 @@ class Observer:
         from reconciler.host.files import secret
 
         return secret(self.settings.vcenters[vcenter].password, self.environment)
+
+
+def questions(
+    settings: Settings, ledger: Ledger, vms: Collection[str] | None = None
+) -> dict[str, list[Call]]:
+    """SNA → the calls, of some VMs or of all, whose outcome or end it may know."""
+    asked: dict[str, list[Call]] = defaultdict(list)
+    for call in ledger.open:
+        sna = settings.snas.get(call.sna)
+        if not call.state.active or sna is None or (vms is not None and call.vm not in vms):
+            continue
+        if call.state is not CallState.ACCEPTED or sna.reports_end:
+            asked[call.sna].append(call)
+    return asked
 
 
 def rivals(owners: Mapping[tuple[str, str], Owner], state_id: str) -> dict[tuple[str, str], str]:

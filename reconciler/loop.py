@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core.actions import CHANGES, Hold
+from reconciler.core.actions import CHANGES, Action, Hold
 from reconciler.core.actual import Actual
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.call_plan import sighted
@@ -278,9 +278,15 @@ class Applier:
         close_inherited()
         return Hub(self.settings, self.environment, store, self.command)
 
-    def planned(self, desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan:
-        """The plan of one pass; what a daemon's other workers are about to do counts as done."""
-        return plan(desired, actual, ledger, now)
+    def remembered(self, store: Store, *, impatient: bool) -> Ledger:
+        ledger = store.ledger()
+        return without_backoff(ledger) if impatient else ledger
+
+    def planned(
+        self, desired: Desired, actual: Actual, remembered: Callable[[], Ledger], now: Seconds
+    ) -> Plan:
+        """The plan of one pass."""
+        return plan(desired, actual, remembered(), now)
 
     def finished(self) -> AbstractContextManager[None]:
         """Around an apply, whatever becomes of it."""
@@ -327,16 +333,15 @@ class Applier:
             failed: set[str] = set()
             heard: dict[str, Report] = {}
             for number in range(PASSES):
-                ledger = store.ledger()
-                if impatient and not number:
-                    ledger = without_backoff(ledger)
+                remembered = partial(self.remembered, store, impatient=impatient and not number)
+                ledger = remembered()
                 desired = wanted(ledger)
                 # An SNA is asked once: a call that went wrong just now is not explained away.
                 actual = hub.look(desired, ledger, ask=not number)
                 heard = ended_by_word(ledger, actual) if not number else heard
                 actual = replace(actual, reports=heard) if number else actual
                 self.note_clients(store, desired, ledger, actual, hub.now())
-                planned = self.planned(desired, actual, ledger, hub.now())
+                planned = self.planned(desired, actual, remembered, hub.now())
                 self.looked(planned, actual)
                 if not number:
                     if not approved(planned):
@@ -387,13 +392,17 @@ class Applier:
         """Servers started at once. Four per core: more gains nothing, measured on two cores."""
         return self.settings.qemu_nbd.parallel or min(32, 4 * (os.cpu_count() or 1))
 
-    def note(self, store: Store, desired: Desired, ledger: Ledger) -> None:
+    def unnoted(self, desired: Desired, ledger: Ledger) -> dict[str, Mapping[str, Any]]:
+        """VM → what is wanted of it, where that is not what was applied last."""
         vms = {name: vm.to_json() for name, vm in desired.vms.items()}
-        changed = {
+        return {
             name: vm
             for name, vm in vms.items()
             if name not in ledger.applied or ledger.applied[name].vm != vm
         }
+
+    def note(self, store: Store, desired: Desired, ledger: Ledger) -> None:
+        changed = self.unnoted(desired, ledger)
         settings = self.settings.to_json()
         if changed or ledger.settings != settings:
             store.apply(settings, changed, time.time())
@@ -439,11 +448,14 @@ class Applier:
                 reason=action.cause,
                 message=action.why,
             )
-            for action in planned.actions
-            if action.kind in ("hold", "refuse", "wait")
+            for action in self.standing(planned)
         ]
         if events:
             store.record(events, self.command, hub.now())
+
+    def standing(self, planned: Plan) -> Iterable[Action]:
+        """What stands in the way, as far as it is to be written down."""
+        return (one for one in planned.actions if one.kind in ("hold", "refuse", "wait"))
 
     def take_over(self, store: Store, call: Call) -> None:
         """By an operator's order, what another state directory claimed of this run is ours."""

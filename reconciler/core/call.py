@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from reconciler.core.desired import Export
+from reconciler.core.desired import Export, Vm
 from reconciler.core.units import Seconds
 
 
@@ -169,6 +169,29 @@ def job_id(hub: str, vm: str, run: str, attempt: int) -> str:
     digest = hashlib.sha256(json.dumps([hub, vm, run, attempt]).encode()).hexdigest()[:32]
     readable = re.sub(r"[^A-Za-z0-9._-]", "-", vm)[:31].strip("-._")
     return f"{readable or 'vm'}-{digest}"
+
+
+def due_call(hub: str, vm: Vm, now: Seconds, who: str) -> Call:
+    """The row of a run before anything of it exists."""
+    attempt = vm.exports[0].attempt
+    return Call(
+        hub=hub,
+        job_id=job_id(hub, vm.name, vm.run, attempt),
+        vm=vm.name,
+        run=vm.run,
+        attempt=attempt,
+        state=CallState.DUE,
+        sna=vm.sna,
+        type=vm.type,
+        request=vm.request,
+        exports=vm.exports,
+        created=now,
+        changed=now,
+        display_name=vm.display_name,
+        path=vm.path,
+        vcenter=vm.vcenter,
+        who=vm.asked or who,
+    )
 
 
 def targets(exports: Sequence[Export], ports: Mapping[int, int], host: str) -> str:

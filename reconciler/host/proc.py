@@ -53,9 +53,24 @@ def processes(word: bytes = b"qemu-nbd") -> list[Process]:
             continue
         identity = identify(int(name))
         if identity:
-            words = line.decode("utf-8", "surrogateescape").split("\0")
-            found.append(Process(identity, tuple(words[:-1] if words[-1] == "" else words)))
+            found.append(Process(identity, _words(line)))
     return found
+
+
+def process(pid: int) -> Process | None:
+    """One process with its argv; None: it is gone, or a zombie."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            line = file.read()
+    except OSError:
+        return None
+    identity = identify(pid) if line else None
+    return Process(identity, _words(line)) if identity else None
+
+
+def _words(line: bytes) -> tuple[str, ...]:
+    words = line.decode("utf-8", "surrogateescape").split("\0")
+    return tuple(words[:-1] if words[-1] == "" else words)
 
 
 def identify(pid: int) -> Identity | None:

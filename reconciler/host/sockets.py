@@ -59,6 +59,37 @@ def listening(host: str, port: Port, setting: str) -> socket.socket:
     return sock
 
 
+_PIDFD_GETFD: Final = 438
+"""The number of pidfd_getfd(2), the same on every architecture since Linux 5.6."""
+_LISTENER_FD: Final = 3
+"""Where a server has its socket. Source: sd_listen_fds(3)."""
+
+
+def fetched(pidfd: int, port: Port) -> socket.socket | None:
+    """A copy of the listening socket of a running server; None: it is not ours to have.
+
+    The kernel asks for the right to trace that process. Source: pidfd_getfd(2).
+    """
+    import ctypes  # late: only a daemon that finds servers needs it
+
+    fd = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, pidfd, _LISTENER_FD, 0)
+    if fd < 0:
+        return None
+    try:
+        copy = socket.socket(fileno=fd)  # close-on-exec is set: pidfd_getfd(2)
+    except OSError:
+        os.close(fd)
+        return None
+    try:
+        listens = copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if listens and copy.getsockname()[1] == port:
+            return copy
+    except (OSError, IndexError, TypeError):
+        pass
+    copy.close()
+    return None
+
+
 def inode(sock: Bound) -> int:
     """What /proc/PID/fd calls this socket."""
     return os.fstat(sock.fileno()).st_ino

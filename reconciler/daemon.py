@@ -1,0 +1,850 @@
+"""The loop that keeps a hub true: kicks come in, each says which VM is worth a look, no more.
+
+One thread waits for everything that the kernel tells (an ended server, a saved file, a signal, a
+connection) and hands VMs to workers, which look, plan and execute as `apply` does. Whatever has to
+wait for something outside does so in a thread of its own, so that no VM waits for another's storage
+or appliance. A thread that ends unasked ends the process, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from types import FrameType
+from typing import Any, Final, Protocol
+
+from msgspec.structs import replace
+
+from reconciler.core.actions import Action
+from reconciler.core.actual import Actual
+from reconciler.core.ahead import ahead, asked_since, waits_for_a_place, waits_for_sna
+from reconciler.core.backoff import pause
+from reconciler.core.call import Call, CallState, Report
+from reconciler.core.desired import Desired, Vm
+from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
+from reconciler.core.ledger import Ledger
+from reconciler.core.plan import Plan, plan
+from reconciler.core.queue import Item, Priority, Queue
+from reconciler.core.settings import Settings
+from reconciler.core.units import Seconds
+from reconciler.core.vm_plan import VmPlan
+from reconciler.execute import Step
+from reconciler.host import lock
+from reconciler.host.store import Store, WrongHubError
+from reconciler.hub import Hub
+from reconciler.keeping import Hands, Roster, Sockets
+from reconciler.look import questions
+from reconciler.loop import Applier, Outcome, state_directory_of, worth
+
+WORKERS: Final = 8
+"""Looks at a time. Each is mostly waiting; more than four per core gain nothing."""
+STUCK: Final[Seconds] = 0.5
+"""A look that takes longer waits for something outside, and another may begin beside it."""
+MOST_WORKERS: Final = 128
+SLICE: Final = 100
+"""VMs that one look of a resync is about, so that a kick never waits for all of them."""
+QUIET: Final[Seconds] = 0.02
+"""How long a directory has to be quiet before it is read: many files are saved one by one."""
+RESTLESS: Final[Seconds] = 1.0
+"""It is read after this long at the latest, quiet or not."""
+CLIENTS_LEAVE: Final[Seconds] = 1.0
+"""Between two looks at a VM whose clients hold a change."""
+LAST: Final[Seconds] = 60.0
+"""How long the end waits for what was begun; a start or a call is over by then."""
+
+
+class Reading(Protocol):
+    """What a source says, as it was read last."""
+
+    @property
+    def vms(self) -> Iterable[str]: ...
+    @property
+    def again(self) -> Seconds | None: ...
+    def digest_of(self, name: str) -> str: ...
+    def desired(self, ledger: Ledger) -> Desired: ...
+    def vm(self, name: str, ledger: Ledger) -> Desired: ...
+    def note(self, store: Store) -> None: ...
+
+
+class Source(Protocol):
+    """A watched directory."""
+
+    def watched(self) -> list[str]: ...
+    def read(self, ledger: Ledger, now: Seconds) -> Reading: ...
+
+
+class Watch(Protocol):
+    """Tells when something in some directories has changed."""
+
+    def fileno(self) -> int: ...
+    def arm(self, paths: Iterable[str]) -> None: ...
+    def drain(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Ended(HostError):  # noqa: N818 a verdict, not a fault
+    """A thread of ours ended unasked."""
+
+
+class Observers:
+    """Who is told what the loop does. Told from any thread; does nothing by itself."""
+
+    def said(self, event: str, **fields: Any) -> None:
+        """A line of the log: a constant message, and its fields."""
+
+    def stepped(self, step: Step, item: Item | None) -> None:
+        """An action was carried out."""
+
+    def added(self, depth: int) -> None:
+        """A VM was put into the queue."""
+
+    def began(self, waited: Seconds) -> None:
+        """A look begins, after that long in the queue."""
+
+    def ended(self, vm: str, result: str, took: Seconds, steps: Collection[Step]) -> None:
+        """A look is over: `success`, `requeue_after` (it is looked at again) or `error`."""
+
+    def looked(self, store: Store, planned: Plan, actual: Actual) -> None:
+        """What is there, and what is to be done, of some VMs."""
+
+    def ready(self, counts: str) -> None:
+        """Every VM was looked at once."""
+
+    def beat(self, counts: str) -> None:
+        """The loop moves."""
+
+
+class Work(Applier):
+    """An apply inside the daemon: its store, its threads, its knowledge of who works beside."""
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        emit: Callable[[Step], None],
+        *,
+        asks: bool = False,
+        command: str = "",
+    ) -> None:
+        """`asks`: the SNAs are asked now; else what they were heard to say last counts."""
+        super().__init__(daemon.settings, daemon.environment, emit, disks=daemon.disks)
+        self.command = command or daemon.command
+        self.daemon, self.asks = daemon, asks
+        self.stopping = daemon.stopping
+        self.flying: set[str] = set()
+
+    @contextmanager
+    def opened(self) -> Iterator[Store]:
+        yield self.daemon.store
+
+    def hub(self, store: Store) -> Hub:
+        return self.daemon.hands(self.command, asks=self.asks)
+
+    def planned(
+        self, desired: Desired, actual: Actual, remembered: Callable[[], Ledger], now: Seconds
+    ) -> Plan:
+        found = self.daemon.planned(desired, actual, remembered, now, fly=True)
+        self.flying.update(desired.vms)
+        return found
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.daemon.landed(self.flying)
+
+    def standing(self, planned: Plan) -> Iterable[Action]:
+        return self.daemon.news(planned)
+
+    def tidy(self, ledger: Ledger, actual: Actual, now: Seconds) -> None:
+        return None  # a resync does that, once for all
+
+    def tidied(self, ledger: Ledger, actual: Actual, now: Seconds) -> None:
+        super().tidy(ledger, actual, now)
+
+
+class Daemon:
+    """Keeps one hub true until it is told to end. `run` returns the exit code."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        *,
+        source: Callable[[Settings], Source],
+        watch: Callable[[], Watch],
+        reload: Callable[[], Settings],
+        observers: Observers,
+        command: str = "reconciler watch",
+        lock_timeout: Seconds = 120.0,
+    ) -> None:
+        self.settings, self.environment = settings, environment
+        self.make_source, self.make_watch, self.reload = source, watch, reload
+        self.observers, self.command, self.lock_timeout = observers, command, lock_timeout
+        self.stopping = threading.Event()
+        self.kept = Sockets()
+        self.planning = threading.Lock()
+        """Plans are made one after the other, so that no two give away one port or place."""
+        self.flights: dict[str, VmPlan] = {}
+        """VM → the plan that is being carried out for it."""
+        self.last: dict[str, VmPlan] = {}
+        """VM → its plan as it was seen last."""
+        self.reading: Reading | None = None
+        self.reports: dict[str, Report] = {}
+        self.unread = threading.Event()
+        """The source is to be read."""
+        self.due = threading.Event()
+        """A resync is to be made."""
+        self.first: set[str] | None = None
+        """What the first pass has not looked at yet; None: it has not begun."""
+        self.ready = False
+        self._mutex = threading.RLock()
+        self._queue = Queue()
+        self._jobs: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._idle = 0
+        self._workers: list[threading.Thread] = []
+        self._failures: dict[str, int] = {}
+        self._looks: dict[str, int] = defaultdict(int)
+        """VM → how often it was looked at: what a slower look saw before is not believed."""
+        self._impatient: set[str] = set()
+        self._polls: dict[str, Seconds] = {}
+        self._polling: set[str] = set()
+        self._failure: BaseException | None = None
+        self._signals: list[int] = []
+        self._readers: dict[int, Callable[[int], None]] = {}
+
+    # -- kicks, from any thread
+
+    def kick(self, vm: str, priority: Priority = Priority.CRASHED) -> None:
+        """Look at a VM."""
+        with self._mutex:
+            self._queue.forget_timer(vm) if priority is Priority.CHANGED else None
+            if priority is Priority.CHANGED:
+                self._impatient.add(vm)
+                self._failures.pop(vm, None)
+            added = self._queue.add(vm, priority, time.monotonic())
+            depth = len(self._queue)
+        if added:
+            self.observers.added(depth)
+        self.wake()
+
+    def wake(self) -> None:
+        """The main thread has something to look at."""
+        with contextlib.suppress(OSError, ValueError):
+            os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """End in order: what was begun is ended, nothing new is begun."""
+        self.stopping.set()
+        self.unread.set()
+        self.due.set()
+        self.wake()
+
+    # -- the life of the process
+
+    def run(self) -> int:
+        """Keep the hub true. Raises ReconcilerError if it cannot begin, or cannot go on."""
+        with ExitStack() as stack:
+            directory = state_directory_of(self.settings)
+            stack.enter_context(
+                lock.held(directory / "lock", self.command, self.lock_timeout, self._waiting)
+            )
+            try:
+                self.store = Store(directory, self.settings.hub)
+            except WrongHubError as error:
+                from reconciler.core.errors import ConfigError
+
+                raise ConfigError([Diagnostic("error", str(error))]) from error
+            stack.callback(self.store.close)
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            stack.callback(os.close, self._wake)
+            self._epoll = stack.enter_context(select.epoll())
+            self.roster = Roster(self.settings, self._watch_pidfd, self._unwatch)
+            stack.callback(self.roster.close)
+            stack.callback(self.kept.close)
+            self.disks = ThreadPoolExecutor(self._parallel(), "disk")
+            stack.callback(self.disks.shutdown, wait=False)
+            self.watch = self.make_watch()
+            stack.callback(self.watch.close)
+            self.source = self.make_source(self.settings)
+            self.listen(self._wake, lambda fd: None if os.eventfd_read(fd) else None)
+            self.listen(self.watch.fileno(), self._saved)
+            stack.enter_context(self._signals_taken())
+            stack.enter_context(self.attached())
+            self.thread("source", self._read_for_ever)
+            self.thread("resync", self._resync_for_ever)
+            self._loop()
+            self._end()
+        if self._failure:
+            raise self._failure
+        return Exit.INTERRUPTED if signal.SIGINT in self._signals else Exit.TERMINATED
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """What lives as long as the loop beside it: a hook for who has more to serve."""
+        yield
+
+    def _parallel(self) -> int:
+        return self.settings.qemu_nbd.parallel or min(32, 4 * (os.cpu_count() or 1))
+
+    def _waiting(self, holder: lock.Holder | None) -> None:
+        self.observers.said("waiting for another who is changing this hub", holder=str(holder))
+
+    def listen(self, fd: int, reader: Callable[[int], None]) -> None:
+        """Tell `reader` in the main thread when a descriptor is readable."""
+        self._readers[fd] = reader
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unlisten(self, fd: int) -> None:
+        """Not any more."""
+        if self._readers.pop(fd, None):
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.unregister(fd)
+
+    def _watch_pidfd(self, fd: int) -> None:
+        self.listen(fd, self._server_ended)
+
+    def _unwatch(self, fd: int) -> None:
+        self.unlisten(fd)
+
+    def thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
+        """A thread of ours. If it ends before we do, so do we, with the reason."""
+
+        def guarded() -> None:
+            try:
+                body()
+                if not self.stopping.is_set():
+                    raise Ended(f"the thread {name!r} ended by itself")
+            except BaseException as error:
+                self.fail(error)
+
+        found = threading.Thread(target=guarded, name=name, daemon=True)
+        found.start()
+        return found
+
+    def fail(self, error: BaseException) -> None:
+        """We cannot go on."""
+        if self._failure is None:
+            self._failure = error
+        self.stop()
+
+    @contextmanager
+    def _signals_taken(self) -> Iterator[None]:
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._signals.append(number)
+            self.wake()
+
+        taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {one: signal.signal(one, note) for one in taken}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    # -- the main thread
+
+    def _loop(self) -> None:
+        beaten = 0.0
+        while not self.stopping.is_set():
+            now = time.monotonic()
+            self._heed_signals()
+            self._poll_snas(now)
+            self._dispatch(now)
+            if now - beaten >= self.beat_every:
+                beaten = now
+                self.observers.beat(self.counts())
+            for fd, _ in self._epoll.poll(self._rest(now, beaten)):
+                if reader := self._readers.get(fd):
+                    reader(fd)
+
+    beat_every: Seconds = 10.0
+    """How often the loop says that it moves."""
+
+    def _rest(self, now: Seconds, beaten: Seconds) -> Seconds:
+        """Until something is due by the clock alone."""
+        if self._signals and self._signals[-1] == signal.SIGHUP:
+            return 0.0
+        with self._mutex:
+            times = [beaten + self.beat_every, *self._polls.values()]
+            if (next_at := self._queue.next_at()) is not None:
+                times.append(next_at)
+            if len(self._queue):
+                times.append(now + STUCK / 2)  # one of those at work may have got stuck by then
+        return max(0.0, min(times) - now)
+
+    def _heed_signals(self) -> None:
+        while self._signals:
+            number = self._signals[0]
+            if number != signal.SIGHUP:
+                if self.stopping.is_set():
+                    return
+                self.observers.said("ending", signal=signal.Signals(number).name)
+                self.stop()
+                return
+            del self._signals[0]
+            self.reconfigure()
+
+    def _server_ended(self, fd: int) -> None:
+        vm = self.roster.ended(fd)
+        if vm:
+            self.kick(vm, Priority.CRASHED)
+
+    def _saved(self, _fd: int) -> None:
+        if self.watch.drain():
+            self.unread.set()
+
+    def _dispatch(self, now: Seconds) -> None:
+        """Give waiting VMs to workers, as many as move at a time."""
+        while True:
+            with self._mutex:
+                working = len(self._queue.working)
+                moving = working - self._queue.stuck(now, STUCK)
+                if moving >= WORKERS or working >= MOST_WORKERS or self.stopping.is_set():
+                    return
+                item = self._queue.take(now)
+                if item is None:
+                    return
+                if self._idle:
+                    self._idle -= 1
+                else:
+                    name = f"worker-{len(self._workers)}"
+                    self._workers.append(self.thread(name, self._work_for_ever))
+            self._jobs.put(item)
+
+    # -- workers
+
+    def _work_for_ever(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            began = time.monotonic()
+            self.observers.began(began - item.since)
+            steps: list[Step] = []
+            try:
+                result = self._look_at(item, steps)
+            finally:
+                with self._mutex:
+                    self._queue.done(item.name)
+                    self._idle += 1
+            self.observers.ended(item.name, result, time.monotonic() - began, steps)
+            if self.first:
+                self._looked_first(item.name)
+            self.wake()
+
+    def _look_at(self, item: Item, steps: list[Step]) -> str:
+        """One look at one VM, and what follows from it: `success`, `requeue_after`, `error`."""
+        name = item.name
+        with self._mutex:
+            impatient = name in self._impatient
+            self._impatient.discard(name)
+
+        def emit(step: Step) -> None:
+            steps.append(step)
+            self.observers.stepped(step, item)
+
+        work = Work(self, emit)
+        try:
+            outcome = work.apply(
+                lambda ledger: self.wanted(ledger, [name]),
+                impatient=impatient,
+                note=self.is_declared(name),
+            )
+        except ReconcilerError as error:
+            self.observers.said("a look failed", vm=name, error=str(error))
+            self._again_after_failure(name)
+            return "error"
+        except Exception as error:  # one VM's trouble is not the others'
+            self.observers.said(
+                "a look failed: this is a bug", vm=name, error=f"{type(error).__name__}: {error}"
+            )
+            self._again_after_failure(name)
+            return "error"
+        assert outcome is not None
+        return self.settled(outcome, {name})
+
+    def settled(self, outcome: Outcome, names: Collection[str]) -> str:
+        """After an apply of some VMs: when they are looked at again, and who else is."""
+        for one in outcome.plan.vms:
+            self._noted(one)
+        self.forget_gone(names, {one.name for one in outcome.plan.vms})
+        if any(step.ok for step in outcome.steps):
+            self._kick_waiting()
+            self._drop_sockets()
+        failed = {step.action.vm for step in outcome.steps if not step.ok}
+        result = "success"
+        for one in outcome.plan.vms:
+            if one.name in failed and outcome.verdicts()[one.name] is not Exit.OK:
+                self._again_after_failure(one.name)
+                result = "error"
+            else:
+                with self._mutex:
+                    self._failures.pop(one.name, None)
+                if self._again(one):
+                    result = "requeue_after" if result == "success" else result
+        return result
+
+    def forget_gone(self, names: Collection[str], there: Collection[str]) -> None:
+        """VMs of which nothing is wanted any more."""
+        for name in set(names) - set(there):
+            self.last.pop(name, None)
+
+    def _noted(self, one: VmPlan) -> None:
+        with self._mutex:
+            self.last[one.name] = one
+            self._looks[one.name] += 1
+
+    def _again_after_failure(self, name: str) -> None:
+        with self._mutex:
+            self._failures[name] = count = self._failures.get(name, 0) + 1
+            self._queue.add_at(name, time.monotonic() + pause(count), Priority.CRASHED)
+
+    def _again(self, one: VmPlan) -> bool:
+        """Set the timer of a VM that goes on by itself at some time."""
+        now, wall = time.monotonic(), time.time()
+        times = []
+        again_at = getattr(one, "again_at", 0.0) or (one.call.retry_at if one.call else 0.0)
+        if again_at > wall:
+            times.append(now + again_at - wall)
+        causes = {action.cause for action in one.actions}
+        if "Starting" in causes:
+            times.append(now + 0.2)
+        if causes & {"InUse", "DrainTimedOut"}:
+            times.append(now + CLIENTS_LEAVE)
+        if times:
+            with self._mutex:
+                self._queue.add_at(one.name, min(times), Priority.CRASHED)
+        return bool(times)
+
+    def _kick_waiting(self) -> None:
+        """Something was given back: who waits for a place looks again, longest waiting first."""
+        with self._mutex:
+            waiting = [one for one in self.last.values() if waits_for_a_place(one)]
+        for one in sorted(waiting, key=asked_since):
+            self.kick(one.name, Priority.CRASHED)
+
+    def _drop_sockets(self) -> None:
+        """A socket is kept as long as its port is somebody's."""
+        with self.planning:
+            leased = {lease.port for lease in self.store.ledger().leases}
+            for one in self.flights.values():
+                leased.update(one.ports.values())
+            self.kept.keep(leased)
+
+    # -- what is wanted, and what is planned
+
+    def hands(self, command: str, *, asks: bool = False) -> Hands:
+        return Hands(
+            self.settings,
+            self.environment,
+            self.store,
+            command,
+            roster=self.roster,
+            kept=self.kept,
+            reports=None if asks else self.reports,
+        )
+
+    def is_declared(self, name: str) -> bool:
+        """The watched directory speaks of this VM."""
+        return self.reading is not None and name in self.reading.vms
+
+    def managed(self, ledger: Ledger) -> set[str]:
+        """The VMs that are kept true: those of the directory, and what was applied by hand."""
+        declared = set(self.reading.vms) if self.reading else set()
+        by_hand = {
+            name
+            for name, applied in ledger.applied.items()
+            if applied.vm.get("exported") or ledger.of(name)
+        }
+        active = {call.vm for call in ledger.open if call.state.active}
+        return declared | by_hand | (active & ledger.applied.keys())
+
+    def wanted(self, ledger: Ledger, names: Iterable[str]) -> Desired:
+        """What should be true of some VMs."""
+        assert self.reading is not None
+        found = Desired(settings=self.settings, vms={})
+        for name in names:
+            if self.is_declared(name):
+                one = self.reading.vm(name, ledger)
+                found = replace(
+                    found,
+                    vms={**found.vms, **one.vms},
+                    diagnostics=(*found.diagnostics, *one.diagnostics),
+                )
+            elif name in ledger.applied:
+                found.vms[name] = Vm.from_json(ledger.applied[name].vm)  # type: ignore[index]
+        return replace(found, settings=self.settings)
+
+    def planned(
+        self,
+        desired: Desired,
+        actual: Actual,
+        remembered: Callable[[], Ledger],
+        now: Seconds,
+        *,
+        fly: bool,
+    ) -> Plan:
+        """A plan that knows what the others are about to do. `fly`: it will be carried out."""
+        with self.planning:
+            others = [one for name, one in self.flights.items() if name not in desired.vms]
+            ledger = remembered()
+            ledger = ahead(ledger, others, self._older(desired, ledger), now)
+            found = plan(desired, actual, ledger, now)
+            if fly:
+                self.flights |= {one.name: one for one in found.vms if one.actions}
+            return found
+
+    def _older(self, desired: Desired, ledger: Ledger) -> list[VmPlan]:
+        """Who waits for a place at an SNA and has done so for longer than these VMs."""
+        with self._mutex:
+            waiting = [
+                one
+                for one in self.last.values()
+                if one.name not in desired.vms and waits_for_sna(one)
+            ]
+        if not waiting:
+            return []
+        calls = [ledger.latest(vm.name, vm.run) for vm in desired.vms.values()]
+        since = min((call.created for call in calls if call), default=float("inf"))
+        return [one for one in waiting if asked_since(one)[0] < since]
+
+    def landed(self, names: Iterable[str]) -> None:
+        """Their plans are carried out, or given up."""
+        with self.planning:
+            for name in names:
+                self.flights.pop(name, None)
+
+    def news(self, planned: Plan) -> list[Action]:
+        """What stands in the way and did not when we looked last."""
+        found = []
+        for one in planned.vms:
+            known = self.last.get(one.name)
+            before = {(a.cause, a.disk) for a in known.actions} if known else set()
+            found += [
+                action
+                for action in one.actions
+                if action.kind in ("hold", "refuse", "wait")
+                and (action.cause, action.disk) not in before
+            ]
+        return found
+
+    # -- the source
+
+    def _read_for_ever(self) -> None:
+        self.unread.set()
+        while True:
+            again = self.reading.again if self.reading else None
+            self.unread.wait(again)
+            if self.stopping.is_set():
+                return
+            self._settle()
+            self.read()
+
+    def _settle(self) -> None:
+        """Wait until the directory is quiet: a save is often many."""
+        last = time.monotonic() + RESTLESS
+        while self.reading and time.monotonic() < last:
+            self.unread.clear()
+            if not self.unread.wait(QUIET):
+                return
+        self.unread.clear()
+
+    def read(self) -> None:
+        """Read the source, and look at every VM of which it says something new."""
+        try:
+            self.watch.arm(self.source.watched())  # before reading: what comes meanwhile is seen
+            before, ledger = self.reading, self.store.ledger()
+            reading = self.source.read(ledger, time.time())
+            reading.note(self.store)
+        except HostError as error:
+            self.observers.said("cannot read the source", error=str(error))
+            if self.reading is None:
+                raise
+            return
+        self.reading = reading
+        names = {*reading.vms, *(before.vms if before else ())}
+        changed = [
+            name
+            for name in sorted(names)
+            if before is None or reading.digest_of(name) != before.digest_of(name)
+        ]
+        if before is None:
+            self.due.set()
+            return
+        for name in changed:
+            self.kick(name, Priority.CHANGED)
+
+    # -- the resync
+
+    def _resync_for_ever(self) -> None:
+        while not self.stopping.is_set():
+            self.due.wait(self.settings.loop.resync if self.reading else None)
+            if self.stopping.is_set():
+                return
+            self.due.clear()
+            if self.reading:
+                self.resync()
+
+    def resync(self) -> None:
+        """A whole look: at every process once, and at every VM, in slices."""
+        if self.first is not None:
+            self.unread.set()  # what no event tells of, such as a remote file system's files
+        for vm in self.roster.look():
+            self.kick(vm, Priority.CRASHED)
+        names = iter(sorted(self.managed(self.store.ledger())))
+        if self.first is None:
+            self.first = set(self.managed(self.store.ledger()))
+        while chunk := list(islice(names, SLICE)):
+            self.survey(chunk)
+            if self.stopping.is_set():
+                return
+        if not self.ready and not self.first:
+            self._looked_first("")
+
+    def survey(self, names: Collection[str]) -> None:
+        """Look at some VMs at once, and put those of which something is to be done in the queue."""
+        with self._mutex:
+            before = {name: self._looks[name] for name in names}
+            names = [name for name in names if name not in self._queue.working]
+        work = Work(self, lambda _: None)
+        ledger = self.store.ledger()
+        desired = self.wanted(ledger, names)
+        hands = self.hands(self.command)
+        actual = hands.look(desired, ledger)
+        now = hands.now()
+        planned = self.planned(desired, actual, self.store.ledger, now, fly=False)
+        with self._mutex:
+            calm = [
+                one
+                for one in planned.vms
+                if self._looks[one.name] == before[one.name] and one.name not in self._queue.working
+            ]
+        planned = replace(planned, vms=tuple(calm))
+        desired = desired.only({one.name for one in calm})
+        work.note_clients(self.store, desired, ledger, actual, now)
+        todo = {one.name for one in worth(planned, ()).vms}
+        unnoted = work.unnoted(desired, ledger) if self.ready else set(desired.vms)
+        for one in calm:
+            if one.name in todo or (one.name in unnoted and self.is_declared(one.name)):
+                self.kick(one.name, Priority.RESYNC)
+                continue
+            self._noted(one)
+            self._again(one)
+            if self.first:
+                self._looked_first(one.name)
+        rest = replace(planned, vms=tuple(one for one in calm if one.name not in todo))
+        work.note_conditions(self.store, rest, actual, self.store.ledger(), now)
+        work.tidied(self.store.ledger(), actual, now)
+        hands.fetch(one for one in actual.servers if one.mark.vm in desired.vms)
+        self.observers.looked(self.store, planned, actual)
+
+    def _looked_first(self, name: str) -> None:
+        with self._mutex:
+            if self.first is None or self.ready:
+                return
+            self.first.discard(name)
+            if self.first:
+                return
+            self.ready = True
+        self.observers.ready(self.counts())
+
+    # -- the appliances
+
+    def _poll_snas(self, now: Seconds) -> None:
+        """Ask each SNA for which it is time, in a thread of its own."""
+        if not self.ready:
+            return
+        asked = questions(self.settings, self.store.ledger())
+        with self._mutex:
+            for sna in [sna for sna in self._polls if sna not in asked]:
+                del self._polls[sna]
+            for sna, calls in asked.items():
+                when = self._polls.setdefault(sna, now)
+                if when <= now and sna not in self._polling:
+                    self._polls[sna] = now + self.settings.snas[sna].poll
+                    self._polling.add(sna)
+                    threading.Thread(
+                        target=self._ask, args=(sna, calls), name=f"sna {sna}", daemon=True
+                    ).start()
+
+    def _ask(self, sna: str, calls: Collection[Call]) -> None:
+        try:
+            found = self.hands(self.command, asks=True).asked(sna, list(calls))
+            for call in calls:
+                report = found.get(call.job_id)
+                if report is None:
+                    continue
+                before = self.reports.get(call.job_id)
+                self.reports[call.job_id] = report
+                if call.state is not CallState.ACCEPTED or report != before:
+                    self.kick(call.vm, Priority.CRASHED)
+            open_jobs = {call.job_id for call in self.store.ledger().open}
+            for job in self.reports.keys() - open_jobs:
+                self.reports.pop(job, None)
+        except ReconcilerError as error:
+            self.observers.said("cannot ask an SNA", sna=sna, error=str(error))
+        except BaseException as error:
+            self.fail(error)
+        finally:
+            with self._mutex:
+                self._polling.discard(sna)
+            self.wake()
+
+    # -- for people
+
+    def counts(self) -> str:
+        """The state of the hub in a few words."""
+        with self._mutex:
+            plans = list(self.last.values())
+        up = sum(len(one.ports) for one in plans)
+        waiting = sum(any(a.kind == "wait" for a in one.actions) for one in plans)
+        held = sum(any(a.kind in ("hold", "refuse") for a in one.actions) for one in plans)
+        words = [f"{len(plans)} VMs", f"{up} exports"]
+        words += [f"{waiting} waiting"] if waiting else []
+        words += [f"{held} held"] if held else []
+        return ", ".join(words)
+
+    def reconfigure(self) -> None:
+        """Take the config as it is now, if it can be used; else keep the old one and say so."""
+        try:
+            fresh = self.reload()
+        except ReconcilerError as error:
+            self.observers.said("the config was not taken; going on with the old", error=str(error))
+            return
+        was = self.settings
+        moved = [n for n in ("hub", "state", "listen") if getattr(was, n) != getattr(fresh, n)]
+        if moved:
+            self.observers.said("this takes a restart", changed=", ".join(moved))
+        self.settings = replace(fresh, hub=was.hub, state=was.state, listen=was.listen)
+        self.source = self.make_source(self.settings)
+        self.reading = None if self.reading is None else self.reading
+        self.observers.said("the config was taken")
+        self.unread.set()
+        for name in self.managed(self.store.ledger()):
+            self.kick(name, Priority.CHANGED)
+
+    # -- the end
+
+    def _end(self) -> None:
+        """Wait for what was begun."""
+        self.stop()
+        deadline = time.monotonic() + LAST
+        while time.monotonic() < deadline:
+            with self._mutex:
+                if not self._queue.working:
+                    break
+            time.sleep(0.02)
+        with self._mutex:
+            left = sorted(self._queue.working)
+        if left:
+            self.observers.said("not waited for any longer", vms=", ".join(left))
+        for _ in self._workers:
+            self._jobs.put(None)

@@ -1,0 +1,265 @@
+"""What a daemon keeps of its servers between looks: who they are, and copies of their sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from msgspec.structs import replace
+
+from reconciler.core.actual import Actual, Identity, Server
+from reconciler.core.call import Report
+from reconciler.core.desired import Desired, Export
+from reconciler.core.ledger import Lease, Ledger
+from reconciler.core.mark import Served, parse
+from reconciler.core.settings import Settings
+from reconciler.core.units import Port
+from reconciler.host import proc, processes, sockets
+from reconciler.host.store import Store
+from reconciler.hub import Hub
+
+
+class Sockets:
+    """Copies of the listening sockets of servers that are to be up.
+
+    While a copy is open the port listens, so a client that connects between the end of a server
+    and the start of the next waits for that one instead of being refused. Safe for threads.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._kept: dict[Port, socket.socket] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def inodes(self) -> frozenset[int]:
+        """What the kernel calls them."""
+        with self._mutex:
+            return frozenset(map(sockets.inode, self._kept.values()))
+
+    def reserve(self, host: str, port: Port) -> socket.socket:
+        """The socket of a port, for a server; the copy stays. Raises PortBusyError, HostError."""
+        with self._mutex:
+            kept = self._kept.get(port)
+            if kept is None:
+                self._kept[port] = kept = sockets.reserve(host, port)
+            return kept.dup()
+
+    def fetch(self, pidfd: int, port: Port) -> None:
+        """Keep a copy of the socket of a running server; without the right to, there is none."""
+        with self._mutex:
+            if port in self._kept:
+                return
+            found = sockets.fetched(pidfd, port)
+            if found:
+                self._kept[port] = found
+
+    def drop(self, ports: Iterable[Port]) -> None:
+        """Nothing is to listen there any more, unless a server does."""
+        with self._mutex:
+            for port in ports:
+                if kept := self._kept.pop(port, None):
+                    kept.close()
+
+    def keep(self, ports: Collection[Port]) -> None:
+        """Drop all others."""
+        self.drop([port for port in list(self._kept) if port not in ports])
+
+    def close(self) -> None:
+        self.drop(list(self._kept))
+
+
+class Roster:
+    """The servers of one hub that are known to run, each with a pidfd. Safe for threads.
+
+    What is kept of one never changes while it lives: who it is, and its argv.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        watch: Callable[[int], None] = lambda _: None,
+        unwatch: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`watch`: told of a descriptor that is readable when its server has ended."""
+        self._hub = settings.hub
+        self._watch, self._unwatch = watch, unwatch
+        self._mutex = threading.Lock()
+        self._known: dict[Identity, tuple[proc.Process, Served, int]] = {}
+        self._by_fd: dict[int, Identity] = {}
+        self.foreign: tuple[tuple[proc.Process, Served], ...] = ()
+        """The servers that are not ours, as the last whole look saw them."""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def ours(self) -> list[tuple[proc.Process, Served]]:
+        with self._mutex:
+            return [(process, served) for process, served, _ in self._known.values()]
+
+    def pidfd(self, identity: Identity) -> int | None:
+        """The descriptor of one server; it is the roster's own."""
+        found = self._known.get(identity)
+        return found[2] if found else None
+
+    def ports(self) -> set[Port]:
+        """The ports that the marks of running servers name."""
+        with self._mutex:
+            return {s.mark.port for _, s, _ in self._known.values() if s.mark}
+
+    def look(self) -> set[str]:
+        """One pass over all processes; the VMs of servers that were not known, or have gone."""
+        seen: dict[Identity, tuple[proc.Process, Served]] = {}
+        foreign = []
+        for process in proc.processes():
+            served = parse(process.argv)
+            if served is None:
+                continue
+            if served.mark is not None and served.mark.hub == self._hub:
+                seen[process.identity] = (process, served)
+            else:
+                foreign.append((process, served))
+        self.foreign = tuple(foreign)
+        moved = {vm for identity in self._known.keys() - seen.keys() if (vm := self.end(identity))}
+        return moved | {
+            vm for process, served in seen.values() if (vm := self._add(process, served))
+        }
+
+    def add(self, pid: int) -> None:
+        """A server has been started, or has come out of its start."""
+        process = proc.process(pid)
+        served = parse(process.argv) if process else None
+        if process and served and served.mark and served.mark.hub == self._hub:
+            self._add(process, served)
+
+    def _add(self, process: proc.Process, served: Served) -> str | None:
+        """Its VM, if it was not known as it is now."""
+        assert served.mark is not None
+        with self._mutex:
+            known = self._known.get(process.identity)
+            if known:
+                if known[1] == served:
+                    return None
+                self._known[process.identity] = (process, served, known[2])
+                return served.mark.vm
+            try:
+                pidfd = os.pidfd_open(process.identity.pid)
+            except ProcessLookupError:
+                return None
+            if proc.identify(process.identity.pid) != process.identity:
+                os.close(pidfd)
+                return None
+            self._known[process.identity] = (process, served, pidfd)
+            self._by_fd[pidfd] = process.identity
+        self._watch(pidfd)
+        return served.mark.vm
+
+    def ended(self, pidfd: int) -> str | None:
+        """The server of a descriptor has ended; its VM. A child is reaped."""
+        identity = self._by_fd.get(pidfd)
+        return self.end(identity) if identity else None
+
+    def end(self, identity: Identity) -> str | None:
+        """A server has ended; its VM. None: it was not known."""
+        with self._mutex:
+            found = self._known.pop(identity, None)
+            if found is None:
+                return None
+            _, served, pidfd = found
+            del self._by_fd[pidfd]
+        self._unwatch(pidfd)
+        os.close(pidfd)
+        processes.reap(identity.pid)
+        return served.mark.vm if served.mark else None
+
+    def close(self) -> None:
+        for identity in list(self._known):
+            self.end(identity)
+
+
+class Hands(Hub):
+    """Eyes and hands for one apply in a daemon: it looks at what is in scope, and trusts the
+    roster for the rest, which the next whole look checks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        store: Store,
+        who: str,
+        *,
+        roster: Roster,
+        kept: Sockets,
+        reports: Mapping[str, Report] | None,
+    ) -> None:
+        """`reports`: what the SNAs were heard to say; None: they are asked."""
+        super().__init__(settings, environment, store, who)
+        self.roster, self.sockets, self.heard = roster, kept, reports
+        self.scope: Collection[str] = ()
+
+    def look(
+        self, desired: Desired, ledger: Ledger, *, ask: bool = True, secrets: bool = True
+    ) -> Actual:
+        self.scope = desired.vms.keys()
+        self.kept = self.sockets.inodes()
+        actual = super().look(desired, ledger, ask=ask and self.heard is None, secrets=secrets)
+        return replace(actual, reports=self.heard) if ask and self.heard is not None else actual
+
+    def _sorted(
+        self,
+    ) -> tuple[list[tuple[proc.Process, Served]], list[tuple[proc.Process, Served]]]:
+        ours = []
+        for process, served in self.roster.ours():
+            assert served.mark is not None
+            if served.mark.vm in self.scope:
+                if proc.identify(process.identity.pid) != process.identity:
+                    continue  # it has ended: its descriptor says so too, soon
+                if served.starting:
+                    self.roster.add(process.identity.pid)
+                    process = proc.process(process.identity.pid) or process
+                    served = parse(process.argv) or served
+            ours.append((process, served))
+        return ours, list(self.roster.foreign)
+
+    def _server(
+        self,
+        process: proc.Process,
+        served: Served,
+        listening: Mapping[Port, set[int]],
+        clients: Mapping[Port, int],
+    ) -> Server:
+        assert served.mark is not None
+        if served.mark.vm in self.scope:
+            return super()._server(process, served, listening, clients)
+        return Server(
+            identity=process.identity,
+            argv=served.argv,
+            mark=served.mark,
+            starting=served.starting,
+            clients=clients.get(served.mark.port, 0),
+        )
+
+    def reserve(self, port: Port) -> socket.socket:
+        try:
+            return self.sockets.reserve(self.settings.bind, port)
+        except sockets.PortBusyError:
+            self.unbindable.add(port)
+            raise
+
+    def start(self, export: Export, lease: Lease, listener: sockets.Bound) -> None:
+        super().start(export, lease, listener)
+        for identity, port in self.started.items():
+            if port == lease.port:
+                self.roster.add(identity.pid)
+
+    def fetch(self, servers: Iterable[Server]) -> None:
+        """Keep copies of the sockets of servers that run well."""
+        for server in servers:
+            pidfd = self.roster.pidfd(server.identity)
+            if pidfd is not None and server.listening and not server.starting:
+                with contextlib.suppress(OSError):
+                    self.sockets.fetch(pidfd, server.mark.port)
