@@ -141,12 +141,13 @@ class Work(Applier):
         self.daemon, self.asks = daemon, asks
         self.stopping = daemon.stopping
         self.flying: set[str] = set()
+        self.tidies = False  # a resync does that, once for all
 
     @contextmanager
     def opened(self) -> Iterator[Store]:
         yield self.daemon.store
 
-    def hub(self, store: Store) -> Hub:
+    def hub(self, _store: Store, /) -> Hub:
         return self.daemon.hands(self.command, asks=self.asks)
 
     def planned(
@@ -165,12 +166,6 @@ class Work(Applier):
 
     def standing(self, planned: Plan) -> Iterable[Action]:
         return self.daemon.news(planned)
-
-    def tidy(self, ledger: Ledger, actual: Actual, now: Seconds) -> None:
-        return None  # a resync does that, once for all
-
-    def tidied(self, ledger: Ledger, actual: Actual, now: Seconds) -> None:
-        super().tidy(ledger, actual, now)
 
 
 class Daemon:
@@ -277,7 +272,7 @@ class Daemon:
             self.watch = self.make_watch()
             stack.callback(self.watch.close)
             self.source = self.make_source(self.settings)
-            self.listen(self._wake, lambda fd: None if os.eventfd_read(fd) else None)
+            self.listen(self._wake, self._woken)
             self.listen(self.watch.fileno(), self._saved)
             stack.enter_context(self._signals_taken())
             stack.enter_context(self.attached())
@@ -394,6 +389,9 @@ class Daemon:
                 return
             del self._signals[0]
             self.reconfigure()
+
+    def _woken(self, fd: int) -> None:
+        os.eventfd_read(fd)
 
     def _server_ended(self, fd: int) -> None:
         vm = self.roster.ended(fd)
@@ -742,7 +740,7 @@ class Daemon:
                 self._looked_first(one.name)
         rest = replace(planned, vms=tuple(one for one in calm if one.name not in todo))
         work.note_conditions(self.store, rest, actual, self.store.ledger(), now)
-        work.tidied(self.store.ledger(), actual, now)
+        work.tidy(self.store.ledger(), actual, now)
         hands.fetch(one for one in actual.servers if one.mark.vm in desired.vms)
         self.observers.looked(self.store, planned, actual)
 

@@ -252,7 +252,7 @@ class Hands(Hub):
 
     def start(self, export: Export, lease: Lease, listener: sockets.Bound) -> None:
         super().start(export, lease, listener)
-        for identity, port in self.started.items():
+        for identity, port in list(self.started.items()):
             if port == lease.port:
                 self.roster.add(identity.pid)
 

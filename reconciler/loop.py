@@ -272,8 +272,10 @@ class Applier:
     executing: bool = False
     disks: ThreadPoolExecutor | None = None
     """Who starts and stops servers; None: threads of the apply's own."""
+    tidies: bool = True
+    """Looks after the servers' logs at its end."""
 
-    def hub(self, store: Store) -> Hub:
+    def hub(self, store: Store, /) -> Hub:
         """Eyes and hands for one apply."""
         close_inherited()
         return Hub(self.settings, self.environment, store, self.command)
@@ -377,7 +379,8 @@ class Applier:
             self.note_failures(store, outcome, ledger)
             ledger = store.ledger()
             self.note_conditions(store, planned, actual, ledger, hub.now())
-            self.tidy(ledger, actual, hub.now())
+            if self.tidies:
+                self.tidy(ledger, actual, hub.now())
             return outcome
 
     def tidy(self, ledger: Ledger, actual: Actual, now: Seconds) -> None:
