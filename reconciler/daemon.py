@@ -134,11 +134,14 @@ class Work(Applier):
         *,
         asks: bool = False,
         command: str = "",
+        calm: Actual | None = None,
     ) -> None:
-        """`asks`: the SNAs are asked now; else what they were heard to say last counts."""
+        """`asks`: the SNAs are asked now; else what they were heard to say last counts. `calm`: see
+        keeping.Hands."""
         super().__init__(daemon.settings, daemon.environment, emit, disks=daemon.disks)
         self.command = command or daemon.command
-        self.daemon, self.asks = daemon, asks
+        self.daemon, self.asks, self.calm = daemon, asks, calm
+        self.looked = daemon.remember
         self.stopping = daemon.stopping
         self.flying: set[str] = set()
         self.tidies = False  # a resync does that, once for all
@@ -148,7 +151,7 @@ class Work(Applier):
         yield self.daemon.store
 
     def hub(self, _store: Store, /) -> Hub:
-        return self.daemon.hands(self.command, asks=self.asks)
+        return self.daemon.hands(self.command, asks=self.asks, calm=self.calm)
 
     def planned(
         self, desired: Desired, actual: Actual, remembered: Callable[[], Ledger], now: Seconds
@@ -212,6 +215,8 @@ class Daemon:
         self._looks: dict[str, int] = defaultdict(int)
         """VM → how often it was looked at: what a slower look saw before is not believed."""
         self._impatient: set[str] = set()
+        self._calm: dict[str, tuple[Seconds, Actual]] = {}
+        """VM → when nothing was to be done about it, and what was seen."""
         self._polls: dict[str, Seconds] = {}
         self._polling: set[str] = set()
         self._failure: BaseException | None = None
@@ -449,7 +454,7 @@ class Daemon:
             steps.append(step)
             self.observers.stepped(step, item)
 
-        work = Work(self, emit)
+        work = Work(self, emit, calm=self._calm_look(item))
         try:
             outcome = work.apply(
                 lambda ledger: self.wanted(ledger, [name]),
@@ -539,7 +544,24 @@ class Daemon:
 
     # -- what is wanted, and what is planned
 
-    def hands(self, command: str, *, asks: bool = False) -> Hands:
+    def remember(self, planned: Plan, actual: Actual) -> None:
+        """Of VMs that are at rest, what was seen is where the next look starts if one crashes."""
+        now = time.monotonic()
+        for one in planned.vms:
+            if one.actions:
+                self._calm.pop(one.name, None)
+            else:
+                self._calm[one.name] = (now, actual)
+
+    def _calm_look(self, item: Item) -> Actual | None:
+        """What was seen of a VM when all was well, if that is no older than a resync."""
+        found = self._calm.pop(item.name, None)
+        if found is None or item.priority is not Priority.CRASHED:
+            return None
+        when, actual = found
+        return actual if time.monotonic() - when < 1.5 * self.settings.loop.resync else None
+
+    def hands(self, command: str, *, asks: bool = False, calm: Actual | None = None) -> Hands:
         return Hands(
             self.settings,
             self.environment,
@@ -548,6 +570,7 @@ class Daemon:
             roster=self.roster,
             kept=self.kept,
             reports=None if asks else self.reports,
+            calm=calm,
         )
 
     def is_declared(self, name: str) -> bool:
@@ -739,6 +762,7 @@ class Daemon:
             if self.first:
                 self._looked_first(one.name)
         rest = replace(planned, vms=tuple(one for one in calm if one.name not in todo))
+        self.remember(rest, actual)
         work.note_conditions(self.store, rest, actual, self.store.ledger(), now)
         work.tidy(self.store.ledger(), actual, now)
         hands.fetch(one for one in actual.servers if one.mark.vm in desired.vms)

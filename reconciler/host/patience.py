@@ -99,41 +99,108 @@ _untouchable: Final[set[str]] = set()
 
 def touched(roots: Collection[str]) -> set[str]:
     """The roots that answer at all; each is touched by a process that nobody needs to wait for."""
-    try:
-        begun = {root: os.posix_spawn("/bin/sh", [*_TOUCH, root], {}) for root in roots}
-    except OSError as error:
-        raise HostError(f"cannot start a process: {error.strerror}", "CannotStart") from error
     start, answered = time.monotonic(), set()
-    for root, pid in begun.items():
-        left = start + (AGAIN if root in _untouchable else QUIET) - time.monotonic()
-        if _ends(pid, max(0.0, left)):
-            answered.add(root)
+    asked = {root: _toucher(root) for root in sorted(roots)}
+    with contextlib.ExitStack() as stack:
+        for toucher in asked.values():
+            stack.enter_context(toucher.mutex)  # by name, so that no two wait for each other
+            toucher.ask()
+        for root, toucher in asked.items():
+            left = start + (AGAIN if root in _untouchable else QUIET) - time.monotonic()
+            if toucher.answers(max(0.0, left)):
+                answered.add(root)
+            else:
+                toucher.leave()
     _untouchable.difference_update(answered)
-    _untouchable.update(begun.keys() - answered)
+    _untouchable.update(asked.keys() - answered)
     return answered
 
 
-_TOUCH: Final = ("sh", "-c", 'test -e "$1"', "sh")
+_TOUCH: Final = (
+    "sh",
+    "-c",
+    'while read -r _; do if test -e "$1"; then echo; else echo; fi; done',
+    "sh",
+)
+"""Answers each line with a line, after it has looked at the root; ends with its input."""
 
 
-def _ends(pid: int, timeout: Seconds) -> bool:
-    """Whether a child ends in time; if not, it is killed, and whether that helps is not our care.
+class _Toucher:
+    """A process that looks at one root whenever it is asked to. Only its own life hangs on that."""
 
-    It is not waited for: one that cannot be killed would not end either.
-    """
-    fd = os.pidfd_open(pid)
-    try:
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.mutex = threading.Lock()
+        self._pid = 0
+        """Our child; 0: there is none now."""
+        self._out = self._back = -1
+        self._left: list[int] = []
+        """Those that were killed and had not ended yet."""
+
+    def ask(self) -> None:
+        """Have it look. Raises HostError if there is none and none can be started."""
+        self._left = [pid for pid in self._left if not _ended(pid)]
+        if self._pid and _ended(self._pid):
+            self._close()
+        if not self._pid:
+            self._start()
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._out, b"\n")
+
+    def _start(self) -> None:
+        theirs, self._out = os.pipe2(os.O_CLOEXEC)
+        self._back, answers = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._pid = os.posix_spawn(
+                "/bin/sh",
+                [*_TOUCH, self.root],
+                {},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, theirs, 0),
+                    (os.POSIX_SPAWN_DUP2, answers, 1),
+                    (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+                ],
+                setsid=True,
+            )
+        except OSError as error:
+            self._close()
+            raise HostError(f"cannot start a process: {error.strerror}", "CannotStart") from error
+        finally:
+            os.close(theirs)
+            os.close(answers)
+
+    def answers(self, timeout: Seconds) -> bool:
+        """Whether it does in time."""
         poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        in_time = bool(poll.poll(timeout * 1000))
-        if not in_time:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-            poll.poll(100)
-    finally:
-        os.close(fd)
+        poll.register(self._back, select.POLLIN)
+        return bool(poll.poll(timeout * 1000)) and bool(os.read(self._back, 1))
+
+    def leave(self) -> None:
+        """Kill it. Whether that helps is not our care: one that cannot be killed would not end, so
+        it is not waited for."""
+        if not _ended(self._pid):
+            os.kill(self._pid, signal.SIGKILL)  # our child, not reaped: the pid is nobody else's
+            self._left.append(self._pid)
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._out)
+        os.close(self._back)
+        self._pid = 0
+
+
+def _ended(pid: int) -> bool:
+    """Whether a child of ours has; it is reaped then."""
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
-    return in_time
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    return True
+
+
+_touchers: Final[dict[str, _Toucher]] = {}
+
+
+def _toucher(root: str) -> _Toucher:
+    return _touchers.setdefault(root, _Toucher(root))
 
 
 def ask(
