@@ -542,6 +542,30 @@ class Daemon:
                 leased.update(one.ports.values())
             self.kept.keep(leased)
 
+    # -- for who works beside the loop
+
+    def reserve(self, names: Iterable[str]) -> bool:
+        """No worker looks at these VMs until they are freed; False: one does just now."""
+        with self._mutex:
+            return self._queue.reserve(names)
+
+    def free(self, names: Iterable[str]) -> None:
+        with self._mutex:
+            self._queue.free(names)
+        self.wake()
+
+    def busy(self) -> list[str]:
+        """The VMs that are being worked on."""
+        with self._mutex:
+            return sorted(self._queue.working)
+
+    def differing(self, names: Collection[str]) -> list[str]:
+        """VMs that the watched directory declares, and not as they were applied last."""
+        ledger = self.store.ledger()
+        declared = [name for name in names if self.is_declared(name)]
+        work = Work(self, lambda _: None)
+        return sorted(work.unnoted(self.wanted(ledger, declared), ledger))
+
     # -- what is wanted, and what is planned
 
     def remember(self, planned: Plan, actual: Actual) -> None:

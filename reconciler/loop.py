@@ -25,16 +25,15 @@ from reconciler.core.disk_plan import export_key
 from reconciler.core.errors import ConfigError, Diagnostic, Exit, HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
-from reconciler.core.settings import Settings, below
+from reconciler.core.settings import Settings
 from reconciler.core.status import conditions
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Emit, Step, execute, resting
-from reconciler.host import files, lock, patience
-from reconciler.host.images import Owner, claim, claimed_by
+from reconciler.host import files, lock
 from reconciler.host.qemu_nbd import close_inherited, log_name, tidy
 from reconciler.host.store import EVENT_DAYS, Event, Store, WrongHubError, read
-from reconciler.hub import EFFECT, Hub
+from reconciler.hub import Hub
 from reconciler.look import Observer
 
 if TYPE_CHECKING:
@@ -79,7 +78,12 @@ class Source(Struct, frozen=True):
 
     specs: Specs
     inventory: Inventory | None
-    paths: tuple[str, ...] = ()
+    texts: tuple[files.Text, ...] = ()
+    """The spec files."""
+    requests: tuple[files.Text, ...] = ()
+    """The files that ask for runs."""
+    scoped: bool = False
+    """It is about the VMs of these files, and what else is asked for stays as it is."""
 
 
 def load_source(paths: Sequence[str], settings: Settings, *, asking: bool = False) -> Source:
@@ -89,10 +93,21 @@ def load_source(paths: Sequence[str], settings: Settings, *, asking: bool = Fals
     VMs that the paths name. `asking`: a run is about to be asked for, which is enough without
     specs. Findings are in `specs.diagnostics`. Raises NothingNamed, HostError.
     """
+    texts, requests = files.texts_of(paths, settings.requests, asking=asking)
+    return source_of(texts, requests, settings, scoped=bool(paths))
+
+
+def source_of(
+    texts: Sequence[files.Text],
+    requests: Sequence[files.Text],
+    settings: Settings,
+    *,
+    scoped: bool,
+) -> Source:
+    """What some files say, with the inventory as it is now."""
     from reconciler.core import inventory, spec
     from reconciler.core.document import parse
 
-    texts, requests = files.texts_of(paths, settings.requests, asking=asking)
     written, wrong = parse_all(texts)
     asked, more = parse_all(requests)
     wrong += more
@@ -109,9 +124,9 @@ def load_source(paths: Sequence[str], settings: Settings, *, asking: bool = Fals
             if document:
                 known, findings = inventory.read(document)
                 wrong.extend(findings)
-    specs = spec.read(written, asked, scoped=bool(paths))
+    specs = spec.read(written, asked, scoped=scoped)
     specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | unread)
-    return Source(specs, known, tuple(paths))
+    return Source(specs, known, tuple(texts), tuple(requests), scoped)
 
 
 def parse_all(texts: Iterable[files.Text]) -> tuple[list[Document], list[Diagnostic]]:
@@ -459,28 +474,6 @@ class Applier:
     def standing(self, planned: Plan) -> Iterable[Action]:
         """What stands in the way, as far as it is to be written down."""
         return (one for one in planned.actions if one.kind in ("hold", "refuse", "wait"))
-
-    def take_over(self, store: Store, call: Call) -> None:
-        """By an operator's order, what another state directory claimed of this run is ours."""
-        roots = set(self.settings.repositories.values())
-        near = {root for root in roots for one in call.exports if below(root, one.image)}
-        for root in sorted(near or roots):
-            patience.do(
-                f"take over the claim of run {call.run} of {call.vm}",
-                root,
-                partial(self.take_over_in, root, call, Owner(store.state_id, store.home)),
-                EFFECT,
-            )
-
-    def take_over_in(self, root: str, call: Call, ours: Owner) -> None:
-        owner = claimed_by(root, call.vm, call.run)
-        if owner and owner != ours.state_id:
-            claim(root, call.vm, call.run, ours, take_over=True)
-
-    def say(self, store: Store, vm: str, run: str, reason: str, message: str) -> None:
-        """One event of an operator's order."""
-        event = Event(vm=vm, run=run, reason=reason, message=message)
-        store.record([event], self.command, time.time())
 
     def note_failures(self, store: Store, outcome: Outcome, ledger: Ledger) -> None:
         """What could not be done, for `status`, which cannot see it by looking."""

@@ -7,15 +7,35 @@ to. Nothing here asks or prints.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from reconciler.core.call import Call, CallEvent, CallState
+from reconciler.core.call_plan import LOST
+from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import HostError, UsageError, nearest
+from reconciler.core.guards import in_use
 from reconciler.core.ledger import Ledger
+from reconciler.core.plan import plan
+from reconciler.core.settings import Settings, below
 from reconciler.core.units import Seconds
-from reconciler.core.vm_plan import new_run
+from reconciler.core.vm_plan import incomplete, new_run
+from reconciler.host import patience
+from reconciler.host.images import Owner, claim, claimed_by
 from reconciler.host.store import Event, Store
+from reconciler.hub import EFFECT
+from reconciler.look import Observer
+
+Verdict = Literal["accepted", "completed", "failed", "resend"]
+"""What a person can say of a call."""
+_EVENTS: Final = {
+    "accepted": CallEvent.SAY_ACCEPTED,
+    "completed": CallEvent.SAY_COMPLETED,
+    "failed": CallEvent.SAY_FAILED,
+    "resend": CallEvent.RESEND,
+}
 
 
 class Order(Struct, frozen=True, kw_only=True, tag=True):
@@ -23,7 +43,7 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
 
     vms: tuple[str, ...] = ()
 
-    def carry_out(self, store: Store, who: str, now: Seconds) -> list[str]:
+    def carry_out(self, store: Store, who: str, now: Seconds, eyes: Observer) -> list[str]:
         """Do it; what to tell the operator. Raises ReconcilerError, and then nothing was done."""
         raise NotImplementedError
 
@@ -31,7 +51,7 @@ class Order(Struct, frozen=True, kw_only=True, tag=True):
 class Retry(Order, frozen=True, kw_only=True):
     """Ask again for a run that was refused or could not be sent."""
 
-    def carry_out(self, store: Store, who: str, now: Seconds) -> list[str]:
+    def carry_out(self, store: Store, who: str, now: Seconds, _eyes: Observer) -> list[str]:
         (vm,) = self.vms
         calls = calls_of(store.ledger(), vm)
         ready = [c for c in calls if c.state in (CallState.REJECTED, CallState.DUE)]
@@ -56,3 +76,158 @@ def calls_of(ledger: Ledger, vm: str) -> Sequence[Call]:
     if not calls:
         raise UsageError(f"the ledger has no run of a VM {vm!r}{nearest(vm, ledger.known)}")
     return calls
+
+
+class Resolve(Order, frozen=True, kw_only=True):
+    """Say what became of a call that was not seen to end."""
+
+    verdict: Verdict
+    reason: str
+    key: tuple[str, str, int]
+    """The call that the operator was shown."""
+    state: CallState
+    """How it stood then."""
+
+    def carry_out(self, store: Store, who: str, now: Seconds, eyes: Observer) -> list[str]:
+        (vm,) = self.vms
+        ledger = store.ledger()
+        call = open_call(ledger, vm)
+        if (call.key, call.state) != (self.key, self.state):
+            raise HostError(
+                f"cannot resolve {vm}: meanwhile its run {call.run}, attempt {call.attempt}, is "
+                f"{call.state}; look again: reconciler explain {vm}"
+            )
+        answerable(call, self.verdict)
+        if self.verdict == "resend":
+            _nobody_connected(eyes, ledger, call)
+        if self.verdict == "completed":
+            _nothing_lost(eyes, ledger, call)
+        if call.state is CallState.INTENDED:
+            call = store.advance(call, CallEvent.CRASH, now)
+        if self.verdict == "resend":
+            take_over(eyes.settings, store, call)
+            store.another_attempt(call, now, self.reason)
+        else:
+            store.advance(call, _EVENTS[self.verdict], now, message=self.reason)
+        reason = f"Resolved{self.verdict.capitalize()}"
+        store.record([Event(vm=vm, run=call.run, reason=reason, message=self.reason)], who, now)
+        return []
+
+
+class Cancel(Order, frozen=True, kw_only=True):
+    """End the active runs of some VMs, whatever their SNAs do, so that they can be stopped."""
+
+    kill_clients: bool = False
+
+    def carry_out(self, store: Store, _who: str, now: Seconds, eyes: Observer) -> list[str]:
+        ledger = store.ledger()
+        self.refuse_early(ledger, eyes)
+        for call in filter(None, map(ledger.active, self.vms)):
+            if call.state is CallState.INTENDED:
+                call = store.advance(call, CallEvent.CRASH, now)
+            store.advance(call, CallEvent.CANCEL, now, message="by order of stop")
+        return []
+
+    def refuse_early(self, ledger: Ledger, eyes: Observer) -> None:
+        """Say what would keep the servers from being stopped before the run is ended for good."""
+        desired = stopped(self.vms, ledger, eyes.settings, kill_clients=self.kill_clients)
+        actual = eyes.look(desired, ledger, ask=False, secrets=False)
+        for action in plan(desired, actual, ledger, eyes.now()).actions:
+            if action.kind == "refuse" or action.cause == "Protected":
+                raise HostError(f"cannot stop {action.vm}: {action.why}; its run is not cancelled")
+        for server in actual.servers:
+            if server.mark.vm in desired.vms and server.clients and not self.kill_clients:
+                raise HostError(
+                    f"cannot stop {server.mark.vm}: {in_use(server)}, and its run is not "
+                    "cancelled; to cut them off too, add --kill-clients"
+                )
+
+
+def stopped(
+    vms: Sequence[str], ledger: Ledger, settings: Settings, *, kill_clients: bool
+) -> Desired:
+    """Some VMs are to be gone, whatever the specs say. Raises UsageError."""
+    gone = {}
+    known = {*ledger.applied, *(lease.vm for lease in ledger.leases)}
+    for name in vms:
+        if name not in known:
+            hint = nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
+            raise UsageError(f"this hub never applied a VM {name!r}{hint}")
+        applied = ledger.applied.get(name)
+        protect = bool(applied and applied.vm.get("protect"))
+        gone[name] = Vm(
+            name=name, exported=False, protect=protect, order="by order of `reconciler stop`"
+        )
+    return Desired(settings=settings, vms=gone, kill_clients=kill_clients)
+
+
+def open_call(ledger: Ledger, vm: str) -> Call:
+    """The call of a VM about which something can be said. Raises HostError, UsageError."""
+    call = ledger.active(vm)
+    if call:
+        return call
+    newest = calls_of(ledger, vm)[-1]
+    hint = f"; reconciler retry {vm} asks again" if newest.state is CallState.REJECTED else ""
+    if newest.state.terminal:
+        hint = f"; for another run: {new_run(vm)}"
+    raise HostError(
+        f"cannot resolve {vm}: no call of it is open; its newest run {newest.run} is "
+        f"{newest.state}{hint}"
+    )
+
+
+def answerable(call: Call, verdict: Verdict) -> None:
+    """Whether this can be said of a call at all. Raises HostError."""
+    if not (call.tainted and verdict == "completed"):
+        return
+    why = "a server of it died under a client, so acknowledged writes may be gone"
+    if call.reason == LOST:
+        why = "its record was lost, and a server may have died under a client meanwhile"
+    raise HostError(
+        f"cannot call run {call.run} of {call.vm} completed: {why}; say --failed, and ask for "
+        f"a new run: {new_run(call.vm)}"
+    )
+
+
+def take_over(settings: Settings, store: Store, call: Call) -> None:
+    """By an operator's order, what another state directory claimed of this run is ours."""
+    roots = set(settings.repositories.values())
+    near = {root for root in roots for one in call.exports if below(root, one.image)}
+    ours = Owner(store.state_id, store.home)
+    for root in sorted(near or roots):
+        patience.do(
+            f"take over the claim of run {call.run} of {call.vm}",
+            root,
+            partial(_take_over_in, root, call, ours),
+            EFFECT,
+        )
+
+
+def _take_over_in(root: str, call: Call, ours: Owner) -> None:
+    owner = claimed_by(root, call.vm, call.run)
+    if owner and owner != ours.state_id:
+        claim(root, call.vm, call.run, ours, take_over=True)
+
+
+def _nothing_lost(eyes: Observer, ledger: Ledger, call: Call) -> None:
+    """What died or was taken away since the last apply is not in the ledger: it is looked at."""
+    vms = {call.vm: Vm(name=call.vm, exported=False)}
+    desired = Desired(settings=eyes.settings, vms=vms)
+    seen = eyes.look(desired, ledger, ask=False, secrets=False)
+    why = incomplete(desired, seen, ledger, eyes.now(), call)
+    if why:
+        raise HostError(f"cannot call run {call.run} of {call.vm} completed: {why}")
+
+
+def _nobody_connected(eyes: Observer, ledger: Ledger, call: Call) -> None:
+    """Another attempt while a client of this one is connected would be two writers."""
+    vms = {call.vm: Vm(name=call.vm, exported=False)}
+    seen = eyes.look(Desired(settings=eyes.settings, vms=vms), ledger, ask=False, secrets=False)
+    for server in seen.servers:
+        if server.mark.vm == call.vm and server.clients:
+            raise HostError(
+                f"cannot resend run {call.run} of {call.vm}: {server.clients} clients are "
+                f"connected to port {server.mark.port}, so the first attempt is alive; say "
+                f"--accepted, or cut them off: reconciler stop {call.vm} --kill-clients "
+                "--cancel-run"
+            )

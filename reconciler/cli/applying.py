@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,28 +18,24 @@ from msgspec.structs import replace
 from reconciler.cli import options, tables, text
 from reconciler.cli.progress import Display
 from reconciler.core.actual import Actual
-from reconciler.core.call import CallEvent, CallState
-from reconciler.core.desired import Desired, Vm
-from reconciler.core.errors import Exit, HostError, nearest
-from reconciler.core.guards import in_use
-from reconciler.core.ledger import Ledger
-from reconciler.core.plan import Plan, plan
+from reconciler.core.call import CallState
+from reconciler.core.errors import Exit, HostError
+from reconciler.core.plan import Plan
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds, format_duration
 from reconciler.execute import Step
+from reconciler.handover import AnyOrder, Apply, Asked, Carry, Line, Remote, Specs, Stop, found
+from reconciler.host import lock
 from reconciler.look import Observer
 from reconciler.loop import (
     Applier,
-    Desire,
     Outcome,
     current,
-    desire,
     dry_run,
     load_settings,
     load_source,
 )
-from reconciler.loop import pruned as with_removals
-from reconciler.orders import Order
+from reconciler.orders import Cancel
 
 if TYPE_CHECKING:
     from reconciler.cli.hearing import WaitingEars
@@ -79,9 +76,8 @@ def apply(
         raise click.UsageError("--timeout goes with --wait")
     settings = load_settings(config, os.environ)
     source = load_source(files, settings)
-    wanted = desire(source, settings)
-    if prune:
-        wanted = with_removals(wanted)
+    wish = Specs.of(source, prune=prune)
+    wanted = Asked(wish, wish.desire(settings, source))
     session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
     return session.carry_out(
         wanted, output, yes=yes, wait=wait, timeout=timeout, drain=drain_timeout
@@ -118,24 +114,10 @@ def stop(
     settings = load_settings(config, os.environ)
     session = Session(settings, "reconciler stop", lock_timeout)
 
-    def wanted(ledger: Ledger) -> Desired:
-        gone = {}
-        for name in vms:
-            applied = ledger.applied.get(name)
-            known = {*ledger.applied, *(lease.vm for lease in ledger.leases)}
-            if name not in known:
-                hint = (
-                    nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
-                )
-                raise click.UsageError(f"this hub never applied a VM {name!r}{hint}")
-            protect = bool(applied and applied.vm.get("protect"))
-            gone[name] = Vm(
-                name=name, exported=False, protect=protect, order="by order of `reconciler stop`"
-            )
-        return Desired(settings=settings, vms=gone, kill_clients=kill_clients)
-
+    wish = Stop(vms=vms, kill_clients=kill_clients)
+    wanted = Asked(wish, wish.desire(settings))
     if cancel_run:
-        session.cancel_runs(vms, wanted, yes=yes)
+        session.cancel_runs(vms, kill_clients=kill_clients, yes=yes)
         yes = True
     outcome = session.apply(wanted, yes=yes, order=True)
     if outcome is None:
@@ -144,6 +126,10 @@ def stop(
     outcome = session.drain(wanted, outcome, drain_timeout, order=True)
     session.report(outcome, "text")
     return session.signal_code or outcome.exit_code()
+
+
+class _DaemonCame(Exception):  # noqa: N818 no fault
+    """While we waited for the hub, a daemon took it."""
 
 
 def in_the_way(outcome: Outcome) -> list[str]:
@@ -167,7 +153,7 @@ class Session:
             emit=self.emit,
             command=options.who(command),
             lock_timeout=lock_timeout,
-            waiting=lambda holder: options.say(f"waiting for {holder} …", err=True),
+            waiting=self.waiting,
             looked=self.looked,
         )
         self.signal_code: int | None = None
@@ -208,7 +194,7 @@ class Session:
 
     def carry_out(
         self,
-        wanted: Desire,
+        wanted: Asked,
         output: str,
         *,
         yes: bool,
@@ -231,7 +217,7 @@ class Session:
         self.report(outcome, output)
         return self.signal_code or code
 
-    def apply(self, wanted: Desire, *, yes: bool, order: bool = False) -> Outcome | None:
+    def apply(self, wanted: Asked, *, yes: bool, order: bool = False) -> Outcome | None:
         """Show, ask if asked to, do."""
         shown: list[str] = []
         if not yes:
@@ -253,14 +239,86 @@ class Session:
         with self.signals():
             self.display.begin()
             try:
-                return self.applier.apply(wanted, approved=approved, order=order)
+                return self.apply_once(wanted, approved=approved, order=order)
             finally:
                 self.display.end()
 
-    def order(self, order: Order) -> list[str]:
+    def apply_once(
+        self,
+        wanted: Asked,
+        *,
+        approved: Callable[[Plan], bool] = lambda _: True,
+        impatient: bool = True,
+        order: bool = False,
+    ) -> Outcome | None:
+        """One apply: by the daemon that holds the hub, or by ourselves."""
+        try:
+            if line := found(Path(self.settings.state)):
+                return self.handed(line, wanted, approved, impatient=impatient, order=order)
+            return self.applier.apply(wanted, approved=approved, impatient=impatient, order=order)
+        except _DaemonCame:
+            return self.apply_once(wanted, approved=approved, impatient=impatient, order=order)
+
+    def handed(
+        self,
+        line: Line,
+        wanted: Asked,
+        approved: Callable[[Plan], bool],
+        *,
+        impatient: bool,
+        order: bool,
+    ) -> Outcome | None:
+        """The same, by the daemon at the other end of a line."""
+        request = Apply(
+            wish=wanted.wish,
+            settings=self.settings.to_json(),
+            command=self.applier.command,
+            lock_timeout=self.applier.lock_timeout,
+            impatient=impatient,
+            order=order,
+            drained=wanted.drained,
+        )
+        self.applier.executing = True  # a signal is told to it, and ends what it has begun
+        try:
+            with closing(line):
+                return self.remote(line).apply(request, approved)
+        finally:
+            self.applier.executing = False
+
+    def remote(self, line: Line) -> Remote:
+        return Remote(
+            line,
+            emit=self.emit,
+            looked=self.looked,
+            say=lambda text: options.say(text, err=True),
+            stopping=self.applier.stopping,
+        )
+
+    def order(self, order: AnyOrder) -> list[str]:
         """Carry out an order about what is remembered; what to tell the operator."""
-        with self.applier.opened() as store:
-            return order.carry_out(store, self.applier.command, time.time())
+        applier = self.applier
+        try:
+            if line := found(Path(self.settings.state)):
+                request = Carry(
+                    order=order,
+                    settings=self.settings.to_json(),
+                    command=applier.command,
+                    lock_timeout=applier.lock_timeout,
+                )
+                with closing(line):
+                    return self.remote(line).carry(request)
+            with applier.opened() as store:
+                eyes = Observer(self.settings, os.environ)
+                return order.carry_out(store, applier.command, time.time(), eyes)
+        except _DaemonCame:
+            return self.order(order)
+
+    def waiting(self, holder: lock.Holder | None) -> None:
+        """Another holds the hub: one that work can be handed to, or one that will be done soon."""
+        if line := found(Path(self.settings.state)):
+            line.close()
+            raise _DaemonCame
+        options.say(f"waiting for {holder} …", err=True)
 
     def show(self, planned: Plan) -> str:
         out = sys.stderr if self.quiet else sys.stdout
@@ -273,42 +331,24 @@ class Session:
             raise click.UsageError("cannot ask without a terminal: add -y to apply this plan")
         return click.confirm("Apply this?", default=False, err=True)
 
-    def cancel_runs(self, vms: Sequence[str], wanted: Desire, *, yes: bool) -> None:
+    def cancel_runs(self, vms: Sequence[str], *, kill_clients: bool, yes: bool) -> None:
         """End the active runs of some VMs by an operator's order."""
-        with self.applier.opened() as store:
-            ledger = store.ledger()
-            calls = [call for call in map(ledger.active, vms) if call]
-            self.refuse_early(wanted(ledger), ledger)
-            for call in calls:
-                options.say(
-                    f"{call.vm}: run {call.run} is {call.state}; it ends as CANCELLED. SNA "
-                    f"{call.sna} cannot be told, and its writer will find nothing.",
-                    err=True,
-                )
-            if calls and not yes and not options.confirmed("Do this?"):
-                raise click.Abort
-            for call in calls:
-                if call.state is CallState.INTENDED:
-                    call = store.advance(call, CallEvent.CRASH, time.time())
-                store.advance(call, CallEvent.CANCEL, time.time(), message="by order of stop")
-
-    def refuse_early(self, desired: Desired, ledger: Ledger) -> None:
-        """Say what would keep the servers from being stopped before the run is ended for good."""
-        eyes = Observer(self.settings, os.environ)
-        actual = eyes.look(desired, ledger, ask=False, secrets=False)
-        planned = plan(desired, actual, ledger, eyes.now())
-        for action in planned.actions:
-            if action.kind == "refuse" or action.cause == "Protected":
-                raise HostError(f"cannot stop {action.vm}: {action.why}; its run is not cancelled")
-        for server in actual.servers:
-            if server.mark.vm in desired.vms and server.clients and not desired.kill_clients:
-                raise HostError(
-                    f"cannot stop {server.mark.vm}: {in_use(server)}, and its run is not "
-                    "cancelled; to cut them off too, add --kill-clients"
-                )
+        order = Cancel(vms=tuple(vms), kill_clients=kill_clients)
+        ledger = current(self.settings)
+        order.refuse_early(ledger, Observer(self.settings, os.environ))
+        calls = [call for call in map(ledger.active, vms) if call]
+        for call in calls:
+            options.say(
+                f"{call.vm}: run {call.run} is {call.state}; it ends as CANCELLED. SNA "
+                f"{call.sna} cannot be told, and its writer will find nothing.",
+                err=True,
+            )
+        if calls and not yes and not options.confirmed("Do this?"):
+            raise click.Abort
+        self.order(order)
 
     def drain(
-        self, wanted: Desire, outcome: Outcome, timeout: Seconds, *, order: bool = False
+        self, wanted: Asked, outcome: Outcome, timeout: Seconds, *, order: bool = False
     ) -> Outcome:
         """Give clients that hold a stop some time to leave; what they still hold then, is held.
 
@@ -323,16 +363,14 @@ class Session:
             err=True,
         )
 
-        def at_last(ledger: Ledger) -> Desired:
-            return replace(wanted(ledger), drained=timeout)
-
+        at_last = replace(wanted, drained=timeout)
         with self.signals():
             while in_the_way(outcome) and not self.applier.stopping.is_set():
                 left = deadline - time.monotonic()
                 if self.applier.stopping.wait(max(0.0, min(DRAIN_LOOK, left))):
                     break
                 wish = wanted if left > 0 else at_last
-                again = self.applier.apply(wish, impatient=False, order=order)
+                again = self.apply_once(wish, impatient=False, order=order)
                 assert again is not None
                 outcome = again
                 if left <= 0:
@@ -346,7 +384,7 @@ class Session:
         return WaitingEars(self.settings, self.applier.command)
 
     def stay(
-        self, wanted: Desire, outcome: Outcome, timeout: Seconds | None, ears: WaitingEars
+        self, wanted: Asked, outcome: Outcome, timeout: Seconds | None, ears: WaitingEars
     ) -> tuple[Outcome, bool]:
         """Look again until no run of the VMs is open; (last outcome, whether time ran out)."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -374,7 +412,7 @@ class Session:
                     ears.kicked.wait(pause)
                     ears.kicked.clear()  # before looking, so that no kick is lost
                     try:
-                        next_one = self.applier.apply(wanted, impatient=False)
+                        next_one = self.apply_once(wanted, impatient=False)
                         telemetry = current(self.settings).telemetry
                     except HostError as error:
                         options.say(f"warning: {error}; looking again", err=True)

@@ -22,6 +22,7 @@ from reconciler.core.selector import parse as parse_selector
 from reconciler.core.settings import Settings
 from reconciler.core.spec import RunSpec, checked_name, read
 from reconciler.core.units import Seconds, stamp
+from reconciler.handover import Asked, Specs
 from reconciler.host import lock, requests
 from reconciler.host.files import requested
 from reconciler.loop import Source, current, desire, load_settings, load_source, parse_all
@@ -94,10 +95,10 @@ def backup(
     code: int = Exit.OK
     if at_once:
         going = _going(asked, source, current(settings))
-        wanted = desire(source, settings)
         if going:
+            wish = replace(Specs.of(source), only=tuple(sorted(going)))
             code = Session(settings, COMMAND, lock_timeout).carry_out(
-                lambda remembered: wanted(remembered).only(going),
+                Asked(wish, wish.desire(settings, source)),
                 "text",
                 yes=yes,
                 wait=wait,
@@ -143,6 +144,7 @@ def _ask(
         requests.prepare(folder)
         with lock.held(folder / ".lock", COMMAND, lock_timeout):
             requests.write(folder, texts)
+        source = replace(source, requests=tuple(requested(settings.requests)))
     for verdict in verdicts:
         options.say(verdict.said)
     return source, list(texts)

@@ -18,7 +18,7 @@ CHANGES = frozenset(KINDS[:7])
 """Those that change something; the other three say why nothing does."""
 
 
-class _Action(Struct, frozen=True, kw_only=True):
+class _Action(Struct, frozen=True, kw_only=True, tag=True):
     kind: ClassVar[str]
     vm: str
     disk: int | None = None
