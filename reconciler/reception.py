@@ -230,14 +230,11 @@ class Conversation:
             [Pause(vm=vm, reason=reason, since=now, who=who) for vm in declared]
         )
         names = " ".join(declared)
-        self.say(
-            Said(
-                (
-                    f"paused, as the watched directory declares them: {names}; to have them as "
-                    f"declared again: reconciler resume {names}",
-                )
-            )
+        told = (
+            f"paused, as the watched directory declares them: {names}; to have them as declared "
+            f"again: reconciler resume {names}"
         )
+        self.say(Said((told,)))
 
     def warn_of_declared(self, request: Apply, names: Collection[str]) -> None:
         """The directory has the last word on what it declares."""
@@ -245,14 +242,11 @@ class Conversation:
             return
         other = self.daemon.differing(names)
         if other:
-            self.say(
-                Said(
-                    (
-                        f"warning: the watched directory declares {', '.join(other)} otherwise, "
-                        "and makes that true again now: change it there",
-                    )
-                )
+            told = (
+                f"warning: the watched directory declares {', '.join(other)} otherwise, and makes "
+                "that true again now: change it there"
             )
+            self.say(Said((told,)))
 
     def carry(self, request: Carry) -> None:
         order, daemon = request.order, self.daemon

@@ -1,0 +1,91 @@
+"""watch, reload: the daemon that keeps a directory true."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reconciler.cli import options
+from reconciler.cli.hearing import Ears
+from reconciler.cli.serving import alone, opened
+from reconciler.core.errors import Exit, HostError
+from reconciler.core.units import Seconds
+from reconciler.host import lock
+from reconciler.host.files import SPECS
+from reconciler.loop import load_settings
+
+if TYPE_CHECKING:
+    from reconciler.core.settings import Settings
+
+
+@click.command()
+@click.argument("directory", default=SPECS, metavar="[DIR]")
+@click.option("--allow-empty", is_flag=True, help="An empty directory is meant, this once.")
+@options.lock_timeout
+@click.pass_obj
+def watch(config: str | None, directory: str, allow_empty: bool, lock_timeout: Seconds) -> int:
+    """Keep a directory of specs true, until it is stopped.
+
+    Heals servers that end, acts on files that are saved, takes callbacks, and carries out what
+    other commands ask for. SIGHUP reads the config again. SIGTERM or Ctrl-C end it; the servers
+    stay, and the next start takes them over.
+    """
+    from reconciler.cli.observing import observers
+    from reconciler.daemon import Daemon
+    from reconciler.host.watching import Watch
+    from reconciler.reception import Reception
+    from reconciler.source import Source
+
+    settings = load_settings(config, os.environ)
+    command = options.who("reconciler watch")
+    told = observers(settings)
+
+    class Site(Daemon):
+        """The loop, with its callbacks and its commands."""
+
+        @contextmanager
+        def attached(self) -> Iterator[None]:
+            with ExitStack() as stack:
+                reception = Reception(self)
+                stack.callback(reception.close)
+                stack.enter_context(alone(self.settings, command))
+                ears = Ears(self.settings, command)
+                ears.kick = self.kick  # type: ignore[method-assign]
+                stack.callback(ears.close)
+                opened(ears)
+                yield
+
+    def source(now: Settings) -> Any:
+        return Source(directory, now, os.environ, allow_empty=allow_empty)
+
+    daemon = Site(
+        settings,
+        os.environ,
+        source=source,
+        watch=Watch,
+        reload=partial(load_settings, config, os.environ),
+        observers=told,
+        command=command,
+        lock_timeout=lock_timeout,
+    )
+    return daemon.run()
+
+
+@click.command()
+@click.pass_obj
+def reload(config: str | None) -> int:
+    """Have the daemon read its config again; a bad one is refused, and it keeps the old."""
+    settings = load_settings(config, os.environ)
+    holder = lock.holder(Path(settings.state) / "lock")
+    if holder is None or "watch" not in holder.command:
+        raise HostError(f"no daemon watches for hub {settings.hub} ({settings.state})")
+    os.kill(holder.pid, signal.SIGHUP)
+    click.echo(f"asked {holder} to read its config again; see its log, or reconciler events")
+    return Exit.OK
