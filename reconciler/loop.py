@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,12 +20,13 @@ from reconciler.core.actions import CHANGES, Action, Hold
 from reconciler.core.actual import Actual
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.call_plan import sighted
-from reconciler.core.desired import Desired, Vm, build
+from reconciler.core.desired import Desired, build
 from reconciler.core.disk_plan import export_key
 from reconciler.core.errors import ConfigError, Diagnostic, Exit, HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Settings
+from reconciler.core.source import without_the_rest
 from reconciler.core.status import conditions
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
@@ -180,32 +181,8 @@ def desire(source: Source, settings: Settings) -> Desire:
 
 
 def pruned(inner: Desire) -> Desire:
-    """The same, and what was declared once and is gone from the files is to be absent."""
-
-    def with_removals(ledger: Ledger) -> Desired:
-        desired = inner(ledger)
-        if desired.failed:
-            return desired  # a file that cannot be read may hold what seems to be gone
-        kept = {*desired.vms, *desired.untouched, *desired.idle}
-        # A VM that has only been given another name is not stopped and begun anew: see `renamed`.
-        same = {(vm.vcenter, vm.path) for vm in desired.vms.values() if vm.exported and vm.path}
-        gone = {
-            name: Vm(
-                name=name,
-                exported=False,
-                protect=bool(applied.vm.get("protect")),
-                order="no spec declares it any more",
-            )
-            for name, applied in ledger.applied.items()
-            if name not in kept and _identity(applied.vm) not in same
-        }
-        return replace(desired, vms={**desired.vms, **gone})
-
-    return with_removals
-
-
-def _identity(vm: Mapping[str, Any]) -> tuple[str, str]:
-    return str(vm.get("vcenter", "")), str(vm.get("path", ""))
+    """The same, and what was applied once and is gone from the files is to be absent."""
+    return lambda ledger: without_the_rest(inner(ledger), ledger)
 
 
 def dry_run(settings: Settings, wanted: Desire, environment: Mapping[str, str]) -> Plan:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -222,7 +223,7 @@ class Declared(Struct, frozen=True):
         return self.document.place((*self.path, *path), key=key)
 
 
-class Specs(Struct, frozen=True):
+class Specs(Struct, frozen=True, dict=True):
     """All that could be read of all files, and all that is wrong with the rest."""
 
     vms: tuple[Declared, ...]
@@ -238,6 +239,24 @@ class Specs(Struct, frozen=True):
     def failed(self) -> bool:
         return any(one.severity == "error" for one in self.diagnostics)
 
+    def only(self, names: Collection[str]) -> Specs:
+        """The same of some VMs: cheap, however many others there are."""
+        vms, runs = self._by_name
+        return Specs(
+            vms=tuple(vms[name] for name in names if name in vms),
+            diagnostics=tuple(one for one in self.diagnostics if one.vm in names),
+            runs=tuple(one for name in names for one in runs.get(name, ())),
+            refused=self.refused.intersection(names),
+            unread=self.unread,
+        )
+
+    @cached_property
+    def _by_name(self) -> tuple[Mapping[str, Declared], Mapping[str, Sequence[Asked]]]:
+        runs: dict[str, list[Asked]] = {}
+        for one in self.runs:
+            runs.setdefault(one.spec.vm, []).append(one)
+        return {one.spec.name: one for one in self.vms}, runs
+
 
 _TOP: Final = ("vars", "defaults", "vms", "runs")
 _REQUESTS: Final = ("vars", "runs")
@@ -248,6 +267,21 @@ _DEFAULTS: Final = tuple(
 )
 
 
+class Found(Struct, frozen=True):
+    """What one file says, and what is wrong with it; whoever reads it again need not, if it did
+    not change."""
+
+    file: str
+    vms: tuple[Declared, ...] = ()
+    runs: tuple[Asked, ...] = ()
+    """In reading order."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+    refused: frozenset[str] = frozenset()
+    """VMs with an error."""
+    lost: bool = False
+    """There may be a VM or a run here of which not even the name could be read."""
+
+
 def read(
     documents: Sequence[Document], requests: Sequence[Document] = (), *, scoped: bool = False
 ) -> Specs:
@@ -256,27 +290,29 @@ def read(
     `requests`: files of runs alone, read last. `scoped`: they are not what this is about, so they
     count only for VMs that the other files name.
     """
-    readers = [_File(document) for document in documents]
-    readers += [_File(document, aside=scoped, top=_REQUESTS) for document in requests]
-    vms: list[Declared] = []
-    runs: list[Asked] = []
-    for reader in readers:
-        for one in reader.everything():
-            if isinstance(one, Asked):
-                runs.append(one)
-            else:
-                vms.append(one)
-    diagnostics = [found for reader in readers for found in reader.diagnostics]
-    refused = {name for reader in readers for name in reader.refused}
+    found = [read_file(document) for document in documents]
+    found += [read_request(document, aside=scoped) for document in requests]
+    return join(found)
+
+
+def read_file(document: Document) -> Found:
+    """What a file of specs says."""
+    return _File(document).found()
+
+
+def read_request(document: Document, *, aside: bool = False) -> Found:
+    """What a file of requests says: it asks for runs and declares nothing."""
+    return _File(document, aside=aside, top=_REQUESTS).found()
+
+
+def join(files: Sequence[Found]) -> Specs:
+    """All that some files say, in their order."""
+    diagnostics = [one for file in files for one in file.diagnostics]
+    refused = {name for file in files for name in file.refused}
     first: dict[str, Declared] = {}
     doubled: set[str] = set()
-    for declared in vms:
+    for declared in (one for file in files for one in file.vms):
         name = declared.spec.name
-        problems = list(_contradictions(declared))
-        diagnostics += problems
-        if problems:
-            refused.add(name)
-            continue
         if name not in first:
             first[name] = declared
             continue
@@ -294,9 +330,9 @@ def read(
     return Specs(
         vms=tuple(used.values()),
         diagnostics=tuple(dict.fromkeys(diagnostics)),
-        runs=tuple(runs),
+        runs=tuple(one for file in files for one in file.runs),
         refused=frozenset((refused | doubled) - used.keys()),
-        unread=frozenset(reader.document.file for reader in readers if reader.lost),
+        unread=frozenset(file.file for file in files if file.lost),
     )
 
 
@@ -328,12 +364,28 @@ class _File:
         self.lost = True
         self.error(summary, *path, key=key)
 
-    def everything(self) -> list[Declared | Asked]:
+    def found(self) -> Found:
         """Every VM and run of the file, as far as its expressions keep within their limit."""
         with self.looks:
-            return list(self.found())
+            everything = list(self.everything())
+        vms: list[Declared] = []
+        for one in everything:
+            problems = list(_contradictions(one)) if isinstance(one, Declared) else []
+            self.diagnostics += problems
+            if isinstance(one, Declared) and problems:
+                self.refused.add(one.spec.name)
+            elif isinstance(one, Declared):
+                vms.append(one)
+        return Found(
+            self.document.file,
+            tuple(vms),
+            tuple(one for one in everything if isinstance(one, Asked)),
+            tuple(self.diagnostics),
+            frozenset(self.refused),
+            self.lost,
+        )
 
-    def found(self) -> Iterator[Declared | Asked]:
+    def everything(self) -> Iterator[Declared | Asked]:
         value = self.document.value
         if value is None:
             self.unusable(f"the file is empty: write `{self.main}:` and a list, or remove the file")
@@ -521,6 +573,8 @@ class _File:
         scope: Mapping[str, object],
     ) -> dict[str, object] | None:
         raw: dict[str, object] = {}
+        name = item.get("name", item.get("vm"))
+        vm = name if isinstance(name, str) and not is_template(name) else ""
         self.declared += VM_COSTS
         failed = False
         for key, value in merged.items():
@@ -530,7 +584,7 @@ class _File:
             except TemplateError as error:
                 failed = True
                 where: Path = (*path, key) if key in item else ("defaults", key)
-                self.error(str(error), *self.first_template(value, where))
+                self.error(str(error), *self.first_template(value, where), vm=vm)
         return None if failed else raw
 
     def first_template(self, value: object, path: Path) -> Path:

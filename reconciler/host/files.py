@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from reconciler.core.errors import Exit, HostError
 from reconciler.core.settings import Secret, SecretRef
@@ -20,6 +20,7 @@ MAX_FILE: Final = 64 << 20
 
 SPECS: Final = "specs"
 """Where the specs are, if nobody says."""
+SUFFIXES: Final = (".yaml", ".yml")
 
 
 class Text(Struct, frozen=True):
@@ -93,11 +94,79 @@ def _below(directory: str) -> Iterator[str]:
     def failed(error: OSError) -> None:
         raise HostError(f"cannot read {error.filename}: {error.strerror}")
 
-    for root, folders, files in os.walk(directory, onerror=failed):
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        for name in sorted(files):
-            if name.endswith((".yaml", ".yml")) and not name.startswith("."):
-                yield os.path.join(root, name)
+    return (entry.path for entry in _walk(directory, failed) if not _is_folder(entry))
+
+
+def _walk(directory: str, failed: Callable[[OSError], None]) -> Iterator[os.DirEntry[str]]:
+    """The spec files of a directory by name, then each sub-folder, before what is in it.
+
+    Hidden ones are left out; symlinks to folders are not followed.
+    """
+    try:
+        with os.scandir(directory) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        failed(error)
+        return
+    entries = [entry for entry in entries if not entry.name.startswith(".")]
+    folders = [entry for entry in entries if entry.is_dir()]
+    for entry in entries:
+        if entry.name.endswith(SUFFIXES) and not entry.is_dir():
+            yield entry
+    for entry in folders:
+        if _is_folder(entry):
+            yield entry
+            yield from _walk(entry.path, failed)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+Signature: TypeAlias = tuple[int, int, int, int, int]
+"""Device, inode, size, and when content and inode were changed, in ns: another content has
+another one, unless it is written within a tick of the clock."""
+
+
+class Listing(Struct, frozen=True):
+    """What spec files are below a directory, without reading them."""
+
+    files: Mapping[str, Signature]
+    """In the order in which they are read."""
+    folders: tuple[str, ...]
+    """The directory itself, and all below it."""
+    links: tuple[str, ...] = ()
+    """The files that are symlinks."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Folder → why it could not be looked into; the directory itself, if it is missing."""
+
+
+def listing(directory: str) -> Listing:
+    """The spec files below a directory as they are now; nothing is raised."""
+    files: dict[str, Signature] = {}
+    folders, links = [directory], []
+    unread: dict[str, str] = {}
+
+    def failed(error: OSError) -> None:
+        unread[str(error.filename)] = f"cannot read {error.filename}: {error.strerror}"
+
+    for entry in _walk(directory, failed):
+        if _is_folder(entry):
+            folders.append(entry.path)
+            continue
+        if entry.is_symlink():
+            links.append(entry.path)
+        files[entry.path] = signature(entry.path)
+    return Listing(files, tuple(folders), tuple(links), unread)
+
+
+def signature(path: str) -> Signature:
+    """What tells that a file was written since; of one that cannot be looked at, zeros."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0, 0, 0, 0)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def read(path: str) -> Text:
