@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -26,20 +27,36 @@ def say(text: str) -> None:
 class Ears:
     """The callbacks of one hub, into its store. `kicked` is set when a VM is worth a look."""
 
-    def __init__(self, settings: Settings, command: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        command: str,
+        *,
+        kick: Callable[[str], None] | None = None,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        """`kick`: told which VM is worth a look. `ended`: told if callbacks are taken no more."""
         self.endpoint = settings.listen
+        self._kick, self._ended = kick, ended
         self.inbox = Inbox(Path(settings.state))
         self.about = ourselves(settings.hub, settings.state, command)
         self.kicked = threading.Event()
         self.listener: Listener | None = None
 
-    def kick(self, _vm: str) -> None:
+    def kick(self, vm: str) -> None:
         self.kicked.set()
+        if self._kick:
+            self._kick(vm)
+
+    def ended(self) -> None:
+        self.kicked.set()
+        if self._ended:
+            self._ended()
 
     def open(self) -> None:
         """Take callbacks from now on. Raises PortBusyError, HostError."""
         self.listener = Listener(
-            self.endpoint, self.inbox, self.about, kick=self.kick, say=say, ended=self.kicked.set
+            self.endpoint, self.inbox, self.about, kick=self.kick, say=say, ended=self.ended
         )
 
     def close(self) -> None:

@@ -23,6 +23,8 @@ COMMANDS: Final = {
     "diff": ("planning", "The same; exit 2 if there is something to do."),
     "apply": ("applying", "Make the specs true: servers, ports, and one call per VM."),
     "backup": ("backup", "Ask for a run of VMs, beside their specs."),
+    "watch": ("watching", "Keep a directory of specs true, until it is stopped."),
+    "reload": ("watching", "Have the daemon read its config again."),
     "serve": ("serving", "Take callbacks, and bring runs to their end, until it is stopped."),
     "stop": ("applying", "Stop the exports of VMs, whatever the specs say."),
     "status": ("looking", "What was applied, against what really runs."),

@@ -56,8 +56,7 @@ def watch(config: str | None, directory: str, allow_empty: bool, lock_timeout: S
                 reception = Reception(self)
                 stack.callback(reception.close)
                 stack.enter_context(alone(self.settings, command))
-                ears = Ears(self.settings, command)
-                ears.kick = self.kick  # type: ignore[method-assign]
+                ears = Ears(self.settings, command, kick=self.kick, ended=self.stop)
                 stack.callback(ears.close)
                 opened(ears)
                 yield
