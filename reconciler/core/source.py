@@ -205,7 +205,7 @@ def _kept(
         said = f"{NO_SPEC}, and it stays as it was; to end it: reconciler stop {name}"
         return Held("PruneDisabled", f"{said}, or write `loop: {{prune: true}}` into the config")
     first = source["clean"].get("since", now)
-    if not found.clean or now - first < APART:
+    if now - first < APART:  # and so where this reading is not clean: then there was no first
         said = f"{NO_SPEC}; it is removed if another reading says the same"
         return Held("Unconfirmed", said)
     return None

@@ -211,7 +211,7 @@ class Mirror:
                 return
             new = os.path.join(self.into, f".new-{secrets.token_hex(4)}")
             os.mkdir(new, 0o700)
-            self._index(index, ["checkout-index", "--all", "--quiet", f"--prefix={new}/"])
+            self._index(index, [f"--work-tree={new}", "checkout-index", "--all", "--quiet"])
             if os.path.isdir(path):  # it is not what a checkout was: a power cut, or somebody
                 os.rename(path, os.path.join(self.into, f".old-{secrets.token_hex(4)}"))
             os.rename(new, path)
@@ -384,8 +384,17 @@ class Git:
                 os.killpg(self._running.pid, signal.SIGKILL)
 
 
+_HOLLOW: Final = re.compile(
+    r"warning:|Could not read from remote repository|^Please make sure|^and the repository exists|"
+    r"^$",
+    re.IGNORECASE,
+)
+"""What git says beside the cause."""
+
+
 def _last_words(err: bytes, code: int) -> str:
-    said = [line for line in err.decode(errors="replace").splitlines() if line.strip()]
-    fatal = [line for line in said if line.startswith(("fatal:", "error:"))]
-    last = (fatal or said or [f"git ended with {code}"])[-1]
-    return shortened(last.removeprefix("fatal: "), 300)
+    """What git, or the ssh that it started, says of why it ended."""
+    lines = [line.strip() for line in err.decode(errors="replace").splitlines()]
+    said = [line for line in lines if not _HOLLOW.search(line.removeprefix("fatal: "))] or lines
+    words = (re.sub(r"^(fatal|error): ", "", line) for line in said[:2])
+    return shortened("; ".join(words) or f"git ended with {code}", 300)

@@ -114,13 +114,32 @@ def test_how_many_is_too_many(total: int, gone: int, limit: Limit, held: bool) -
 
 
 def test_an_approval_is_for_one_digest() -> None:
-    ledger = replace(declared("a", "b", "c"), source={"approved": "d2"})
-    decision, _ = twice(found({}, "d1"), ledger)
-    assert decision.removed == frozenset()
-    assert decision.source["waiting"]["vms"] == ["a", "b", "c"]
-    decision, _ = twice(found({}, "d2"), ledger)
-    assert decision.removed == {"a", "b", "c"}
-    assert decision.source["waiting"] == {}
+    for digest, removed in (("d1", set()), ("d2", {"a", "b", "c"})):
+        clean = {"digest": digest, "since": NOW - 10}
+        source = {"approved": "d2", "clean": clean}
+        ledger = replace(declared("a", "b", "c"), source=source)
+        decision = decide(found({}, digest), ledger, PRUNE, NOW)
+        assert decision.removed == removed
+        assert bool(decision.source["waiting"]) == (not removed)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        found({}, settled=False),
+        found({}, unread={"x.yaml": "it is half a file"}),
+        found({}, trouble="it is empty"),
+    ],
+)
+def test_only_a_clean_reading_is_the_first_of_two(first: Found) -> None:
+    ledger = declared("a", "b", "c")
+    ledger = noted(ledger, decide(first, ledger, PRUNE, NOW))
+    ledger = noted(ledger, decide(found({}), ledger, PRUNE, NOW + 60))
+    assert {why[0] for why in ledger.source["held"].values()} == {"Unconfirmed"}
+    ledger = noted(ledger, decide(first, ledger, PRUNE, NOW + 120))
+    assert not decide(first, ledger, PRUNE, NOW + 180).removed
+    ledger = noted(ledger, decide(found({}), ledger, PRUNE, NOW + 240))
+    assert {why[0] for why in ledger.source["held"].values()} == {"Unconfirmed"}
 
 
 def test_a_vm_that_is_leaving_stays_to_be_absent_whatever_becomes_of_the_files() -> None:

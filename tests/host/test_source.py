@@ -84,6 +84,19 @@ def test_a_vm_with_an_error_is_kept_and_its_neighbours_go_on(site: Site) -> None
     assert site.held() == {"ctx-2": "SourceUnreadable"}
 
 
+def test_an_error_that_only_the_ledger_can_mend_is_looked_at_again(site: Site) -> None:
+    site.write({"a.yaml": spec("ctx-1")})
+    vms = site.apply()
+    look = "vms: [{name: look, for: restore, of: {vm: ctx-1, run: r1}}]\n"
+    site.write({"a.yaml": spec("ctx-1", run="r2"), "b.yaml": look})
+    assert site.exported() == {"ctx-1"}
+    site.store.hold([], a_call(vms["ctx-1"], CallState.DUE))
+    (call,) = site.ledger().runs("ctx-1")
+    for step in (CallEvent.INTEND, CallEvent.ACCEPT, CallEvent.END):
+        call = site.store.advance(call, step, site.now)
+    assert site.exported() == {"ctx-1", "look"}
+
+
 def test_what_was_never_applied_is_a_diagnostic(site: Site) -> None:
     site.write({"a.yaml": "vms:\n  - {name: ctx-2, disk: []}\n"})
     assert site.apply() == {}
@@ -110,8 +123,9 @@ def test_a_vm_that_moved_out_of_a_file_that_cannot_be_read_waits(site: Site) -> 
     site.write({"a.yaml": spec("ctx-1"), "b.yaml": spec("ctx-2")})
     site.exported()
     site.write({"a.yaml": "half", "b.yaml": spec("ctx-2", "ctx-1", run="r2")})
-    vms = site.apply()
-    assert (vms["ctx-1"].run, vms["ctx-2"].run) == ("r1", "r2")
+    for _ in range(3):
+        vms = site.apply()
+        assert (vms["ctx-1"].run, vms["ctx-2"].run) == ("r1", "r2")
     site.write({"a.yaml": "vms: []\n"})
     assert site.apply()["ctx-1"].run == "r2"
     assert site.held() == {}
@@ -566,7 +580,8 @@ def test_files_that_never_rest_are_no_clean_reading(
         assert site.exported() == {"ctx-1", "ctx-2"}
     assert count < 30
     assert site.reading is not None
-    assert site.reading.again == pytest.approx(site.now + 0.2)
+    assert site.reading.again is not None
+    assert 0 < site.reading.again - site.now < 1
 
 
 def test_a_yaml_bomb_is_a_clear_error(site: Site) -> None:
