@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from msgspec import Struct
 
@@ -68,6 +68,42 @@ class Retry(Order, frozen=True, kw_only=True):
         event = Event(vm=vm, run=call.run, reason="Rearmed", message="by order of retry")
         store.record([event], who, now)
         return [f"run {call.run} of {vm} is DUE again."]
+
+
+class Approve(Order, frozen=True, kw_only=True):
+    """Let one revision of the watched directory take away what is more than the cap allows.
+
+    Of that revision alone: it is named by its digest or its commit, or by their beginning.
+    """
+
+    LEAST: ClassVar[int] = 7
+    """Characters of a name. Fewer are a guess."""
+
+    revision: str
+    reason: str = ""
+
+    def carry_out(self, store: Store, who: str, now: Seconds, _eyes: Observer) -> list[str]:
+        waiting = store.ledger().source.get("waiting") or {}
+        if not waiting:
+            raise HostError(
+                f"cannot approve {self.revision}: no revision waits for that; see reconciler status"
+            )
+        names = [str(waiting["digest"]), str(waiting["commit"])]
+        exact = len(self.revision) >= self.LEAST
+        if not (exact and any(name.startswith(self.revision) for name in names)):
+            raise HostError(
+                f"cannot approve {self.revision}: the one that waits is {waiting['name']}, which "
+                f"takes away {len(waiting['vms'])} VMs ({', '.join(waiting['vms'][:8])}"
+                f"{', …' if len(waiting['vms']) > 8 else ''})"
+            )
+        store.approve(names[0])
+        said = f"revision {waiting['name']}, {len(waiting['vms'])} VMs"
+        said += f": {self.reason}" if self.reason else ""
+        store.record([Event(vm="", reason="Approved", message=said)], who, now)
+        return [
+            f"revision {waiting['name']} may take away: {', '.join(waiting['vms'])}.",
+            "What is protected, in use or being written is held all the same.",
+        ]
 
 
 def calls_of(ledger: Ledger, vm: str) -> Sequence[Call]:

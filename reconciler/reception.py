@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from reconciler.core.errors import HostError, LockError, ReconcilerError, UsageError
+from reconciler.core.errors import Exit, HostError, LockError, ReconcilerError, UsageError
 from reconciler.core.ledger import Pause
 from reconciler.core.plan import Plan
 from reconciler.core.queue import Priority
@@ -38,6 +38,7 @@ from reconciler.handover import (
     until,
 )
 from reconciler.look import Observer
+from reconciler.orders import Approve, Cancel
 
 SILENT: Final[Seconds] = 30.0
 """How long who connects may say nothing."""
@@ -207,7 +208,8 @@ class Conversation:
                 self.say(Done())
                 return
             if isinstance(request.wish, Stop):
-                self.pause(request.wish.vms, request.command)
+                done = [vm for vm, code in outcome.verdicts().items() if code is Exit.OK]
+                self.pause(done, request.command)
             self.daemon.settled(outcome, names)
         self.warn_of_declared(request, names)
         self.say(Done(outcome.plan, tuple(outcome.steps), outcome.interrupted))
@@ -255,7 +257,10 @@ class Conversation:
                 raise UsageError("interrupted before anything was done")
             eyes = Observer(daemon.settings, daemon.environment)
             lines = order.carry_out(daemon.store, request.command, time.time(), eyes)
-        for name in order.vms:
-            daemon.kick(name, Priority.CHANGED)
+        if isinstance(order, Approve):
+            daemon.unread.set()
+        if not isinstance(order, Cancel):  # the stop that follows is who looks
+            for name in order.vms:
+                daemon.kick(name, Priority.CHANGED)
         self.say(Said(tuple(lines)))
         self.say(Done())

@@ -66,6 +66,8 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
         for vm in value["vms"]:
             click.echo(vm["name"])
         return
+    if value["source"]:
+        click.echo(tables.source_line(value["source"]))
     if value["vms"]:
         wide = output == "wide"
         progress = {job: progress_text(said, now) for job, said in ledger.telemetry.items()}
@@ -107,6 +109,8 @@ def explain(config: str | None, vm: str) -> None:
     click.echo(f"    {ready.message}")
     for condition in found.values():
         if condition.status == "False" and condition.type in ("PortsAllocated", "Exported"):
+            click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
+        if condition.type in ("SourceUnreadable", "PruneHeld"):
             click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
     call = one.call
     if call:

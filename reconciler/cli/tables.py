@@ -53,6 +53,27 @@ def header(one: VmPlan) -> str:
     return "   ".join(parts)
 
 
+def source_line(source: Mapping[str, Any]) -> str:
+    """`source: /srv/specs at 3f2a1b0c9d8e (Jane Doe: more disks)`, and what is wrong with it."""
+    parts = [f"source: {source['directory']}"]
+    if source["revision"]:
+        dirty = ", changed since" if source["dirty"] else ""
+        by = f" ({source['author']}: {source['subject']}{dirty})" if source["commit"] else ""
+        parts[0] += f" at {source['revision']}{by}"
+    if source["unread"]:
+        first, *rest = source["unread"]
+        more = f", and {len(rest)} more" if rest else ""
+        parts.append(f"not readable since {source['unreadSince']}: {first['message']}{more}")
+    git = source["git"]
+    if git and git["error"]:
+        parts.append(f"not fetched since {git['failingSince']}: {git['error']}")
+    waiting = source["waiting"]
+    if waiting:
+        many = len(waiting["vms"])
+        parts.append(f"{many} removals wait: reconciler approve {waiting['revision']}")
+    return "; ".join(parts)
+
+
 def foreign_notes(plan: Plan) -> list[str]:
     """The servers that are not ours: those in our way each, the rest as a number."""
     near = [one for one in plan.foreign if any(port in plan.ports for port in one.ports)]
@@ -119,6 +140,11 @@ def status_text(
         out.append(paint(line, "green" if good else "yellow", colour))
         if not good:
             out.append(f"    {ready['message']}")
+        out.extend(
+            f"    {one['type']}: {one['reason']}: {one['message']}"
+            for one in vm["conditions"]
+            if one["type"] in ("SourceUnreadable", "PruneHeld") and one["message"] not in out[-1]
+        )
         if any(one["type"] == "DisksUnverified" for one in vm["conditions"]):
             out.append("    DisksUnverified: no inventory confirms that these are all its disks")
         if vm["call"] and (said := progress.get(vm["call"]["job_id"])):

@@ -25,6 +25,7 @@ from reconciler.core.settings import (
     MIN_FREE,
     PORTS,
     Appliance,
+    GitSource,
     Limit,
     Loop,
     QemuNbd,
@@ -88,6 +89,17 @@ def _url(value: str) -> str:
     if parts.username or parts.password:
         raise ValueError("a URL with a password in it: write `token: {file: …}` instead")
     return value.rstrip("/")
+
+
+def _git_url(value: str) -> str:
+    if urlsplit(value).password is not None:
+        raise ValueError("a URL with a password in it: write `token: {file: …}` instead")
+    if not re.fullmatch(r"(https?|ssh|git|file)://.+|[^-:/][^:/]*:[^:].*|/.+", value):
+        raise ValueError(
+            f"{value!r} is not a repository: write https://HOST/PATH, ssh://HOST/PATH, "
+            "USER@HOST:PATH, or an absolute path"
+        )
+    return value
 
 
 def _address(value: str) -> str:
@@ -211,6 +223,25 @@ class LoopModel(Strict):
     max_delete: Annotated[Limit, BeforeValidator(_limit)] = Limit(percent=25.0)
 
 
+class GitModel(Strict):
+    url: Annotated[str, AfterValidator(_git_url)] | None = None
+    branch: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+@][A-Za-z0-9_./+@-]{0,249}$")] = "main"
+    interval: Duration = 30.0
+    key: SecretModel | None = None
+    token: SecretModel | None = None
+    allowed_signers: Path | None = None
+
+    @model_validator(mode="after")
+    def _ways_in(self) -> GitModel:
+        if self.key and self.key.env is not None:
+            raise ValueError(
+                "ssh reads `key` from a file: write {file: PATH} or {credential: NAME}"
+            )
+        if self.token and self.url and not self.url.startswith("https://"):
+            raise ValueError("`token` is for an https URL; ssh has `key`")
+        return self
+
+
 class ConfigModel(Strict):
     hub: Name | None = None
     state: Path | None = None
@@ -222,9 +253,15 @@ class ConfigModel(Strict):
     inventory: InventoryModel = InventoryModel()
     api: ApiModel = ApiModel()
     loop: LoopModel = LoopModel()
+    git: GitModel = GitModel()
 
 
-_SCALARS: dict[str, tuple[str, ...]] = {"hub": (), "state": (), "api": ("listen",)} | {
+_SCALARS: dict[str, tuple[str, ...]] = {
+    "hub": (),
+    "state": (),
+    "api": ("listen",),
+    "git": ("url", "branch", "interval"),
+} | {
     section: tuple(model.model_fields)
     for section, model in (
         ("ports", PortsModel),
@@ -336,6 +373,19 @@ def settings(
         inventory_required=model.inventory.required,
         listen=model.api.listen,
         loop=Loop(**{name: getattr(model.loop, name) for name in Loop.__struct_fields__}),
+        git=_git(model.git, base),
+    )
+
+
+def _git(model: GitModel, base: str) -> GitSource:
+    signers = model.allowed_signers
+    return GitSource(
+        url=model.url or "",
+        branch=model.branch,
+        interval=model.interval,
+        key=model.key.ref(base) if model.key else None,
+        token=model.token.ref(base) if model.token else None,
+        allowed_signers=_absolute(signers, base) if signers else None,
     )
 
 

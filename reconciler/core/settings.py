@@ -123,6 +123,22 @@ class Loop(Struct, frozen=True, kw_only=True):
     """How much of that one revision may do without a person's word."""
 
 
+class GitSource(Struct, frozen=True, kw_only=True):
+    """The remote branch that is watched in place of a directory."""
+
+    url: str = ""
+    """Empty: none."""
+    branch: str = "main"
+    interval: Seconds = 30.0
+    """From the end of one fetch to the next."""
+    key: SecretRef | None = None
+    """A file with the private key for ssh; `file` or `credential`, as ssh reads it itself."""
+    token: SecretRef | None = None
+    """For https."""
+    allowed_signers: str | None = None
+    """Absolute path of a file as in ssh-keygen(1); without a signature by one, no commit counts."""
+
+
 class Settings(Struct, frozen=True, kw_only=True):
     """What holds for the whole hub."""
 
@@ -143,6 +159,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     listen: Endpoint = LISTEN
     """Where the callbacks of the appliances' clients are taken."""
     loop: Loop = field(default_factory=Loop)
+    git: GitSource = field(default_factory=GitSource)
 
     def repository_of(self, path: str) -> str | None:
         """The repository that a file lies in, by its path; the innermost, if one is in another."""
@@ -157,6 +174,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     def requests(self) -> str:
         """Where requests for runs are: a file per VM."""
         return f"{self.state}/runs"
+
+    @property
+    def checkouts(self) -> str:
+        """Where a remote branch is checked out."""
+        return f"{self.state}/source"
 
     def to_json(self) -> dict[str, Any]:
         """What a later `status` needs to judge by; no secret, nor the way to one."""

@@ -127,8 +127,9 @@ def decide(found: Found, ledger: Ledger, loop: Loop, now: Seconds) -> Decision:
     holds.update(_unread(found, ledger))
     gone = sorted(ledger.declared.keys() - found.named.keys() - holds.keys())
     forget = [name for name in gone if found.clean and _at_rest(name, ledger)]
-    leaving = {name for name in gone if name not in forget and _absent(name, ledger)}
-    going = [name for name in gone if name not in leaving and name not in forget]
+    known = [name for name in gone if name not in forget and name in ledger.applied]
+    leaving = {name for name in known if _absent(name, ledger)}
+    going = [name for name in known if name not in leaving]
     removed = _removals(found, ledger, loop, going, holds, source, now)
     first = source["clean"].get("since", now)
     pending = any(holds[name].reason == "Unconfirmed" for name in going if name in holds)
@@ -204,7 +205,7 @@ def _kept(
         said = f"{NO_SPEC}, and it stays as it was; to end it: reconciler stop {name}"
         return Held("PruneDisabled", f"{said}, or write `loop: {{prune: true}}` into the config")
     first = source["clean"].get("since", now)
-    if not found.clean or now - first < APART:
+    if now - first < APART:  # and so where this reading is not clean: then there was no first
         said = f"{NO_SPEC}; it is removed if another reading says the same"
         return Held("Unconfirmed", said)
     return None

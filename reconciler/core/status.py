@@ -14,6 +14,7 @@ from reconciler.core.desired import Export
 from reconciler.core.disk_plan import export_key
 from reconciler.core.ledger import Ledger, Telemetry
 from reconciler.core.plan import FORMAT_VERSION, Plan, foreign_json
+from reconciler.core.source import NO_SPEC, condition_of
 from reconciler.core.units import Port, Seconds, format_duration, format_size, stamp
 from reconciler.core.vm_plan import VmPlan
 
@@ -125,6 +126,7 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
         if failure and blocked
         else said("Stalled", False, "NotStalled", "nothing stands in the way")
     )
+    found += kept_by_source(one, ledger)
     if not vm.exported:
         return found
     if not released:
@@ -161,6 +163,48 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     return found
 
 
+def kept_by_source(one: VmPlan, ledger: Ledger) -> list[Condition]:
+    """Why a VM is not as the watched directory says, or is still there although that is silent."""
+    held = (ledger.source.get("held") or {}).get(one.name)
+    if held:
+        reason, message = held
+        return [Condition(condition_of(reason), "True", reason, message)]
+    if one.vm.order != NO_SPEC:
+        return []
+    holds = [action for action in one.actions if action.kind == "hold"]
+    return [Condition("PruneHeld", "True", action.cause, action.why) for action in holds[:1]]
+
+
+def source_json(ledger: Ledger) -> dict[str, Any] | None:
+    """What the hub knows of the watched directory; None: none was ever watched."""
+    source = ledger.source
+    if not source:
+        return None
+    revision, unread = source["revision"], source["unread"]
+    fetch, waiting = source.get("fetch") or {}, source["waiting"]
+    return {
+        "directory": source["directory"],
+        "revision": revision.get("name") or None,
+        "digest": revision.get("digest") or None,
+        "commit": revision.get("commit") or None,
+        "author": revision.get("author") or None,
+        "subject": revision.get("subject") or None,
+        "dirty": bool(revision.get("dirty")),
+        "at": stamp(source["at"]),
+        "unread": [{"file": file or None, "message": why} for file, why in sorted(unread.items())],
+        "unreadSince": stamp(source["unread_since"]) if unread else None,
+        "waiting": {"revision": waiting["name"], "vms": waiting["vms"]} if waiting else None,
+        "git": {
+            "url": fetch["url"],
+            "branch": fetch["branch"],
+            "error": fetch["fetch_error"] or None,
+            "failingSince": stamp(fetch["fetch_since"]) if fetch["fetch_error"] else None,
+        }
+        if fetch
+        else None,
+    }
+
+
 def notified(call: Call | None) -> Condition:
     """Whether the SNA was called."""
     if call is None:
@@ -178,6 +222,7 @@ def document(plan: Plan, actual: Actual, ledger: Ledger, now: Seconds) -> dict[s
     return {
         "format_version": FORMAT_VERSION,
         "hub": plan.hub,
+        "source": source_json(ledger),
         "vms": [_vm(one, actual, ledger, now) for one in plan.vms],
         "foreign": foreign_json(plan),
     }

@@ -8,8 +8,10 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
@@ -40,7 +42,9 @@ PASSED_ON: Final = (
 TOKEN: Final = "RECONCILER_GIT_TOKEN"  # noqa: S105 the variable's name
 """The variable in which git's child finds the token; it is in nobody's argv."""
 KEPT: Final = 2
-"""Checkouts that stay: the one in use, and the one before, which may be in the act of being read."""
+"""Checkouts that stay: the one in use, and the one before, which may just be being read."""
+_OWN_CONFIG: Final = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
+"""For what is fetched: nothing that is configured on this machine for people."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _FORMAT: Final = "--format=%H%x00%an%x00%s"
 _DAMAGED: Final = re.compile(r"corrupt|bad object|bad ref|broken|loose object|not a git repository")
@@ -67,10 +71,11 @@ class Fetched(Struct, frozen=True):
 
 def describe(directory: str) -> Commit | None:
     """The commit that a directory stands at; None: it is in no work tree, or nobody can tell."""
+    git = Git()
     try:
-        commit = _commit(_git(["-C", directory, "log", "-1", _FORMAT], LOOK_TIMEOUT))
+        commit = _commit(git.run(["-C", directory, "log", "-1", _FORMAT], LOOK_TIMEOUT))
         status = ["-C", directory, "status", "--porcelain", "--untracked-files=all", "--", "."]
-        changed = _git(status, LOOK_TIMEOUT)
+        changed = git.run(status, LOOK_TIMEOUT)
     except HostError:
         return None
     return Commit(
@@ -90,11 +95,13 @@ class Mirror:
     into: str
     key: str | None = None
     """A file with the private key for ssh."""
-    token: Secret | None = field(default=None, repr=False)
+    token: Callable[[], Secret] | None = None
+    """Reads it anew for each command, so that one that is renewed is used."""
     signers: str | None = None
     """A file of allowed signers, see ssh-keygen(1); every other commit is refused."""
     _known: set[str] = field(default_factory=set)
     """Commits whose checkouts are known to be whole: this process made or compared them."""
+    _git: Git = field(default_factory=lambda: Git(_OWN_CONFIG))
 
     def __post_init__(self) -> None:
         """Raises HostError."""
@@ -133,6 +140,10 @@ class Mirror:
             said = f"cannot fetch {self.url}: {where}{error.strerror}"
             raise HostError(said, "Git") from error
         return Fetched(self.current, commit.commit, commit.author)
+
+    def stop(self) -> None:
+        """End a fetch that is under way, and let no other begin. From any thread."""
+        self._git.stop()
 
     def describe(self, directory: str) -> Commit | None:
         """The commit of a directory in a checkout; None: it is in none."""
@@ -200,7 +211,7 @@ class Mirror:
                 return
             new = os.path.join(self.into, f".new-{secrets.token_hex(4)}")
             os.mkdir(new, 0o700)
-            self._index(index, ["checkout-index", "--all", "--quiet", f"--prefix={new}/"])
+            self._index(index, [f"--work-tree={new}", "checkout-index", "--all", "--quiet"])
             if os.path.isdir(path):  # it is not what a checkout was: a power cut, or somebody
                 os.rename(path, os.path.join(self.into, f".old-{secrets.token_hex(4)}"))
             os.rename(new, path)
@@ -253,7 +264,8 @@ class Mirror:
     ) -> str:
         """One git command of this mirror; its output. Raises HostError."""
         try:
-            return _git([*_HARDENED, *arguments], timeout, {**self._access(), **(own or {})})
+            environment = {**self._access(), **(own or {})}
+            return self._git.run([*_HARDENED, *arguments], timeout, environment)
         except HostError as error:
             raise HostError(f"cannot fetch {self.url}: {error}", "Git") from error
 
@@ -274,7 +286,7 @@ class Mirror:
                 "GIT_CONFIG_COUNT": "1",
                 "GIT_CONFIG_KEY_0": f"credential.{parts.scheme}://{host}.helper",
                 "GIT_CONFIG_VALUE_0": f'!f() {{ {user}printf "password=%s\\n" "${TOKEN}"; }}; f',
-                TOKEN: self.token.reveal(),
+                TOKEN: self.token().reveal(),
             }
         return found
 
@@ -306,35 +318,83 @@ def _commit(text: str) -> Commit:
     return Commit(commit=commit, author=shortened(author, 100), subject=shortened(subject, 200))
 
 
-def _git(
-    arguments: Sequence[str], timeout: Seconds, environment: Mapping[str, str] | None = None
-) -> str:
-    """The output of one git command. Raises HostError, with git's last line."""
-    clean = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    clean |= {
-        "LC_ALL": "C",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_OPTIONAL_LOCKS": "0",
-        **(environment or {}),
-    }
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            env=clean,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise HostError("there is no program git: install it", "GitMissing") from error
-    except subprocess.TimeoutExpired as error:
-        raise HostError(f"git did not end within {timeout:g} s", "Git") from error
-    if done.returncode:
-        said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        fatal = [line for line in said if line.startswith(("fatal:", "error:"))]
-        last = (fatal or said or [f"git ended with {done.returncode}"])[-1]
-        raise HostError(shortened(last.removeprefix("fatal: "), 300), "Git")
-    return done.stdout.decode(errors="replace")
+class Git:
+    """Runs git commands, one at a time, and ends them with all that they started."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        clean = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        fixed = {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
+        self.environment = {**clean, **fixed, **(environment or {})}
+        self._mutex = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End what runs, and let nothing more begin. From any thread."""
+        with self._mutex:
+            self._stopped = True
+            self._kill()
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        timeout: Seconds,
+        environment: Mapping[str, str] | None = None,
+    ) -> str:
+        """The output of one command. Raises HostError, with git's last line."""
+        with self._mutex:
+            if self._stopped:
+                raise HostError("it was asked to end", "Git")
+            self._running = process = self._start(arguments, environment or {})
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            with self._mutex:
+                self._kill()
+            process.communicate()
+            raise HostError(f"git did not end within {timeout:g} s", "Git") from error
+        finally:
+            with self._mutex:
+                self._running = None
+        if process.returncode:
+            raise HostError(_last_words(err, process.returncode), "Git")
+        return out.decode(errors="replace")
+
+    def _start(
+        self, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                ["git", *arguments],
+                env={**self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # so that ssh, which it starts, ends with it
+            )
+        except FileNotFoundError as error:
+            raise HostError("there is no program git: install it", "GitMissing") from error
+        except OSError as error:
+            raise HostError(f"cannot start git: {error.strerror}", "Git") from error
+
+    def _kill(self) -> None:
+        """Its session is ours alone, and it is not waited for yet, so the number is still its."""
+        if self._running and self._running.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._running.pid, signal.SIGKILL)
+
+
+_HOLLOW: Final = re.compile(
+    r"warning:|Could not read from remote repository|^Please make sure|^and the repository exists|"
+    r"^$",
+    re.IGNORECASE,
+)
+"""What git says beside the cause."""
+
+
+def _last_words(err: bytes, code: int) -> str:
+    """What git, or the ssh that it started, says of why it ended."""
+    lines = [line.strip() for line in err.decode(errors="replace").splitlines()]
+    said = [line for line in lines if not _HOLLOW.search(line.removeprefix("fatal: "))] or lines
+    words = (re.sub(r"^(fatal|error): ", "", line) for line in said[:2])
+    return shortened("; ".join(words) or f"git ended with {code}", 300)

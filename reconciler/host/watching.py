@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from inotify_simple import Event, INotify, flags
+from inotify_simple import Event, INotify, flags  # type: ignore[import-untyped]
 
 from reconciler.core.errors import HostError
 
@@ -43,7 +43,7 @@ class _Interest:
 
     @property
     def mask(self) -> int:
-        return _CONTENTS if self.contents else _NAMES
+        return int(_CONTENTS if self.contents else _NAMES)
 
 
 class Watch:
@@ -62,7 +62,7 @@ class Watch:
         """Watch descriptor → the directory, without symlinks, and what counts in it."""
 
     def fileno(self) -> int:
-        return self._inotify.fileno()
+        return int(self._inotify.fileno())
 
     def close(self) -> None:
         self._inotify.close()
@@ -92,7 +92,7 @@ class Watch:
 
     def drain(self) -> bool:
         """Take all that happened, without waiting; whether any of it may matter."""
-        return any([self._matters(event) for event in self._inotify.read(timeout=0)])
+        return any(self._matters(event) for event in self._inotify.read(timeout=0))
 
     def _matters(self, event: Event) -> bool:
         if event.mask & flags.Q_OVERFLOW:
@@ -102,10 +102,9 @@ class Watch:
         directory, interest = self._interests[event.wd]
         if event.mask & _GONE:
             return True
-        if event.mask & flags.CREATE and not event.mask & flags.ISDIR:
-            # A file that was just made is empty; it counts when whoever writes it closes it.
-            if not _whole(os.path.join(directory, event.name)):
-                return False
+        made = event.mask & flags.CREATE and not event.mask & flags.ISDIR
+        if made and not _whole(os.path.join(directory, event.name)):
+            return False  # it is empty yet, and counts when whoever writes it closes it
         if event.name in interest.names:
             return True
         if not interest.specs or event.name.startswith("."):

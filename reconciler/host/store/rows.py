@@ -157,6 +157,12 @@ def _all(db: sqlite3.Connection, kind: type[S], table: str) -> Iterator[S]:
         yield kind(**dict(zip(names, row, strict=True)))
 
 
+def _source(meta: Mapping[str, str]) -> Mapping[str, Any]:
+    """What was read of the watched directory, and which revision of it is approved, if one is."""
+    found: dict[str, Any] = json.loads(meta.get("source", "{}"))
+    return {**found, "approved": meta["approved"]} if "approved" in meta else found
+
+
 def identity(db: sqlite3.Connection, path: Path) -> Mapping[str, str]:
     """What is said of the store as a whole; `hub` and `state_id` at least. Raises StoreError."""
     meta: dict[str, str] = dict(db.execute("SELECT name, value FROM meta").fetchall())
@@ -200,7 +206,7 @@ def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
             settings=json.loads(meta.get("settings", "{}")),
             pauses={one.vm: one for one in _all(db, Pause, "pauses")},
             declared={one.vm: one for one in _all(db, Declaration, "declared")},
-            source=json.loads(meta.get("source", "{}")),
+            source=_source(meta),
             failures={
                 vm: (reason, message)
                 for vm, reason, message in db.execute("SELECT vm, reason, message FROM failures")

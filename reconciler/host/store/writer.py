@@ -281,9 +281,14 @@ class Store:
     def declare(
         self, source: Mapping[str, Any], found: Iterable[Declaration], gone: Iterable[str] = ()
     ) -> None:
-        """Note what the watched directory says, in one step; of VMs in `gone` nothing any more."""
+        """Note what the watched directory says, in one step; of VMs in `gone` nothing any more.
+
+        What was approved of another revision is over.
+        """
         text = json.dumps(source, sort_keys=True)
+        digest = str(source.get("revision", {}).get("digest", ""))
         with self._write() as db:
+            db.execute("DELETE FROM meta WHERE name = 'approved' AND value != ?", (digest,))
             db.execute("INSERT OR REPLACE INTO meta VALUES ('source', ?)", (text,))
             db.executemany(
                 "INSERT OR REPLACE INTO declared (vm, file, revision, at, gone) "
@@ -291,6 +296,11 @@ class Store:
                 [(one.vm, one.file, one.revision, one.at, one.gone) for one in found],
             )
             db.executemany("DELETE FROM declared WHERE vm = ?", [(vm,) for vm in gone])
+
+    def approve(self, digest: str) -> None:
+        """A person says that what one revision of the directory takes away may go."""
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('approved', ?)", (digest,))
 
     # -- for people
 
