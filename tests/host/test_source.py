@@ -337,18 +337,18 @@ def test_too_many_are_held_until_exactly_that_revision_is_approved(pruning: Site
     revision = site.reading.revision.name
     says(site.message("ctx-1"), "30 of 100", "at most 25", f"reconciler approve {revision}")
     with pytest.raises(HostError) as refusal:
-        Approve(revision="0123456789ab").carry_out(site.store, "me", site.now)
+        Approve(revision="0123456789ab").carry_out(site.store, "me", site.now, site.eyes)
     says(str(refusal.value), revision, "30 VMs")
     for guess in ("", revision[:3]):
         with pytest.raises(HostError):
-            Approve(revision=guess).carry_out(site.store, "me", site.now)
-    Approve(revision=revision, reason="moved").carry_out(site.store, "me", site.now)
+            Approve(revision=guess).carry_out(site.store, "me", site.now, site.eyes)
+    Approve(revision=revision, reason="moved").carry_out(site.store, "me", site.now, site.eyes)
     site.write({"ctx-30.yaml": None})  # another revision: it is not what was approved
     site.exported()
     assert site.exported() == set(names)
     assert "approved" not in site.ledger().source
     assert site.reading.revision.name != revision
-    Approve(revision=site.reading.revision.digest).carry_out(site.store, "me", site.now)
+    Approve(revision=site.reading.revision.digest).carry_out(site.store, "me", site.now, site.eyes)
     assert site.exported() == set(names[31:])
     assert site.held() == {}
     assert [one.reason for one in events(site.state, "", 3)].count("Approved")
@@ -356,7 +356,7 @@ def test_too_many_are_held_until_exactly_that_revision_is_approved(pruning: Site
     site.exported()
     assert site.exported() == set(names[33:])
     with pytest.raises(HostError, match="no revision waits"):
-        Approve(revision=revision).carry_out(site.store, "me", site.now)
+        Approve(revision=revision).carry_out(site.store, "me", site.now, site.eyes)
 
 
 def test_a_number_may_be_the_cap(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from reconciler.core.desired import Vm
 from reconciler.core.ledger import Ledger
 from reconciler.core.settings import Loop, Settings
 from reconciler.host.store import Store
+from reconciler.look import Observer
 from reconciler.source import Reading, Source
 from tests.core.builders import HUB, NOW, a_settings
 
@@ -41,6 +42,7 @@ class Site:
             state=str(self.state), loop=Loop(**loop), repositories={"local": str(tmp_path)}
         )
         self.store = Store(self.state, HUB)
+        self.eyes = Observer(self.settings, {})
         self.now = NOW
         self.source = self.watch()
         self.reading: Reading | None = None
