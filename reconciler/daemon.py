@@ -215,6 +215,7 @@ class Daemon:
         self._looks: dict[str, int] = defaultdict(int)
         """VM → how often it was looked at: what a slower look saw before is not believed."""
         self._impatient: set[str] = set()
+        self._wanted: dict[str, tuple[tuple[Reading, object], Desired]] = {}
         self._calm: dict[str, tuple[Seconds, Actual]] = {}
         """VM → when nothing was to be done about it, and what was seen."""
         self._polls: dict[str, Seconds] = {}
@@ -359,8 +360,8 @@ class Daemon:
         while not self.stopping.is_set():
             now = time.monotonic()
             self._heed_signals()
-            self._poll_snas(now)
             self._dispatch(now)
+            self._poll_snas(now)
             if now - beaten >= self.beat_every:
                 beaten = now
                 self.observers.beat(self.counts())
@@ -499,6 +500,7 @@ class Daemon:
         """VMs of which nothing is wanted any more."""
         for name in set(names) - set(there):
             self.last.pop(name, None)
+            self._wanted.pop(name, None)
 
     def _noted(self, one: VmPlan) -> None:
         with self._mutex:
@@ -614,19 +616,29 @@ class Daemon:
 
     def wanted(self, ledger: Ledger, names: Iterable[str]) -> Desired:
         """What should be true of some VMs."""
-        assert self.reading is not None
-        found = Desired(settings=self.settings, vms={})
+        vms: dict[str, Vm] = {}
+        diagnostics: list[Diagnostic] = []
         for name in names:
-            if self.is_declared(name):
-                one = self.reading.vm(name, ledger)
-                found = replace(
-                    found,
-                    vms={**found.vms, **one.vms},
-                    diagnostics=(*found.diagnostics, *one.diagnostics),
-                )
-            elif name in ledger.applied:
-                found.vms[name] = Vm.from_json(ledger.applied[name].vm)  # type: ignore[index]
-        return replace(found, settings=self.settings)
+            one = self._wanted_of(name, ledger)
+            vms |= one.vms
+            diagnostics += one.diagnostics
+        return Desired(settings=self.settings, vms=vms, diagnostics=tuple(diagnostics))
+
+    def _wanted_of(self, name: str, ledger: Ledger) -> Desired:
+        """What should be true of one VM; worked out anew when that may have changed."""
+        reading = self.reading
+        assert reading is not None
+        version = (reading, ledger.version_of(name))
+        known = self._wanted.get(name)
+        if known and known[0][0] is reading and known[0][1] == version[1]:
+            return known[1]
+        found = Desired(settings=self.settings, vms={})
+        if name in reading.vms:
+            found = reading.vm(name, ledger)
+        elif name in ledger.applied:
+            found = replace(found, vms={name: Vm.from_json(ledger.applied[name].vm)})
+        self._wanted[name] = (version, found)
+        return found
 
     def planned(
         self,

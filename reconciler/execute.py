@@ -306,7 +306,13 @@ class _OneVm:
                 for action in serving:
                     if not (isinstance(action, Restart) and action.server):
                         listeners[action.disk] = self.host.reserve(action.lease.port)
-                new = [action.lease for action in serving]
+                # A restart on its own port needs no word of that: its lease is on the disk since
+                # before its first start, and a crash in between leaves what it would have left.
+                new = [
+                    action.lease
+                    for action in serving
+                    if not (isinstance(action, Restart) and action.leased)
+                ]
                 due = self.due()
                 if new or due:
                     self.records.hold(new, due)

@@ -154,7 +154,7 @@ class Hub(Observer):
         options = self.settings.qemu_nbd
         if self._binary is None:
             self._binary = qemu_nbd.find(options.binary)
-        if not export.read_only:
+        if not (export.read_only or lease.started):  # it was swept before its first start
             root = roots_of(self.settings, export.image)[-1]
             patience.do("sweep", root, lambda: images.sweep(export.image), EFFECT)
         log = self.log_of(export)

@@ -273,7 +273,8 @@ class Hands(Hub):
             except (HostError, ValueError):
                 return None
             images[path] = image
-        return replace(calm, servers=tuple(alive), images=images)
+        # Room is for runs that begin; one that does is never at rest.
+        return replace(calm, servers=tuple(alive), images=images, file_systems={}, others={})
 
     def _sorted(
         self,

@@ -59,6 +59,8 @@ class Restart(_Action, frozen=True, kw_only=True):
     server: Server | None
     taints: bool = False
     """A client may have lost acknowledged writes: the run can only fail."""
+    leased: bool = False
+    """The ledger has its lease already, with this very port."""
 
     def what(self) -> str:
         return f"restart on {self.lease.port}"

@@ -387,6 +387,7 @@ class Disks:
                 lease=lease,
                 server=None,
                 taints=taints,
+                leased=self.leases.get(export_key(export)) == lease,
             )
         )
 

@@ -234,6 +234,10 @@ class Calls(Sequence[Call]):
         newest = max(found, key=lambda number: self._heads[number][2], default=None)
         return None if newest is None else self[newest]
 
+    def heads_of(self, vm: str) -> tuple[Head, ...]:
+        """The heads of the calls of a VM."""
+        return tuple(self._heads[number] for number in chain(*self._by_vm.get(vm, {}).values()))
+
     def completed_runs(self, vm: str) -> list[str]:
         """The runs of a VM that are backups, in the order in which they ended."""
         heads = (self._heads[number] for number in chain(*self._by_vm.get(vm, {}).values()))
@@ -302,6 +306,10 @@ class Ledger(Struct, frozen=True, kw_only=True):
     def runs(self, vm: str) -> Sequence[Call]:
         """Every call of a VM."""
         return self._calls.of_vm(vm)
+
+    def version_of(self, vm: str) -> object:
+        """Another value where what is wanted of a VM may be another, for the same files."""
+        return self._calls.heads_of(vm), self.applied.get(vm)
 
     def latest(self, vm: str, run: str) -> Call | None:
         """The newest attempt of a run."""

@@ -148,17 +148,19 @@ def renamed(
     snapshot while the first is being written.
     """
     living: dict[tuple[str, str], tuple[str, Call | None]] = {}
-    for name in {*ledger.applied, *(call.vm for call in ledger.open if call.state.active)}:
-        call = ledger.active(name)
+    active = {call.vm: call for call in ledger.open if call.state.active}
+    leased = {lease.vm for lease in ledger.leases}
+    for name in {*ledger.applied, *active}:
+        call = active.get(name)
         applied = ledger.applied[name].vm if name in ledger.applied else {}
         vcenter = (call and call.vcenter) or str(applied.get("vcenter", ""))
         path = (call and call.path) or str(applied.get("path", ""))
-        if path and (call or servers.get(name) or ledger.of(name)):
+        if path and (call or servers.get(name) or name in leased):
             living.setdefault((vcenter, path), (name, call))
     found = {}
     for name, vm in desired.vms.items():
         other, call = living.get((vm.vcenter, vm.path), (name, None))
-        if other == name or not vm.exported or vm.purpose != "backup" or ledger.of(name):
+        if other == name or not vm.exported or vm.purpose != "backup" or name in leased:
             continue
         before = {export.key: export.size for export in call.exports} if call else {}
         after = {export.key: export.size for export in vm.exports}

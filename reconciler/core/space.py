@@ -101,7 +101,7 @@ class Room:
 
     def reserve(self, vm: str, exports: Iterable[Export]) -> None:
         """Reckon with a run that is active, whether there is room or not."""
-        self._held[vm] = self.needs(exports)
+        self._held[vm] = self.needs(exports) if self._systems else {}
 
     def take(self, vm: str, exports: Iterable[Export]) -> tuple[str, str] | None:
         """Reckon with a run that wants to begin; (cause, why) if it cannot: it takes nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -176,6 +177,7 @@ class Endpoint(Struct, frozen=True):
         return cls(host, port)
 
 
+@lru_cache(maxsize=20_000)
 def natural(text: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key that puts ctx-2 before ctx-10."""
     parts = filter(None, re.split(r"(\d+)", text))
