@@ -218,6 +218,7 @@ class Daemon:
         self._wanted: dict[str, tuple[tuple[Reading, object], Desired]] = {}
         self._calm: dict[str, tuple[Seconds, Actual]] = {}
         """VM → when nothing was to be done about it, and what was seen."""
+        self._resyncs = 0
         self._polls: dict[str, Seconds] = {}
         self._polling: set[str] = set()
         self._failure: BaseException | None = None
@@ -756,6 +757,7 @@ class Daemon:
             self.unread.set()  # what no event tells of, such as a remote file system's files
         for vm in self.roster.look():
             self.kick(vm, Priority.CRASHED)
+        self._resyncs += 1
         names = iter(sorted(self.managed(self.store.ledger())))
         if self.first is None:
             self.first = set(self.managed(self.store.ledger()))
@@ -775,7 +777,9 @@ class Daemon:
         ledger = self.store.ledger()
         desired = self.wanted(ledger, names)
         hands = self.hands(self.command)
+        hands.answered.update(self.roster.answers(self._resyncs))
         actual = hands.look(desired, ledger)
+        self.roster.note_answers(one for one in actual.servers if one.mark.vm in desired.vms)
         now = hands.now()
         planned = self.planned(desired, actual, self.store.ledger, now, fly=False)
         with self._mutex:

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from reconciler.api.about import About
@@ -50,6 +51,7 @@ class Listener:
         self._kick, self._say, self._ended = kick, say, ended
         self._closing = threading.Event()
         self._server: uvicorn.Server | None = None
+        self._end: Callable[[], object] = lambda: None
         self._socket = _bound(endpoint)
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
         self._thread.start()
@@ -81,9 +83,23 @@ class Listener:
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            date_header=False,
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(config)
+
+        class Quiet(uvicorn.Server):
+            """Ends when it is told to; uvicorn's own looks ten times a second whether it was."""
+
+            async def main_loop(self) -> None:
+                import asyncio
+
+                ending = asyncio.Event()
+                listener._end = partial(asyncio.get_running_loop().call_soon_threadsafe, ending.set)
+                if not listener._closing.is_set():
+                    await ending.wait()
+
+        listener = self
+        self._server = Quiet(config)
         if not self._closing.is_set():
             self._server.run(sockets=[self._socket])
 
@@ -101,6 +117,8 @@ class Listener:
         if self._server is None:
             return  # it is only being loaded, and sees this before it begins
         self._server.should_exit = True
+        with contextlib.suppress(RuntimeError):  # its loop has ended already
+            self._end()
         self._thread.join(GRACE)
         if self._thread.is_alive():
             self._server.force_exit = True

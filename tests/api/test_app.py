@@ -20,6 +20,7 @@ from reconciler.core.call import CallEvent
 from reconciler.core.units import Endpoint
 from reconciler.host.store import Store, events
 from reconciler.host.store.inbox import Inbox
+from reconciler.host.store.schema import VERSION
 from tests.e2e.site import until
 from tests.host.test_inbox import ACCEPTED, ENDED, JOB, OPEN, a_call, an_incremental, put
 
@@ -368,7 +369,7 @@ def test_a_store_that_cannot_be_used_is_not_ready(hub: Hub) -> None:
     assert words in found["details"]
     assert hub.said[0].startswith("callback refused: cannot use the store")
     with hub.store._write() as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute(f"PRAGMA user_version = {VERSION}")
     assert hub.post(COMPLETE, {"change_id": "id", "disk_id": 0})[0] == 200
 
 
