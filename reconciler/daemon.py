@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 from msgspec.structs import replace
 
 from reconciler.core.actions import Action
-from reconciler.core.actual import Actual
+from reconciler.core.actual import Actual, Server
 from reconciler.core.ahead import ahead, asked_since, waits_for_a_place, waits_for_sna
 from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
@@ -579,6 +579,17 @@ class Daemon:
                 self._calm.pop(one.name, None)
             else:
                 self._calm[one.name] = (now, actual)
+        calm = {one.name for one in planned.vms if not one.actions}
+        for server in actual.servers:
+            if server.mark.vm in calm and not self.kept.has(server.mark.port):
+                self._fetch(server)
+
+    def _fetch(self, server: Server) -> None:
+        """Keep a copy of the socket of a server that runs well, and that we did not start."""
+        pidfd = self.roster.pidfd(server.identity)
+        if pidfd is not None and server.listening and not server.starting:
+            with contextlib.suppress(OSError):  # it ends just now
+                self.kept.fetch(pidfd, server.mark.port)
 
     def _calm_look(self, item: Item) -> Actual | None:
         """What was seen of a VM when all was well, if that is no older than a resync."""
@@ -755,7 +766,8 @@ class Daemon:
         """A whole look: at every process once, and at every VM, in slices."""
         if self.first is not None:
             self.unread.set()  # what no event tells of, such as a remote file system's files
-        for vm in self.roster.look():
+        moved = self.roster.look()
+        for vm in moved if self.first is not None else ():
             self.kick(vm, Priority.CRASHED)
         self._resyncs += 1
         names = iter(sorted(self.managed(self.store.ledger())))
@@ -805,7 +817,6 @@ class Daemon:
         self.remember(rest, actual)
         work.note_conditions(self.store, rest, actual, self.store.ledger(), now)
         work.tidy(self.store.ledger(), actual, now)
-        hands.fetch(one for one in actual.servers if one.mark.vm in desired.vms)
         self.observers.looked(self.store, planned, actual)
 
     def _looked_first(self, name: str) -> None:

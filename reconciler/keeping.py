@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
@@ -364,11 +363,3 @@ class Hands(Hub):
         for identity, port in list(self.started.items()):
             if port == lease.port:
                 self.roster.add(identity.pid)
-
-    def fetch(self, servers: Iterable[Server]) -> None:
-        """Keep copies of the sockets of servers that run well."""
-        for server in servers:
-            pidfd = self.roster.pidfd(server.identity)
-            if pidfd is not None and server.listening and not server.starting:
-                with contextlib.suppress(OSError):
-                    self.sockets.fetch(pidfd, server.mark.port)

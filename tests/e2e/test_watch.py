@@ -163,7 +163,7 @@ def test_a_signal_to_an_apply_that_was_handed_over_ends_what_it_began(
     quick.dump(other, {"vms": [quick.vm("ctx-9")]})
     with watching(quick, "--allow-empty"):
         command = quick.start("apply", "-y", "-f", str(other))
-        until(quick.servers, "its server")
+        until(lambda: quick.servers() or None, "its server")
         command.send_signal(signal.SIGTERM)
         _, err = command.communicate(timeout=60)
         assert command.returncode == 143, err
