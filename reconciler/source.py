@@ -1,0 +1,573 @@
+"""The watched directory: read again where it moved, judged, and what follows from it.
+
+Used by one thread. A file is read again only if its signature moved, and parsed again only if its
+text did. See core/source.py for what a reading means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from reconciler.core import inventory as inventories
+from reconciler.core import source, spec
+from reconciler.core.desired import Desired, build
+from reconciler.core.document import parse
+from reconciler.core.errors import Diagnostic, HostError
+from reconciler.core.inventory import Inventory
+from reconciler.core.ledger import Declaration, Ledger
+from reconciler.core.runs import newest
+from reconciler.core.settings import SecretRef, Settings
+from reconciler.core.source import Decision, Found, Revision, decide, settled
+from reconciler.core.spec import Specs
+from reconciler.core.units import Seconds
+from reconciler.host import files, git
+from reconciler.host.files import Listing, Signature, Text
+from reconciler.host.git import Commit, Mirror
+from reconciler.host.store import Event, Store
+
+TRIES: Final = 5
+"""Readings of one `read`, while files move under it; then it is not a clean one."""
+YOUNG: Final = 2_000_000_000
+"""How long before a reading a file may have been written last for its signature not to be trusted,
+in ns. A tick of the kernel's clock is 10 ms at most; other machines' clocks are off by more."""
+
+Describe = Callable[[str], Commit | None]
+"""What Git knows of a directory's content."""
+
+
+@dataclass(slots=True)
+class _File:
+    """One file as it was read last."""
+
+    signature: Signature
+    read: int
+    """When; in ns since the epoch."""
+    digest: str
+    """Of its text, or of why it has none."""
+    found: spec.Found
+    wrong: Sequence[Diagnostic]
+    """Why it has no more to say; empty: it could be parsed."""
+    vms: Mapping[str, str]
+    """VM → digest of what is written of it here."""
+
+    def stale(self, signature: Signature) -> bool:
+        """Whether it may have another content by now."""
+        return signature != self.signature or max(self.signature[3:]) > self.read - YOUNG
+
+
+class _Shelf:
+    """The files of one directory, each read when it moved."""
+
+    def __init__(self, parsed: Callable[[Text], tuple[spec.Found, Sequence[Diagnostic]]]) -> None:
+        self._parsed = parsed
+        self.files: dict[str, _File] = {}
+        """In reading order."""
+        self.unread: Mapping[str, str] = {}
+        self.moved = False
+        """Whether anything is not as it was, since it was asked last."""
+
+    def refresh(self, listing: Listing) -> bool:
+        """Read what moved; whether anything was read."""
+        before, self.files = self.files, {}
+        read = False
+        for path, signature in _once(listing.files):
+            known = before.get(path)
+            if known is None or known.stale(signature):
+                known, read = self._read(path, signature, known), True
+            self.files[path] = known
+        if list(before) != list(self.files) or self.unread != listing.unread:
+            self.moved = True
+        self.unread = listing.unread
+        return read
+
+    def _read(self, path: str, signature: Signature, known: _File | None) -> _File:
+        at, text = time.time_ns(), files.read(path)
+        digest = hashlib.sha256((text.error or text.text).encode(errors="replace")).hexdigest()
+        if known and known.digest == digest:
+            self.moved |= known.signature != signature
+            return _File(signature, at, digest, known.found, known.wrong, known.vms)
+        self.moved = True
+        found, wrong = self._parsed(text)
+        return _File(signature, at, digest, found, wrong, _digests(found))
+
+
+def _once(listed: Mapping[str, Signature]) -> Iterator[tuple[str, Signature]]:
+    """Each file under one name, as where they are named on a command line."""
+    seen: dict[tuple[int, int], str] = {}
+    for path, signature in listed.items():
+        other = seen.setdefault(signature[:2], path)
+        if other == path or os.path.realpath(other) != os.path.realpath(path):
+            yield path, signature
+
+
+def _digests(found: spec.Found) -> Mapping[str, str]:
+    said = {one.spec.name: one.spec.model_dump_json() for one in found.vms}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in said.items()}
+
+
+class Reading(Struct, frozen=True, kw_only=True):
+    """What one reading came to."""
+
+    revision: Revision
+    specs: Specs
+    inventory: Inventory | None
+    settings: Settings
+    decision: Decision
+    digests: Mapping[str, str]
+    changed: bool
+    """Whether anything else is desired of any VM than at the reading before."""
+    before: Mapping[str, Any]
+    """What was remembered of the reading before."""
+
+    @property
+    def vms(self) -> Collection[str]:
+        """Every VM that there is something to say about: those that are declared or asked for,
+        those that stay as they were, and those that are to go."""
+        return self.digests.keys()
+
+    @property
+    def again(self) -> Seconds | None:
+        """When to read again although nothing happens; None: at the next resync."""
+        return self.decision.again
+
+    @property
+    def diagnostics(self) -> Sequence[Diagnostic]:
+        """All that is wrong with the files."""
+        return self.specs.diagnostics
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """What is remembered of it, for `status`."""
+        return self.decision.source
+
+    @property
+    def declarations(self) -> Sequence[Declaration]:
+        return self.decision.declared
+
+    @property
+    def forget(self) -> Sequence[str]:
+        return self.decision.forget
+
+    def desired(self, ledger: Ledger) -> Desired:
+        """What should be true of every VM, given what is remembered now."""
+        return settled(self._built(self.specs, ledger), self.decision, ledger)
+
+    def vm(self, name: str, ledger: Ledger) -> Desired:
+        """The same of one VM alone; cheap, however many others there are."""
+        one = {name}
+        decision = replace(
+            self.decision,
+            holds={n: held for n, held in self.decision.holds.items() if n == name}
+            if name in self.decision.holds
+            else {},
+            removed=self.decision.removed & one,
+            leaving=self.decision.leaving & one,
+        )
+        return settled(self._built(self.specs.only(one), ledger), decision, ledger).only(one)
+
+    def digest_of(self, name: str) -> str:
+        """Another one where something else is desired of a VM. Empty: nothing is."""
+        return self.digests.get(name, "")
+
+    def note(self, store: Store, who: str, now: Seconds) -> bool:
+        """Write down what is to be remembered, if that is not known; whether it was not."""
+        before = {k: v for k, v in self.before.items() if k != "approved"}
+        decision = self.decision
+        if decision.source == before and not decision.declared and not decision.forget:
+            return False
+        store.declare(decision.source, decision.declared, decision.forget)
+        events = list(_events(before, decision.source))
+        if events:
+            store.record(events, who, now)
+        return True
+
+    def _built(self, specs: Specs, ledger: Ledger) -> Desired:
+        return build(specs, self.inventory, self.settings, ledger)
+
+
+class Source:
+    """A directory of specs, what `backup` asked for beside it, and the inventory."""
+
+    def __init__(
+        self,
+        directory: str,
+        settings: Settings,
+        environment: Mapping[str, str] | None = None,
+        *,
+        describe: Describe = git.describe,
+        fetcher: Fetcher | None = None,
+        allow_empty: bool = False,
+    ) -> None:
+        """`directory` may be a symlink, and need not be there.
+
+        `allow_empty`: that it holds no spec is meant so, until it holds one.
+        """
+        self.directory = directory
+        self.settings = settings
+        self.environment = environment or {}
+        self.describe = describe
+        self.fetcher = fetcher
+        self.allow_empty = allow_empty
+        self.parsed = 0
+        """Files that were parsed so far."""
+        self._specs = _Shelf(partial(self._parse, spec.read_file))
+        self._requests = _Shelf(partial(self._parse, spec.read_request))
+        self._inventory = _Shelf(self._parse_inventory)
+        self._known: Inventory | None = None
+        self._commit: Commit | None = None
+        self._listing = Listing({}, ())
+        self._last: _Joined | None = None
+        self._digests: Mapping[str, str] = {}
+
+    def watched(self) -> list[str]:
+        """What a watch has to be armed with now; then comes `read`."""
+        listing = files.listing(self.directory)
+        inventory = [self.settings.inventory] if self.settings.inventory else []
+        return [*listing.folders, *listing.links, self.settings.requests, *inventory]
+
+    def read(self, ledger: Ledger, now: Seconds) -> Reading:
+        """Read what moved, and judge it. Whatever is wrong with the files is in the reading."""
+        still = self._refresh()
+        moved = any(shelf.moved for shelf in self._shelves)
+        last = self._last
+        if moved or last is None or last.errors or not still:
+            last = self._last = self._join(ledger, described=moved or last is None)
+        elif self._commit and self._commit.dirty:
+            # A commit ends after its files are written: then nothing tells that it is complete.
+            revision = self._revision(last.found.revision.digest)
+            last = self._last = replace(last, found=replace(last.found, revision=revision))
+        for shelf in self._shelves:
+            shelf.moved = False
+        decision = decide(replace(last.found, settled=still), ledger, self.settings.loop, now)
+        decision = replace(decision, source={**decision.source, **self._fetching()})
+        vms = (*last.digests, *decision.holds, *decision.removed, *decision.leaving)
+        digests = {name: _digest_of(name, decision, last.digests) for name in vms}
+        changed, self._digests = digests != self._digests, digests
+        return Reading(
+            revision=last.found.revision,
+            specs=last.specs,
+            inventory=self._known,
+            settings=self.settings,
+            decision=decision,
+            digests=digests,
+            changed=changed,
+            before=ledger.source,
+        )
+
+    @property
+    def _shelves(self) -> Sequence[_Shelf]:
+        return self._specs, self._requests, self._inventory
+
+    def _refresh(self) -> bool:
+        """Read what moved until nothing moves any more; whether it came to that."""
+        for _ in range(TRIES):
+            self._listing = listing = files.listing(self.directory)
+            read = self._specs.refresh(listing)
+            read |= self._requests.refresh(_requested(self.settings.requests))
+            if self.settings.inventory:
+                path = self.settings.inventory
+                one = Listing({path: files.signature(path)}, ())
+                read |= self._inventory.refresh(one)
+            if not read or files.listing(self.directory) == listing:
+                return True
+        return False
+
+    def _parse(
+        self, reader: Callable[[Any], spec.Found], text: Text
+    ) -> tuple[spec.Found, Sequence[Diagnostic]]:
+        if text.error:
+            return spec.Found(text.file, lost=True), [Diagnostic("error", text.error)]
+        self.parsed += 1
+        document, wrong = parse(text.text, text.file)
+        if document is None:
+            return spec.Found(text.file, lost=True), wrong
+        return reader(document), []
+
+    def _parse_inventory(self, text: Text) -> tuple[spec.Found, Sequence[Diagnostic]]:
+        self._known = None
+        if text.error:
+            wrong = [Diagnostic("error", f"the inventory: {text.error}")]
+            return spec.Found(text.file, lost=True), wrong
+        self.parsed += 1
+        document, wrong = parse(text.text, text.file)
+        if document:
+            self._known, wrong = inventories.read(document)
+        return spec.Found(text.file, lost=self._known is None), wrong
+
+    # -- what all files say together
+
+    def _join(self, ledger: Ledger, *, described: bool) -> _Joined:
+        wrong = [
+            one for shelf in self._shelves for file in shelf.files.values() for one in file.wrong
+        ]
+        unread = {**self._listing.unread, **self._requests.unread}
+        wrong += [Diagnostic("error", why) for why in unread.values()]
+        specs = spec.join(
+            [file.found for file in (*self._specs.files.values(), *self._requests.files.values())]
+        )
+        trouble = self._trouble(ledger)
+        lost = {*unread, *([self.directory] if trouble else ())}
+        specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | lost)
+        known, digest = self._last, self._digest()
+        revision = known.found.revision if known and not described else self._revision(digest)
+        built = build(specs, self._known, self.settings, ledger)
+        errors = source.errors(built.diagnostics, built.vms)
+        found = Found(
+            directory=os.path.abspath(self.directory),
+            revision=revision,
+            named=dict(self._named()),
+            unread=dict(self._unread()),
+            errors={name: self._with_inventory(why) for name, why in errors.items()},
+            identities=source.identities(built),
+            trouble=trouble,
+        )
+        vms = tuple(dict.fromkeys((*found.named, *built.vms, *errors)))
+        return _Joined(specs=specs, found=found, errors=errors, digests=self._of_vms(specs, vms))
+
+    def _trouble(self, ledger: Ledger) -> str:
+        """Why the directory as a whole is not believed; empty: it is."""
+        why = self._listing.unread.get(self.directory)
+        if why:
+            return why
+        if self._specs.files or self._listing.unread:
+            self.allow_empty = False
+            return ""
+        if self.allow_empty or not ledger.declared:
+            return ""
+        return (
+            f"cannot believe that {self.directory} is empty: no *.yaml or *.yml is there, and it "
+            f"declared {len(ledger.declared)} VMs; if that is meant: watch --allow-empty"
+        )
+
+    def _unread(self) -> Iterator[tuple[str, str]]:
+        """File or folder, as it is named below the directory → why it is not wholly read."""
+        for path, why in (*self._listing.unread.items(), *self._requests.unread.items()):
+            yield f"{self._name(path)}/", why
+        for shelf in (self._specs, self._requests):
+            for path, file in shelf.files.items():
+                wrong = [*file.wrong, *file.found.diagnostics]
+                if file.found.lost and wrong:
+                    yield self._name(path), source.told(wrong[0])
+
+    def _name(self, path: str) -> str:
+        return path.removeprefix(f"{self.directory.rstrip('/')}/")
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        """VM → the file of the directory that declares it, or asks for its run if none does."""
+        for path, file in self._specs.files.items():
+            for one in file.found.runs:
+                yield one.spec.vm, self._name(path)
+        for path, file in self._specs.files.items():
+            for name in (*(one.spec.name for one in file.found.vms), *file.found.refused):
+                yield name, self._name(path)
+
+    def _with_inventory(self, why: str) -> str:
+        """What is wrong with a VM, and with the inventory, without which it may be right."""
+        wrong = [one for file in self._inventory.files.values() for one in file.wrong]
+        return f"{why} ({source.told(wrong[0])})" if wrong and "inventory" in why else why
+
+    def _digest(self) -> str:
+        whole = hashlib.sha256()
+        for path, file in self._specs.files.items():
+            whole.update(f"{self._name(path)}\0{file.digest}\n".encode(errors="replace"))
+        return whole.hexdigest()
+
+    def _revision(self, digest: str) -> Revision:
+        self._commit = found = self.describe(self.directory)
+        if found is None:
+            return Revision(digest=digest)
+        return Revision(
+            digest=digest,
+            commit=found.commit,
+            author=found.author,
+            subject=found.subject,
+            dirty=found.dirty,
+        )
+
+    def _of_vms(self, specs: Specs, vms: Iterable[str]) -> Mapping[str, str]:
+        """VM → digest of all that is written about it."""
+        own = {n: d for file in self._specs.files.values() for n, d in file.vms.items()}
+        asked = newest(specs.runs)
+        known = self._known.vms if self._known else {}
+        return {
+            name: " ".join(
+                (
+                    own.get(name, ""),
+                    asked[name].spec.model_dump_json() if name in asked else "",
+                    known[name].model_dump_json() if name in known else "",
+                )
+            )
+            for name in vms
+        }
+
+    def _fetching(self) -> Mapping[str, Any]:
+        return {"fetch": self.fetcher.to_json()} if self.fetcher else {}
+
+
+class _Joined(Struct, frozen=True, kw_only=True):
+    """What all files say together."""
+
+    specs: Specs
+    found: Found
+    errors: Mapping[str, str]
+    digests: Mapping[str, str]
+    """VM → digest of all that is written about it."""
+
+
+def _digest_of(name: str, decision: Decision, written: Mapping[str, str]) -> str:
+    if name in decision.removed:
+        return "removed"
+    held = decision.holds.get(name)
+    if held:
+        return f"held: {held.reason}"
+    return "leaving" if name in decision.leaving else written.get(name, "")
+
+
+def _requested(directory: str) -> Listing:
+    """What is in the directory of requests, which need not be there."""
+    found = files.listing(directory)
+    if directory in found.unread and not os.path.lexists(directory):
+        return Listing({}, ())
+    return found
+
+
+def _events(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Event]:
+    """What to tell of a reading that is not as the one before."""
+    revision = Revision.from_json(after["revision"])
+    if after["revision"] != before.get("revision"):
+        by = f" by {revision.author}: {revision.subject}" if revision.commit else ""
+        dirty = ", changed since" if revision.dirty else ""
+        yield Event(vm="", reason="RevisionRead", message=f"revision {revision.name}{by}{dirty}")
+    if after["unread"] and after["unread"] != before.get("unread"):
+        for file, why in list(after["unread"].items())[:10]:
+            reason = "SourceUnreadable" if file else "EmptySource"
+            yield Event(vm="", severity="Warning", reason=reason, message=why)
+    elif before.get("unread") and not after["unread"]:
+        yield Event(vm="", reason="SourceReadable", message="all of it can be read again")
+    waiting = after["waiting"]
+    if waiting and waiting != before.get("waiting"):
+        many = len(waiting["vms"])
+        text = (
+            f"revision {waiting['name']} takes away {many} VMs, more than {waiting['limit']}; "
+            f"nothing is removed: reconciler approve {waiting['name']}"
+        )
+        yield Event(vm="", severity="Warning", reason="TooMany", message=text)
+    gone = set(after["removed"].get("vms", ())) - set((before.get("removed") or {}).get("vms", ()))
+    for name in sorted(gone):
+        yield Event(vm=name, reason="Pruned", message=f"{source.NO_SPEC}: {revision.name}")
+
+
+def mirror_of(
+    settings: Settings, environment: Mapping[str, str], url: str = "", branch: str = ""
+) -> Mirror | None:
+    """The remote branch that is to be watched; None: none is named. Raises HostError.
+
+    `url` and `branch` go before those of the config.
+    """
+    own = settings.git
+    url, branch = url or own.url, branch or own.branch
+    if not url:
+        return None
+    if own.token and not url.startswith("https://"):
+        raise HostError(
+            f"cannot fetch {url}: `git.token` is for an https URL; ssh has `key`", "Git"
+        )
+    return Mirror(
+        url=url,
+        branch=branch,
+        into=settings.checkouts,
+        key=_key_file(own.key, environment) if own.key else None,
+        token=partial(files.secret, own.token, environment) if own.token else None,
+        signers=own.allowed_signers,
+    )
+
+
+def _key_file(key: SecretRef, environment: Mapping[str, str]) -> str:
+    if key.kind == "file":
+        return key.name
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise HostError(
+            f"cannot read the credential {key.name}: not started by systemd with LoadCredential=",
+            "SecretUnreadable",
+        )
+    return os.path.join(directory, key.name)
+
+
+class Fetcher:
+    """Fetches a mirror every interval in a thread of its own, and kicks when `current` moved."""
+
+    def __init__(self, mirror: Mirror, interval: Seconds, kick: Callable[[], None]) -> None:
+        """`interval`: from the end of one fetch to the beginning of the next."""
+        self.mirror = mirror
+        self.interval = interval
+        self.kick = kick
+        self.last_success: Seconds = 0.0
+        """When a fetch was done last; 0: none was."""
+        self.error = ""
+        """Why the last fetch was not done; empty: it was."""
+        self.since: Seconds = 0.0
+        """Since when none is done."""
+        self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it, and a fetch that is under way."""
+        self._stopping.set()
+        self._hurry.set()
+        self.mirror.stop()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def now(self) -> None:
+        """Fetch at once."""
+        self._hurry.set()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def to_json(self) -> dict[str, Any]:
+        """What `status` tells of it."""
+        mirror = self.mirror
+        found = {"url": mirror.url, "branch": mirror.branch}
+        return {**found, "fetch_error": self.error, "fetch_since": self.since}
+
+    def fetch(self) -> bool:
+        """Fetch once; whether there is something new to be read or told."""
+        before, was = self._target(), self.error
+        try:
+            self.mirror.fetch()
+        except HostError as error:
+            self.since = self.since or time.time()
+            self.error = str(error)
+        else:
+            self.error, self.since, self.last_success = "", 0.0, time.time()
+        return self._target() != before or self.error != was
+
+    def _target(self) -> str:
+        with contextlib.suppress(OSError):
+            return os.readlink(self.mirror.current)
+        return ""
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._hurry.clear()
+            if self.fetch() and not self._stopping.is_set():
+                self.kick()
+            self._hurry.wait(self.interval)
