@@ -183,7 +183,6 @@ class Mirror:
         """Only a signature by one of the signers counts, whatever keys this machine trusts."""
         options = {
             "gpg.ssh.allowedSignersFile": signers,
-            "gpg.program": "false",
             "gpg.openpgp.program": "false",
             "gpg.x509.program": "false",
         }
