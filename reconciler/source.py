@@ -92,7 +92,7 @@ class _Shelf:
         return read
 
     def _read(self, path: str, signature: Signature, known: _File | None) -> _File:
-        at, text = time.time_ns(), files.read(path)
+        at, text = time.time_ns(), files.read(path, pipe=False)  # nobody may ever write into one
         digest = hashlib.sha256((text.error or text.text).encode(errors="replace")).hexdigest()
         if known and known.digest == digest:
             self.moved |= known.signature != signature
@@ -203,7 +203,6 @@ class Source:
         self,
         directory: str,
         settings: Settings,
-        environment: Mapping[str, str] | None = None,
         *,
         describe: Describe = git.describe,
         fetcher: Fetcher | None = None,
@@ -215,7 +214,6 @@ class Source:
         """
         self.directory = directory
         self.settings = settings
-        self.environment = environment or {}
         self.describe = describe
         self.fetcher = fetcher
         self.allow_empty = allow_empty
@@ -242,8 +240,8 @@ class Source:
         moved = any(shelf.moved for shelf in self._shelves)
         last = self._last
         if moved or last is None or last.errors or not still:
-            last = self._last = self._join(ledger, described=moved or last is None)
-        elif self._commit and self._commit.dirty:
+            last = self._last = self._join(ledger)
+        if moved or (self._commit and self._commit.dirty):
             # A commit ends after its files are written: then nothing tells that it is complete.
             revision = self._revision(last.found.revision.digest)
             last = self._last = replace(last, found=replace(last.found, revision=revision))
@@ -307,7 +305,7 @@ class Source:
 
     # -- what all files say together
 
-    def _join(self, ledger: Ledger, *, described: bool) -> _Joined:
+    def _join(self, ledger: Ledger) -> _Joined:
         wrong = [
             one for shelf in self._shelves for file in shelf.files.values() for one in file.wrong
         ]
@@ -319,13 +317,12 @@ class Source:
         trouble = self._trouble(ledger)
         lost = {*unread, *([self.directory] if trouble else ())}
         specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | lost)
-        known, digest = self._last, self._digest()
-        revision = known.found.revision if known and not described else self._revision(digest)
+        known = self._last.found.revision if self._last else Revision()
         built = build(specs, self._known, self.settings, ledger)
         errors = source.errors(built.diagnostics, built.vms)
         found = Found(
             directory=os.path.abspath(self.directory),
-            revision=revision,
+            revision=replace(known, digest=self._digest()),
             named=dict(self._named()),
             unread=dict(self._unread()),
             errors={name: self._with_inventory(why) for name, why in errors.items()},

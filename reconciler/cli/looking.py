@@ -50,7 +50,7 @@ def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
     ledger, holder = read(state)
     if ledger is None or not ledger.settings:
         if output == "json":
-            options.print_json({"format_version": "1.0", "hub": None, "vms": []})
+            options.print_json({"format_version": "1.0", "hub": None, "source": None, "vms": []})
         elif output != "name":
             click.echo(f"Nothing was applied here yet (state: {state}).")
             for line in unremembered():
@@ -110,8 +110,9 @@ def explain(config: str | None, vm: str) -> None:
     for condition in found.values():
         if condition.status == "False" and condition.type in ("PortsAllocated", "Exported"):
             click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
-        if condition.type in ("SourceUnreadable", "PruneHeld"):
-            click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
+        if condition.type in tables.KEPT:
+            said = tables.kept_line(condition.type, condition.reason, condition.message)
+            click.echo(f"  {said}")
     call = one.call
     if call:
         ago = format_duration(now - call.changed)

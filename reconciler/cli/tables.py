@@ -24,6 +24,8 @@ SYMBOL: Final = {
     "hold": "!",
     "refuse": "x",
 }
+KEPT: Final = ("SourceUnreadable", "PruneHeld")
+"""Conditions by which a VM is kept as it was, whatever the watched directory says."""
 MOST: Final = 5
 """Strangers that are named one by one."""
 
@@ -70,8 +72,14 @@ def source_line(source: Mapping[str, Any]) -> str:
     waiting = source["waiting"]
     if waiting:
         many = len(waiting["vms"])
-        parts.append(f"{many} removals wait: reconciler approve {waiting['revision']}")
+        what = f"{many} removals wait" if many > 1 else "1 removal waits"
+        parts.append(f"{what}: reconciler approve {waiting['revision']}")
     return "; ".join(parts)
+
+
+def kept_line(kind: str, reason: str, message: str) -> str:
+    """`PruneHeld: TooMany: …`: why a VM is not as the directory says."""
+    return f"{kind}: {message}" if kind == reason else f"{kind}: {reason}: {message}"
 
 
 def foreign_notes(plan: Plan) -> list[str]:
@@ -141,9 +149,9 @@ def status_text(
         if not good:
             out.append(f"    {ready['message']}")
         out.extend(
-            f"    {one['type']}: {one['reason']}: {one['message']}"
+            f"    {kept_line(one['type'], one['reason'], one['message'])}"
             for one in vm["conditions"]
-            if one["type"] in ("SourceUnreadable", "PruneHeld") and one["message"] not in out[-1]
+            if one["type"] in KEPT and one["message"] != ready["message"]
         )
         if any(one["type"] == "DisksUnverified" for one in vm["conditions"]):
             out.append("    DisksUnverified: no inventory confirms that these are all its disks")

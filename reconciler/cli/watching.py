@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,12 +26,25 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("directory", default=SPECS, metavar="[DIR]")
+@click.argument("directory", default=None, required=False, metavar="[DIR]")
+@click.option("--git", "url", metavar="URL", help="Watch a branch of this repository instead.")
+@click.option("--branch", metavar="B", help="With --git: which. [default: the config's, or main]")
+@click.option(
+    "--interval", type=options.Duration(), help="With --git: between two fetches. [default: 30s]"
+)
 @click.option("--allow-empty", is_flag=True, help="An empty directory is meant, this once.")
 @options.lock_timeout
 @click.pass_obj
-def watch(config: str | None, directory: str, allow_empty: bool, lock_timeout: Seconds) -> int:
-    """Keep a directory of specs true, until it is stopped.
+def watch(
+    config: str | None,
+    directory: str | None,
+    url: str | None,
+    branch: str | None,
+    interval: Seconds | None,
+    allow_empty: bool,
+    lock_timeout: Seconds,
+) -> int:
+    """Keep a directory of specs true, until it is stopped. [default: specs/]
 
     Heals servers that end, acts on files that are saved, takes callbacks, and carries out what
     other commands ask for. SIGHUP reads the config again. SIGTERM or Ctrl-C end it; the servers
@@ -41,9 +54,14 @@ def watch(config: str | None, directory: str, allow_empty: bool, lock_timeout: S
     from reconciler.daemon import Daemon
     from reconciler.host.watching import Watch
     from reconciler.reception import Reception
-    from reconciler.source import Source
+    from reconciler.source import Fetcher, Source, mirror_of
 
+    if directory and url:
+        raise click.UsageError("watch a directory or --git URL: one of the two")
     settings = load_settings(config, os.environ)
+    mirror = None if directory else mirror_of(settings, os.environ, url or "", branch or "")
+    if mirror is None and (branch or interval):
+        raise click.UsageError("--branch and --interval go with --git URL, or `git:` in the config")
     command = options.who("reconciler watch")
     told = observers(settings)
 
@@ -59,10 +77,19 @@ def watch(config: str | None, directory: str, allow_empty: bool, lock_timeout: S
                 ears = Ears(self.settings, command, kick=self.kick, ended=self.stop)
                 stack.callback(ears.close)
                 opened(ears)
+                if fetcher:
+                    fetcher.kick = self.unread.set
+                    fetcher.start()
+                    stack.callback(fetcher.stop)
                 yield
 
-    def source(now: Settings) -> Any:
-        return Source(directory, now, os.environ, allow_empty=allow_empty)
+    fetcher = None
+    if mirror:
+        fetcher = Fetcher(mirror, interval or settings.git.interval, lambda: None)
+    watched = str(mirror.current) if mirror else directory or SPECS
+
+    def source(now: Settings) -> Source:
+        return Source(watched, now, fetcher=fetcher, allow_empty=allow_empty)
 
     daemon = Site(
         settings,

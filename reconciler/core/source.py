@@ -214,7 +214,7 @@ def _kept(
 def _unread(found: Found, ledger: Ledger) -> dict[str, Held]:
     """The VMs of files that could not be read, or not to their end."""
     holds = {}
-    for name in ledger.declared.keys() | ledger.applied.keys():
+    for name in ledger.declared.keys() | ledger.applied.keys() if found.unread else ():
         file = _file_of(name, found, ledger)
         unread = next((one for one in _around(file) if one in found.unread), None)
         if unread and found.named.get(name) != file:

@@ -102,25 +102,32 @@ def _walk(directory: str, failed: Callable[[OSError], None]) -> Iterator[os.DirE
 
     Hidden ones are left out; symlinks to folders are not followed.
     """
-    try:
-        with os.scandir(directory) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        failed(error)
-        return
-    entries = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = [entry for entry in entries if entry.is_dir()]
-    for entry in entries:
-        if entry.name.endswith(SUFFIXES) and not entry.is_dir():
-            yield entry
-    for entry in folders:
-        if _is_folder(entry):
-            yield entry
-            yield from _walk(entry.path, failed)
+    todo: list[str | os.DirEntry[str]] = [directory]
+    while todo:  # no recursion: a path may be deeper than Python's stack
+        folder = todo.pop()
+        if isinstance(folder, os.DirEntry):
+            yield folder
+        try:
+            with os.scandir(os.fspath(folder)) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            failed(error)
+            continue
+        entries = [entry for entry in entries if not entry.name.startswith(".")]
+        yield from (one for one in entries if one.name.endswith(SUFFIXES) and not _leads_in(one))
+        todo += [entry for entry in reversed(entries) if _is_folder(entry)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False)
+
+
+def _leads_in(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a symlink to one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a symlink to itself: reading it says so
 
 
 Signature: TypeAlias = tuple[int, int, int, int, int]
@@ -151,6 +158,12 @@ def listing(directory: str) -> Listing:
         unread[str(error.filename)] = f"cannot read {error.filename}: {error.strerror}"
 
     for entry in _walk(directory, failed):
+        try:
+            entry.path.encode()
+        except UnicodeEncodeError:
+            shown = ascii(entry.path)
+            unread[shown] = f"cannot read {shown}: its name is not UTF-8 text"
+            continue
         if _is_folder(entry):
             folders.append(entry.path)
             continue
@@ -169,11 +182,11 @@ def signature(path: str) -> Signature:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def read(path: str) -> Text:
-    """One file's text, if it is a file or a pipe and not beyond all sense."""
+def read(path: str, *, pipe: bool = True) -> Text:
+    """One file's text, if it is a file or, where one is meant, a pipe, and not beyond all sense."""
     try:
         kind = os.stat(path).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+        if not (stat.S_ISREG(kind) or (pipe and stat.S_ISFIFO(kind))):
             return Text(path, error=f"cannot read {path}: it is no file")
         with open(path, "rb") as file:
             return _decoded(path, file.read(MAX_FILE + 1))

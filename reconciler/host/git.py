@@ -146,13 +146,14 @@ class Mirror:
         self._git.stop()
 
     def describe(self, directory: str) -> Commit | None:
-        """The commit of a directory in a checkout; None: it is in none."""
+        """The commit of a directory in a checkout; None: it is in none. From any thread."""
         inside = os.path.relpath(os.path.realpath(directory), os.path.realpath(self.into))
         name = inside.split("/")[0]
         if not _COMMIT.fullmatch(name):
             return None
-        try:
-            return self._log(name)
+        arguments = [*_HARDENED, f"--git-dir={self._mirror}", "log", "-1", _FORMAT, name, "--"]
+        try:  # not by the git of the fetch, which another thread may be waiting for
+            return _commit(Git(_OWN_CONFIG).run(arguments, LOOK_TIMEOUT))
         except HostError:
             return None
 
@@ -182,8 +183,6 @@ class Mirror:
         """Only a signature by one of the signers counts, whatever keys this machine trusts."""
         options = {
             "gpg.ssh.allowedSignersFile": signers,
-            "gpg.minTrustLevel": "fully",
-            "gpg.program": "false",
             "gpg.openpgp.program": "false",
             "gpg.x509.program": "false",
         }

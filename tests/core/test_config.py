@@ -299,3 +299,42 @@ def test_the_state_directory_is_the_first_that_is_named(
     written: Any, environment: dict[str, str], root: bool, directory: str
 ) -> None:
     assert state_directory(written, environment, root=root) == directory
+
+
+def test_a_branch_to_be_watched() -> None:
+    found = read(
+        "git: {url: 'https://git.example/specs.git', branch: prod, interval: 1m, token: {env: T}, "
+        "allowed_signers: signers}"
+    ).git
+    assert (found.url, found.branch, found.interval) == (
+        "https://git.example/specs.git",
+        "prod",
+        60,
+    )
+    assert (found.token, found.key) == (SecretRef("env", "T"), None)
+    assert found.allowed_signers == "/etc/r/signers"
+    assert read("git: {url: 'git@h:x.git', key: {file: k}}").git.key == SecretRef(
+        "file", "/etc/r/k"
+    )
+    assert read("", {"RECONCILER_GIT_BRANCH": "other"}).git.branch == "other"
+    assert read().git.url == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("git: {url: 'https://me:hunter2@h/x'}", ["1:12", "password in it"]),
+        ("git: {url: 'ext::sh -c id'}", ["is not a repository"]),
+        ("git: {url: --upload-pack=x}", ["is not a repository"]),
+        ("git: {url: specs.git}", ["is not a repository", "absolute path"]),
+        ("git: {url: /x, branch: --x}", ["branch"]),
+        ("git: {url: 'git@h:x', key: {env: KEY}}", ["from a file"]),
+        ("git: {url: 'http://h/x', token: {env: T}}", ["https"]),
+        ("git: {url: /x, interval: 0s}", ["duration"]),
+        ("git: {url: /x, brunch: main}", ["unknown key", "branch"]),
+    ],
+)
+def test_a_branch_that_cannot_be_watched(text: str, words: list[str]) -> None:
+    found = wrong(text)
+    says(found, *words)
+    assert "hunter2" not in found

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from reconciler.cli.tables import source_line
 from reconciler.core.actual import Actual, Handshake
 from reconciler.core.call import CallState
 from reconciler.core.desired import Vm
@@ -376,3 +377,59 @@ def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
 def test_times_are_in_utc_to_the_second() -> None:
     assert stamp(0.9) == "1970-01-01T00:00:00Z"
     assert stamp(1_800_000_000.0) == "2027-01-15T08:00:00Z"
+
+
+SOURCE: dict[str, Any] = {
+    "directory": "/srv/specs",
+    "revision": {"digest": "d" * 64, "commit": "c" * 40, "author": "Jane", "subject": "more",
+                 "dirty": False, "name": "c" * 12},
+    "at": NOW,
+    "unread": {},
+    "unread_since": 0.0,
+    "waiting": {},
+    "held": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        (["SourceUnreadable", "a.yaml:1:2: half"], ("SourceUnreadable", "SourceUnreadable")),
+        (["EmptySource", "it is gone"], ("SourceUnreadable", "EmptySource")),
+        (["TooMany", "approve"], ("PruneHeld", "TooMany")),
+        (["PruneDisabled", "stop"], ("PruneHeld", "PruneDisabled")),
+    ],
+)
+def test_what_the_directory_keeps_is_a_condition(
+    held: list[str], expected: tuple[str, str]
+) -> None:
+    vm = a_vm()
+    ledger = replace(leased(vm), source={**SOURCE, "held": {vm.name: held}})
+    found = plan(wanting(vm), running(vm), ledger, NOW)
+    kept = [one for one in conditions(found.vms[0], running(vm), ledger) if one.reason == held[0]]
+    assert [(one.type, one.reason, one.message) for one in kept] == [(*expected, held[1])]
+    assert shown(vm, running(vm), ledger)["Ready"] == ("True", "Converged")  # as it was is well
+
+
+def test_the_source_is_in_the_document() -> None:
+    vm = a_vm()
+    ledger = leased(vm)
+    found = plan(wanting(vm), running(vm), ledger, NOW)
+    assert document(found, running(vm), ledger, NOW)["source"] is None
+    trouble = {
+        **SOURCE,
+        "unread": {"a.yaml": "half"},
+        "unread_since": NOW - 60,
+        "waiting": {"name": "c" * 12, "vms": ["x"]},
+        "fetch": {"url": "/x", "branch": "main", "fetch_error": "no", "fetch_since": NOW - 90},
+    }
+    told = document(found, running(vm), replace(ledger, source=trouble), NOW)["source"]
+    assert json.loads(json.dumps(told)) == told
+    assert (told["revision"], told["commit"], told["author"]) == ("c" * 12, "c" * 40, "Jane")
+    assert told["unread"] == [{"file": "a.yaml", "message": "half"}]
+    assert told["unreadSince"] == stamp(NOW - 60)
+    assert told["git"]["failingSince"] == stamp(NOW - 90)
+    line = source_line(told)
+    says(line, "source: /srv/specs at cccccccccccc (Jane: more)", "not readable since", "half")
+    says(line, f"not fetched since {stamp(NOW - 90)}: no", "1 removal waits: reconciler approve")
+    assert "\n" not in line

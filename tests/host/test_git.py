@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -15,6 +16,8 @@ from msgspec.structs import replace
 from reconciler.core.errors import HostError
 from reconciler.core.settings import GitSource, Secret, SecretRef
 from reconciler.host.git import TOKEN, Git, Mirror, describe
+from reconciler.host.store import events
+from reconciler.host.watching import Watch
 from reconciler.source import Fetcher, Source, mirror_of
 from tests.core.builders import a_settings, says
 from tests.host.watched import Site, spec
@@ -214,6 +217,33 @@ def test_a_fetcher_kicks_when_something_is_new(remote: Remote, tmp_path: Path) -
     assert not fetcher.alive
 
 
+def test_a_pushed_commit_wakes_who_watches(remote: Remote, tmp_path: Path) -> None:
+    """From the push to what is desired, with nothing but the watch to tell."""
+    site = Site(tmp_path)
+    remote.push(a=spec("ctx-1"))
+    mirror = remote.mirror(tmp_path / "source")
+    mirror.fetch()
+    site.source = Source(mirror.current, site.settings, describe=mirror.describe)
+    watch = Watch()
+    watch.arm(site.source.watched())
+    assert {one.run for one in site.apply().values()} == {"r1"}
+    watch.drain()
+    commit = remote.push(a=spec("ctx-1", run="r2"), subject="the second run")
+    fetcher = Fetcher(mirror, 600.0, lambda: None)
+    fetcher.start()
+    while select.select([watch], [], [], 30)[0] and not watch.drain():
+        pass
+    fetcher.stop()
+    assert {one.run for one in site.apply().values()} == {"r2"}
+    assert site.reading is not None
+    assert site.reading.revision.name == commit[:12]
+    assert [one.message for one in events(site.state, "", 1)] == [
+        f"revision {commit[:12]} by Jane Doe: the second run"
+    ]
+    watch.close()
+    site.close()
+
+
 def test_a_fetch_that_hangs_is_ended(tmp_path: Path, dealer: Dealer) -> None:
     """A server that takes the connection and says nothing."""
     with socket.create_server(("127.0.0.1", dealer.deal(1)[0])) as server:
@@ -283,6 +313,35 @@ def test_only_what_an_allowed_signer_signed_is_used(remote: Remote, tmp_path: Pa
         assert text(mirror) == "one\n"
     good = remote.push(*signed(ours), a="two\n")
     assert mirror.fetch().commit == good
+
+
+GPG = """#!/bin/sh
+case "$*" in
+*--verify*) cat >/dev/null; echo "[GNUPG:] NEWSIG"; echo "[GNUPG:] GOODSIG 0123456789ABCDEF Mallory"
+  echo "[GNUPG:] TRUST_ULTIMATE 0 pgp";;
+*) cat >/dev/null; echo "[GNUPG:] SIG_CREATED D" >&2
+  printf -- "-----BEGIN PGP SIGNATURE-----\\n\\nx\\n-----END PGP SIGNATURE-----\\n";;
+esac
+"""
+"""A gpg that finds every signature good, as one does whose keyring has the key."""
+
+
+def test_a_key_that_this_machine_trusts_for_something_else_does_not_count(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "gpg").write_text(GPG)
+    (programs / "gpg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    (tmp_path / "signers").touch()
+    commit = remote.push("-c", "user.signingkey=x", "commit", "-S", a="evil\n")
+    believed = subprocess.run(
+        ["git", "verify-commit", commit], cwd=remote.clone, check=False, capture_output=True
+    )
+    assert believed.returncode == 0
+    with pytest.raises(HostError, match="nobody in"):
+        remote.mirror(tmp_path / "source", signers=str(tmp_path / "signers")).fetch()
 
 
 @pytest.mark.parametrize(
