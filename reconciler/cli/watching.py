@@ -52,6 +52,7 @@ def watch(
     """
     from reconciler.cli.observing import observers
     from reconciler.daemon import Daemon
+    from reconciler.host.git import describe
     from reconciler.host.watching import Watch
     from reconciler.reception import Reception
     from reconciler.source import Fetcher, Source, mirror_of
@@ -89,7 +90,13 @@ def watch(
     watched = str(mirror.current) if mirror else directory or SPECS
 
     def source(now: Settings) -> Source:
-        return Source(watched, now, fetcher=fetcher, allow_empty=allow_empty)
+        return Source(
+            watched,
+            now,
+            describe=mirror.describe if mirror else describe,
+            fetcher=fetcher,
+            allow_empty=allow_empty,
+        )
 
     daemon = Site(
         settings,
