@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -36,6 +36,7 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.settings import Settings
+from reconciler.core.status import Condition
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Step
@@ -59,6 +60,8 @@ RESTLESS: Final[Seconds] = 1.0
 """It is read after this long at the latest, quiet or not."""
 CLIENTS_LEAVE: Final[Seconds] = 1.0
 """Between two looks at a VM whose clients hold a change."""
+RESYNC_LATE: Final[Seconds] = 120.0
+"""A resync of many VMs, on storage that hangs, takes a while."""
 LAST: Final[Seconds] = 60.0
 """How long the end waits for what was begun; a start or a call is over by then."""
 
@@ -70,6 +73,10 @@ class Reading(Protocol):
     def vms(self) -> Collection[str]: ...
     @property
     def again(self) -> Seconds | None: ...
+    @property
+    def source(self) -> Mapping[str, Any]: ...
+    @property
+    def diagnostics(self) -> Sequence[Diagnostic]: ...
     def digest_of(self, name: str) -> str: ...
     def desired(self, ledger: Ledger) -> Desired: ...
     def vm(self, name: str, ledger: Ledger) -> Desired: ...
@@ -102,26 +109,47 @@ class Observers:
     def said(self, event: str, **fields: Any) -> None:
         """A line of the log: a constant message, and its fields."""
 
-    def stepped(self, step: Step, item: Item | None) -> None:
+    def stepped(self, step: Step) -> None:
         """An action was carried out."""
 
     def added(self, depth: int) -> None:
         """A VM was put into the queue."""
 
-    def began(self, waited: Seconds) -> None:
-        """A look begins, after that long in the queue."""
+    def began(self, item: Item, waited: Seconds, depth: int) -> None:
+        """A look begins, in this thread, after that long in the queue."""
 
     def ended(self, vm: str, result: str, took: Seconds, steps: Collection[Step]) -> None:
         """A look is over: `success`, `requeue_after` (it is looked at again) or `error`."""
 
-    def looked(self, store: Store, planned: Plan, actual: Actual) -> None:
-        """What is there, and what is to be done, of some VMs."""
+    def handed(self, steps: Collection[Step]) -> None:
+        """A command's work is done."""
+
+    def looked(
+        self,
+        planned: Plan,
+        actual: Actual,
+        ledger: Ledger,
+        found: Mapping[str, Sequence[Condition]],
+    ) -> None:
+        """What a whole look found: VM → its conditions."""
+
+    def noted(self, store: Store, found: Mapping[str, Sequence[Condition]], now: Seconds) -> None:
+        """How some VMs stand after a look."""
+
+    def sourced(self, ok_at: Seconds | None, held: int) -> None:
+        """The source was read; None: not well. `held`: VMs that are gone from it and stay up."""
 
     def ready(self, counts: str) -> None:
         """Every VM was looked at once."""
 
-    def beat(self, counts: str) -> None:
-        """The loop moves."""
+    def beat(self, counts: str, working: Collection[Seconds]) -> None:
+        """The loop moves; `working`: for how long each look goes on."""
+
+    def reloading(self) -> None:
+        """The config is read again."""
+
+    def ending(self) -> None:
+        """The end has begun."""
 
 
 class Work(Applier):
@@ -158,6 +186,13 @@ class Work(Applier):
     ) -> Plan:
         found = self.daemon.planned(desired, actual, remembered, now, fly=True)
         self.flying.update(desired.vms)
+        return found
+
+    def note_conditions(
+        self, store: Store, planned: Plan, actual: Actual, ledger: Ledger, now: Seconds
+    ) -> dict[str, Sequence[Condition]]:
+        found = super().note_conditions(store, planned, actual, ledger, now)
+        self.daemon.observers.noted(store, found, now)
         return found
 
     @contextmanager
@@ -219,6 +254,7 @@ class Daemon:
         self._calm: dict[str, tuple[Seconds, Actual]] = {}
         """VM → when nothing was to be done about it, and what was seen."""
         self._resyncs = 0
+        self._resynced = self._beaten = time.monotonic()
         self._polls: dict[str, Seconds] = {}
         self._polling: set[str] = set()
         self._failure: BaseException | None = None
@@ -363,9 +399,10 @@ class Daemon:
             self._heed_signals()
             self._dispatch(now)
             self._poll_snas(now)
-            if now - beaten >= self.beat_every:
+            self._beaten = now
+            if now - beaten >= self.beat_every and not self.alive():
                 beaten = now
-                self.observers.beat(self.counts())
+                self.observers.beat(self.counts(), self.working())
             for fd, _ in self._epoll.poll(self._rest(now, beaten)):
                 if reader := self._readers.get(fd):
                     reader(fd)
@@ -392,6 +429,7 @@ class Daemon:
                 if self.stopping.is_set():
                     return
                 self.observers.said("ending", signal=signal.Signals(number).name)
+                self.observers.ending()
                 self.stop()
                 return
             del self._signals[0]
@@ -432,7 +470,7 @@ class Daemon:
     def _work_for_ever(self) -> None:
         while (item := self._jobs.get()) is not None:
             began = time.monotonic()
-            self.observers.began(began - item.since)
+            self.observers.began(item, began - item.since, len(self._queue))
             steps: list[Step] = []
             try:
                 result = self._look_at(item, steps)
@@ -454,7 +492,7 @@ class Daemon:
 
         def emit(step: Step) -> None:
             steps.append(step)
-            self.observers.stepped(step, item)
+            self.observers.stepped(step)
 
         work = Work(self, emit, calm=self._calm_look(item))
         try:
@@ -739,6 +777,12 @@ class Daemon:
                 raise
             return
         self.reading = reading
+        trouble = reading.source.get("error") or any(
+            one.severity == "error" for one in reading.diagnostics
+        )
+        self.observers.sourced(
+            None if trouble else time.time(), len(reading.source.get("held", ()))
+        )
         names = {*reading.vms, *(before.vms if before else ())}
         changed = [
             name
@@ -773,15 +817,30 @@ class Daemon:
         names = iter(sorted(self.managed(self.store.ledger())))
         if self.first is None:
             self.first = set(self.managed(self.store.ledger()))
+        plans, seen = [], []
+        found: dict[str, Sequence[Condition]] = {}
         while chunk := list(islice(names, SLICE)):
-            self.survey(chunk)
+            planned, actual = self.survey(chunk, found)
+            plans.append(planned)
+            seen.append(actual)
             if self.stopping.is_set():
                 return
+        self._resynced = time.monotonic()
+        if plans:
+            whole = replace(plans[-1], vms=tuple(one for p in plans for one in p.vms))
+            servers = {one.identity: one for look in seen for one in look.servers if one.handshake}
+            all_seen = replace(seen[-1], servers=tuple(servers.values()))
+            self.observers.looked(whole, all_seen, self.store.ledger(), found)
         if not self.ready and not self.first:
             self._looked_first("")
 
-    def survey(self, names: Collection[str]) -> None:
-        """Look at some VMs at once, and put those of which something is to be done in the queue."""
+    def survey(
+        self, names: Collection[str], found: dict[str, Sequence[Condition]]
+    ) -> tuple[Plan, Actual]:
+        """Look at some VMs at once, and put those of which something is to be done in the queue.
+
+        What was planned and seen; `found` is added to: VM → its conditions.
+        """
         with self._mutex:
             before = {name: self._looks[name] for name in names}
             names = [name for name in names if name not in self._queue.working]
@@ -815,9 +874,9 @@ class Daemon:
                 self._looked_first(one.name)
         rest = replace(planned, vms=tuple(one for one in calm if one.name not in todo))
         self.remember(rest, actual)
-        work.note_conditions(self.store, rest, actual, self.store.ledger(), now)
+        found |= work.note_conditions(self.store, rest, actual, self.store.ledger(), now)
         work.tidy(self.store.ledger(), actual, now)
-        self.observers.looked(self.store, planned, actual)
+        return planned, actual
 
     def _looked_first(self, name: str) -> None:
         with self._mutex:
@@ -873,6 +932,24 @@ class Daemon:
 
     # -- for people
 
+    def working(self) -> list[Seconds]:
+        """For how long each look goes on."""
+        now = time.monotonic()
+        with self._mutex:
+            return self._queue.durations(now)
+
+    def alive(self) -> str:
+        """Why we should be ended; empty: we move."""
+        if self._failure:
+            return f"{type(self._failure).__name__}: {self._failure}"
+        silent = time.monotonic() - self._beaten
+        if silent > 3 * self.beat_every + 10:
+            return f"the loop has not moved for {silent:.0f} s"
+        late = time.monotonic() - self._resynced
+        if self.ready and late > 3 * self.settings.loop.resync + RESYNC_LATE:
+            return f"no resync for {late:.0f} s"
+        return ""
+
     def counts(self) -> str:
         """The state of the hub in a few words."""
         with self._mutex:
@@ -887,6 +964,7 @@ class Daemon:
 
     def reconfigure(self) -> None:
         """Take the config as it is now, if it can be used; else keep the old one and say so."""
+        self.observers.reloading()
         try:
             fresh = self.reload()
         except ReconcilerError as error:

@@ -114,6 +114,8 @@ class Step(Struct, frozen=True):
     message: str
     call: Call | None = None
     """The call as it stands after this step, where the step was about the call."""
+    took: float = 0.0
+    """Seconds that it took."""
 
 
 Emit: TypeAlias = Callable[[Step], None]
@@ -216,6 +218,7 @@ class _OneVm:
 
         That a run has failed is bad news, and well noted: what follows from it is done.
         """
+        began = self.host.now()
         try:
             step = effect(action)
         except HostError as error:
@@ -224,6 +227,7 @@ class _OneVm:
             step = Step(action, False, type(error).__name__, str(error))
         if step is None:
             return True
+        step = replace(step, took=max(0.0, self.host.now() - began))
         self.tell(step)
         return step.ok or concluded(step)
 

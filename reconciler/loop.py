@@ -27,7 +27,7 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Settings
 from reconciler.core.source import without_the_rest
-from reconciler.core.status import conditions
+from reconciler.core.status import Condition, conditions
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Emit, Step, execute, resting
@@ -469,17 +469,19 @@ class Applier:
 
     def note_conditions(
         self, store: Store, planned: Plan, actual: Actual, ledger: Ledger, now: Seconds
-    ) -> None:
-        """When each condition came to be what it is; read by `status`."""
-        found = {}
-        for one in planned.vms:
-            for condition in conditions(one, actual, ledger):
-                key, value = (one.name, condition.type), (condition.status, condition.reason)
+    ) -> dict[str, Sequence[Condition]]:
+        """When each condition came to be what it is, read by `status`; VM → its conditions."""
+        found = {one.name: conditions(one, actual, ledger) for one in planned.vms}
+        moved = {}
+        for name, some in found.items():
+            for condition in some:
+                key, value = (name, condition.type), (condition.status, condition.reason)
                 known = ledger.transitions.get(key)
                 if not known or known[:2] != value:
-                    found[key] = value
-        if found:
-            store.transitions(found, now)
+                    moved[key] = value
+        if moved:
+            store.transitions(moved, now)
+        return dict(found)
 
 
 def state_directory_of(settings: Settings) -> Path:

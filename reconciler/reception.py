@@ -211,13 +211,14 @@ class Conversation:
                 done = [vm for vm, code in outcome.verdicts().items() if code is Exit.OK]
                 self.pause(done, request.command)
             self.daemon.settled(outcome, names)
+        self.daemon.observers.handed(outcome.steps)
         self.warn_of_declared(request, names)
         self.say(Done(outcome.plan, tuple(outcome.steps), outcome.interrupted))
         for name in names:
             self.daemon.kick(name, Priority.CRASHED)
 
     def stepped(self, step: Step) -> None:
-        self.daemon.observers.stepped(step, None)
+        self.daemon.observers.stepped(step)
         self.say(Stepped(step))
 
     def pause(self, vms: Collection[str], who: str) -> None:

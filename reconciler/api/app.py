@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -32,6 +32,23 @@ Kick: TypeAlias = Callable[[str], None]
 """Look at this VM again. It carries no news."""
 Say: TypeAlias = Callable[[str], None]
 """A line for who watches the process."""
+
+
+class Vital(Protocol):
+    """What a process says of itself, to who watches over it."""
+
+    def alive(self) -> str:
+        """Why it should be ended; empty: it moves."""
+        ...
+
+    def ready(self) -> str:
+        """Why it is not ready; empty: it is."""
+        ...
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Its figures, and their media type."""
+        ...
+
 
 Number: TypeAlias = StrictInt | StrictFloat | None
 
@@ -218,9 +235,35 @@ class Callbacks:
         )
 
 
-def create_app(inbox: Inbox, about: About, kick: Kick, say: Say) -> ASGIApp:
+class Probes:
+    """Short answers for who watches over the process."""
+
+    def __init__(self, vital: Vital) -> None:
+        self.vital = vital
+
+    def alive(self) -> Response:
+        """200 as long as the loop moves."""
+        return _probed(self.vital.alive())
+
+    def ready(self) -> Response:
+        """200 when every VM was looked at once, and the store can be read."""
+        return _probed(self.vital.alive() or self.vital.ready())
+
+    def metrics(self) -> Response:
+        """Prometheus' text format."""
+        body, kind = self.vital.exposition()
+        return Response(body, media_type=None, headers={"Content-Type": kind})
+
+
+def _probed(trouble: str) -> Response:
+    return PlainTextResponse(f"{trouble or 'ok'}\n", 503 if trouble else 200)
+
+
+def create_app(
+    inbox: Inbox, about: About, kick: Kick, say: Say, vital: Vital | None = None
+) -> ASGIApp:
     """The application. `kick` is told of VMs that are worth a look, `say` what a person should
-    see; both from any thread."""
+    see; both from any thread. `vital`: the process, where it is one that is watched over."""
     callbacks = Callbacks(inbox, about, kick, say)
     app = FastAPI(
         title="reconciler",
@@ -235,6 +278,12 @@ def create_app(inbox: Inbox, about: About, kick: Kick, say: Say) -> ASGIApp:
     add("/api/v1/backups/changeid", callbacks.change_id, methods=["GET"])
     add("/api/v1/backups/{backup_id}/complete", callbacks.complete, methods=["POST"])
     add("/api/v1/telemetry/{job_type}/{job_id}", callbacks.telemetry, methods=["POST"])
+
+    if vital:
+        probes = Probes(vital)
+        add("/healthz", probes.alive, methods=["GET"])
+        add("/readyz", probes.ready, methods=["GET"])
+        add("/metrics", probes.metrics, methods=["GET"])
 
     async def refused(request: Request, problem: Exception) -> JSONResponse:
         assert isinstance(problem, HTTPException)

@@ -22,6 +22,8 @@ from reconciler.host.store.inbox import Inbox
 if TYPE_CHECKING:
     import uvicorn
 
+    from reconciler.api.app import Vital
+
 GRACE: Final[Seconds] = 0.6
 """For answers that are on their way, at the end. Measured: an idle server ends within 0.3 s."""
 LAST: Final[Seconds] = 0.3
@@ -40,10 +42,13 @@ class Listener:
         kick: Callable[[str], None],
         say: Callable[[str], None],
         ended: Callable[[], None] = lambda: None,
+        vital: Vital | None = None,
+        given: socket.socket | None = None,
     ) -> None:
-        """Listens from now on. `ended` is told if the thread ends by itself; see `failure`.
+        """Listens from now on, on a socket that was `given` or on its own.
 
-        Raises PortBusyError (somebody has the address), HostError.
+        `ended` is told if the thread ends by itself; see `failure`. Raises PortBusyError (somebody
+        has the address), HostError.
         """
         self.endpoint = endpoint
         self.failure: BaseException | None = None
@@ -52,7 +57,8 @@ class Listener:
         self._closing = threading.Event()
         self._server: uvicorn.Server | None = None
         self._end: Callable[[], object] = lambda: None
-        self._socket = _bound(endpoint)
+        self._vital = vital
+        self._socket = given or _bound(endpoint)
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
         self._thread.start()
 
@@ -72,7 +78,7 @@ class Listener:
         from reconciler.api.app import create_app
 
         config = uvicorn.Config(
-            create_app(self._inbox, self._about, self._kick, self._say),
+            create_app(self._inbox, self._about, self._kick, self._say, self._vital),
             loop="asyncio",
             http="h11",
             ws="none",

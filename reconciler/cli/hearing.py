@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -17,6 +19,9 @@ from reconciler.core.errors import HostError
 from reconciler.core.settings import Settings
 from reconciler.host.sockets import PortBusyError
 from reconciler.host.store.inbox import Inbox
+
+if TYPE_CHECKING:
+    from reconciler.api.app import Vital
 
 
 def say(text: str) -> None:
@@ -34,8 +39,13 @@ class Ears:
         *,
         kick: Callable[[str], None] | None = None,
         ended: Callable[[], None] | None = None,
+        vital: Vital | None = None,
+        given: socket.socket | None = None,
+        say: Callable[[str], None] = say,
     ) -> None:
-        """`kick`: told which VM is worth a look. `ended`: told if callbacks are taken no more."""
+        """`kick`: told which VM is worth a look. `ended`: told if callbacks are taken no more.
+        `given`: a socket that listens already."""
+        self.vital, self.given, self.say = vital, given, say
         self.endpoint = settings.listen
         self._kick, self._ended = kick, ended
         self.inbox = Inbox(Path(settings.state))
@@ -56,7 +66,14 @@ class Ears:
     def open(self) -> None:
         """Take callbacks from now on. Raises PortBusyError, HostError."""
         self.listener = Listener(
-            self.endpoint, self.inbox, self.about, kick=self.kick, say=say, ended=self.ended
+            self.endpoint,
+            self.inbox,
+            self.about,
+            kick=self.kick,
+            say=self.say,
+            ended=self.ended,
+            vital=self.vital,
+            given=self.given,
         )
 
     def close(self) -> None:

@@ -50,10 +50,11 @@ def watch(
     other commands ask for. SIGHUP reads the config again. SIGTERM or Ctrl-C end it; the servers
     stay, and the next start takes them over.
     """
-    from reconciler.cli.observing import observers
+    from reconciler.cli.observing import Told
     from reconciler.daemon import Daemon
     from reconciler.host.git import describe
     from reconciler.host.watching import Watch
+    from reconciler.meters import CONTENT_TYPE
     from reconciler.reception import Reception
     from reconciler.source import Fetcher, Source, mirror_of
 
@@ -64,7 +65,7 @@ def watch(
     if mirror is None and (branch or interval):
         raise click.UsageError("--branch and --interval go with --git URL, or `git:` in the config")
     command = options.who("reconciler watch")
-    told = observers(settings)
+    told = Told()
 
     class Site(Daemon):
         """The loop, with its callbacks and its commands."""
@@ -75,7 +76,14 @@ def watch(
                 reception = Reception(self)
                 stack.callback(reception.close)
                 stack.enter_context(alone(self.settings, command))
-                ears = Ears(self.settings, command, kick=self.kick, ended=self.stop)
+                ears = Ears(
+                    self.settings,
+                    command,
+                    kick=self.kick,
+                    ended=lambda: self.fail(HostError("callbacks are not taken any more")),
+                    vital=Vitals(self),
+                    say=told.said,
+                )
                 stack.callback(ears.close)
                 opened(ears)
                 if fetcher:
@@ -83,6 +91,21 @@ def watch(
                     fetcher.start()
                     stack.callback(fetcher.stop)
                 yield
+
+    class Vitals:
+        """What the daemon says of itself."""
+
+        def __init__(self, daemon: Daemon) -> None:
+            self.daemon = daemon
+
+        def alive(self) -> str:
+            return self.daemon.alive()
+
+        def ready(self) -> str:
+            return "" if self.daemon.ready else "not every VM was looked at yet"
+
+        def exposition(self) -> tuple[bytes, str]:
+            return told.meters.exposition(), CONTENT_TYPE
 
     fetcher = None
     if mirror:

@@ -144,6 +144,6 @@ class Queue:
         """How many names have been in work for longer than that."""
         return sum(now - since > after for since in self._working.values())
 
-    def oldest_work(self, now: Seconds) -> Seconds:
-        """For how long the longest look has gone on."""
-        return max((now - since for since in self._working.values()), default=0.0)
+    def durations(self, now: Seconds) -> list[Seconds]:
+        """For how long each name has been in work."""
+        return [now - since for since in self._working.values()]

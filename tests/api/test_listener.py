@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -32,7 +33,7 @@ def make(tmp_path: Path, endpoint: Endpoint) -> Iterator[Make]:
     """Listeners at one address for the hub h, closed at the end."""
     made: list[Listener] = []
 
-    def one(**changes: Callable[[], None]) -> Listener:
+    def one(**changes: Any) -> Listener:
         us = ourselves("h", str(tmp_path), "reconciler test")
         inbox = Inbox(tmp_path)
         made.append(

@@ -21,7 +21,11 @@ class Watcher:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if ready:
-            until(lambda: self.said("ready") or self.process.poll() is not None, "ready", 60)
+            until(
+                lambda: self.said('"message": "ready"') or self.process.poll() is not None,
+                "ready",
+                60,
+            )
             assert self.process.poll() is None, self.log
 
     def _read(self) -> None:
