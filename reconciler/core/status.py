@@ -68,6 +68,8 @@ def disks(one: VmPlan, actual: Actual, ledger: Ledger) -> list[DiskView]:
 
 
 _TROUBLE: Final = ("hold", "refuse")
+_FAULTS: Final = frozenset({"CrashLoop"})
+"""Waits that are a fault all the same: they end by the clock, and begin again."""
 _NO_TROUBLE: Final = frozenset({"RunActive", "SpecChangedHeld"})
 """Holds that are the ordinary way of things and not a fault."""
 
@@ -81,7 +83,7 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     released = over and vm.release == "on_completion"
     pending = [action for action in one.actions if action.kind in CHANGES]
     waits = [action for action in one.actions if action.kind == "wait"]
-    faults = [action for action in one.actions if action.kind in _TROUBLE]
+    faults = [a for a in one.actions if a.kind in _TROUBLE or a.cause in _FAULTS]
 
     def said(kind: str, true: bool, reason: str, message: str) -> Condition:
         return Condition(kind, "True" if true else "False", reason, message)

@@ -40,6 +40,12 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     """What could still fill up the file systems of its run; empty: nothing."""
 
     @property
+    def again_at(self) -> Seconds:
+        """When the first wait ends by the clock alone; 0: none does."""
+        ends = [a.until for a in self.actions if isinstance(a, Wait | Hold) and a.until]
+        return min(ends, default=0.0)
+
+    @property
     def lost_run(self) -> str:
         """Why the run that is wanted can never be a backup; empty: it can."""
         call = self.call
@@ -313,7 +319,7 @@ class OneVm(Calls):
                 return False
         if call and call.retry_at > self.now:
             left = format_duration(call.retry_at - self.now)
-            self.wait("BackOff", f"{call.message}; next try in {left}")
+            self.wait("BackOff", f"{call.message}; next try in {left}", until=call.retry_at)
             return False
         return True
 
