@@ -194,7 +194,7 @@ def stopped(
         gone[name] = Vm(
             name=name, exported=False, protect=protect, order="by order of `reconciler stop`"
         )
-    return Desired(settings=settings, vms=gone, kill_clients=kill_clients)
+    return Desired(settings=settings, vms=gone, kill_clients=kill_clients, ordered=True)
 
 
 def open_call(ledger: Ledger, vm: str) -> Call:
