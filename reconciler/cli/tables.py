@@ -143,7 +143,9 @@ def status_text(
         out.extend(
             f"    {one['type']}: {one['reason']}: {one['message']}"
             for one in vm["conditions"]
-            if one["type"] in ("SourceUnreadable", "PruneHeld") and one["message"] not in out[-1]
+            if one["type"] in ("SourceUnreadable", "PruneHeld", "Paused")
+            and one["status"] == "True"
+            and one["message"] not in out[-1]
         )
         if any(one["type"] == "DisksUnverified" for one in vm["conditions"]):
             out.append("    DisksUnverified: no inventory confirms that these are all its disks")
