@@ -555,7 +555,7 @@ class Daemon:
         """Set the timer of a VM that goes on by itself at some time."""
         now, wall = time.monotonic(), time.time()
         times = []
-        again_at = getattr(one, "again_at", 0.0) or (one.call.retry_at if one.call else 0.0)
+        again_at = one.again_at
         if again_at > wall:
             times.append(now + again_at - wall)
         causes = {action.cause for action in one.actions}

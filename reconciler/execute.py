@@ -33,7 +33,7 @@ from reconciler.core.actions import (
     Witness,
 )
 from reconciler.core.actual import Server
-from reconciler.core.backoff import pause
+from reconciler.core.backoff import jittered, pause, rest
 from reconciler.core.call import (
     Answer,
     Call,
@@ -73,7 +73,7 @@ class Records(Protocol):
     """What is remembered; see host/store."""
 
     def hold(self, leases: Sequence[Lease], call: Call | None) -> None: ...
-    def started(self, leases: Sequence[Lease], *, again: bool = False) -> None: ...
+    def started(self, leases: Sequence[Lease], now: Seconds, *, again: bool = False) -> None: ...
     def release(self, leases: Sequence[Lease]) -> None: ...
     def remember(self, call: Call) -> None: ...
     def advance(self, call: Call, event: CallEvent, now: Seconds, **changes: object) -> Call: ...
@@ -272,7 +272,7 @@ class _OneVm:
                 return Step(action, True, "Released", f"port {action.lease.port} released")
             case Adopt():
                 self.records.hold([action.lease], None)
-                self.records.started([action.lease])
+                self.records.started([action.lease], now - action.server.age)
                 return Step(action, True, "Adopted", f"{action.what()}: {action.why}")
             case Create() | Start() | Restart() | Notify():
                 raise AssertionError(f"{action.kind} has its own way")
@@ -342,10 +342,11 @@ class _OneVm:
 
     def note_up(self) -> bool:
         """What came up, in one commit; a crash before it is found by looking."""
+        now = self.host.now()
         for again in (False, True):
             up = [one for one in self.up if isinstance(one, Restart) is again]
-            leases = [one.lease for one in up]
-            note = partial(self.records.started, leases, again=again)
+            leases = [rested(one.lease, now) for one in up]
+            note = partial(self.records.started, leases, now, again=again)
             if up and not self.noted(up[0], note):
                 return False
         return True
@@ -476,7 +477,8 @@ class _OneVm:
         changes: dict[str, object] = {"message": message}
         if event is CallEvent.NOTHING_SENT:
             failures = call.failures + 1
-            changes |= {"failures": failures, "retry_at": now + pause(failures)}
+            wait = jittered(pause(failures), call.vm, failures)
+            changes |= {"failures": failures, "retry_at": now + wait}
         else:
             changes |= {"failures": 0, "retry_at": 0.0}
         try:
@@ -490,6 +492,12 @@ class _OneVm:
         reason = "CallAccepted" if ok else f"Call{event}"
         text = f"SNA {call.sna}: {message}, job {call.job_id}"
         return Step(action, ok, reason, text, call)
+
+
+def rested(lease: Lease, now: Seconds) -> Lease:
+    """The lease of a server that came up now: if it dies young, it is left down until its rest."""
+    span = rest(lease.deaths, lease.vm, lease.disk)
+    return replace(lease, rest=now + span if span else 0.0)
 
 
 def concluded(step: Step) -> bool:

@@ -32,7 +32,7 @@ from reconciler.core.units import Seconds
 from reconciler.execute import Step
 from reconciler.host.files import Text
 from reconciler.loop import Desire, Outcome, Source, desire, pruned, source_of
-from reconciler.orders import Approve, Cancel, Resolve, Retry, stopped
+from reconciler.orders import Approve, Cancel, Pause, Resolve, Resume, Retry, stopped
 
 NAME: Final = "control.sock"
 """The socket in the state directory; who may enter that is who may order."""
@@ -79,7 +79,7 @@ class Stop(Struct, frozen=True, kw_only=True, tag=True):
 
 
 Wish: TypeAlias = Specs | Stop
-AnyOrder: TypeAlias = Approve | Cancel | Resolve | Retry
+AnyOrder: TypeAlias = Approve | Cancel | Pause | Resolve | Resume | Retry
 
 
 class Asked(Struct, frozen=True):

@@ -532,6 +532,8 @@ def ended_by_word(ledger: Ledger, actual: Actual) -> dict[str, Report]:
 
 def without_backoff(ledger: Ledger) -> Ledger:
     """The same ledger with every rest over."""
+    leases = tuple(replace(one, rest=0.0) if one.rest else one for one in ledger.leases)
+    ledger = replace(ledger, leases=leases)
     return ledger.put(replace(call, retry_at=0.0) for call in ledger.open if call.retry_at)
 
 

@@ -17,10 +17,11 @@ from reconciler.core.call_plan import LOST
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import HostError, UsageError, nearest
 from reconciler.core.guards import in_use
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import EVERY, Ledger
+from reconciler.core.ledger import Pause as Held
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings, below
-from reconciler.core.units import Seconds
+from reconciler.core.units import Seconds, stamp
 from reconciler.core.vm_plan import incomplete, new_run
 from reconciler.host import patience
 from reconciler.host.images import Owner, claim, claimed_by
@@ -104,6 +105,78 @@ class Approve(Order, frozen=True, kw_only=True):
             f"revision {waiting['name']} may take away: {', '.join(waiting['vms'])}.",
             "What is protected, in use or being written is held all the same.",
         ]
+
+
+class Pause(Order, frozen=True, kw_only=True):
+    """Leave some VMs as they are, until a moment or until they are resumed."""
+
+    reason: str
+    until: Seconds = 0.0
+    """0: until they are resumed."""
+    every: bool = False
+    """Every VM, also those that come later; `vms` are those of now."""
+
+    def carry_out(self, store: Store, who: str, now: Seconds, _eyes: Observer) -> list[str]:
+        names = [EVERY] if self.every else list(dict.fromkeys(self.vms))
+        ledger = store.ledger()
+        if not self.every:
+            pausable(names, ledger)
+        store.pause(
+            Held(vm=name, reason=self.reason, since=now, until=self.until, who=who)
+            for name in names
+        )
+        until = f" until {stamp(self.until)}" if self.until else ""
+        said = f"paused{until}: {self.reason}"
+        events = [Event(vm=n, reason="Paused", message=said) for n in _told_of(names)]
+        store.record(events, who, now)
+        back = "--all" if self.every else " ".join(names)
+        return [
+            *(f"{'every VM' if name == EVERY else name} is {said}" for name in names),
+            f"What runs goes on, and nothing is changed; to go on: reconciler resume {back}",
+        ]
+
+
+class Resume(Order, frozen=True, kw_only=True):
+    """End pauses."""
+
+    every: bool = False
+    """All pauses, those of single VMs too."""
+
+    def carry_out(self, store: Store, who: str, now: Seconds, _eyes: Observer) -> list[str]:
+        ledger = store.ledger()
+        names = sorted(ledger.pauses) if self.every else list(dict.fromkeys(self.vms))
+        if not self.every:
+            pausable(names, ledger)
+        paused = [name for name in names if name in ledger.pauses]
+        every = None if self.every else ledger.pauses.get(EVERY)
+        lasting = f"every VM is paused, by {every.who}: {every.reason}" if every else ""
+        if every and not paused:
+            raise HostError(
+                f"cannot resume {', '.join(names)}: {lasting}; for all: reconciler resume --all"
+            )
+        store.resume(paused)
+        events = [Event(vm=n, reason="Resumed", message="by order") for n in _told_of(paused)]
+        store.record(events, who, now)
+        words = {True: "is resumed", False: "was not paused"}
+        said = [
+            f"{'every VM' if name == EVERY else name} {words[name in paused]}" for name in names
+        ]
+        said += [f"{lasting}: nothing is changed before reconciler resume --all"] if every else []
+        return said or ["no VM was paused"]
+
+
+def pausable(names: Sequence[str], ledger: Ledger) -> None:
+    """Whether this hub has these VMs. Raises UsageError."""
+    known = {*ledger.known, *ledger.declared, *(lease.vm for lease in ledger.leases)}
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
+            raise UsageError(f"this hub has no VM {name!r}{hint}")
+
+
+def _told_of(names: Sequence[str]) -> list[str]:
+    """The VMs whose events these are; empty: the hub's."""
+    return ["" if name == EVERY else name for name in names]
 
 
 def calls_of(ledger: Ledger, vm: str) -> Sequence[Call]:
@@ -194,7 +267,7 @@ def stopped(
         gone[name] = Vm(
             name=name, exported=False, protect=protect, order="by order of `reconciler stop`"
         )
-    return Desired(settings=settings, vms=gone, kill_clients=kill_clients)
+    return Desired(settings=settings, vms=gone, kill_clients=kill_clients, ordered=True)
 
 
 def open_call(ledger: Ledger, vm: str) -> Call:

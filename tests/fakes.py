@@ -146,14 +146,19 @@ class FakeRecords:
                 self._insert(call, replace_due=True)
         self.fuse.burn()
 
-    def started(self, leases: Sequence[Lease], *, again: bool = False) -> None:
+    def started(self, leases: Sequence[Lease], now: Seconds, *, again: bool = False) -> None:
         self.fuse.burn()
         with self._lock:
             for lease in leases:
                 known = self.leases.get(lease.key)
                 if known:
                     self.leases[lease.key] = replace(
-                        known, started=True, restarts=known.restarts + int(again)
+                        known,
+                        started=True,
+                        restarts=known.restarts + int(again),
+                        up=now,
+                        deaths=lease.deaths,
+                        rest=lease.rest,
                     )
         self.fuse.burn()
 

@@ -110,7 +110,8 @@ def explain(config: str | None, vm: str) -> None:
     for condition in found.values():
         if condition.status == "False" and condition.type in ("PortsAllocated", "Exported"):
             click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
-        if condition.type in tables.KEPT:
+        paused = condition.type == "Paused" and condition.status == "True"
+        if condition.type in tables.KEPT or (paused and ready.status == "True"):
             said = tables.kept_line(condition.type, condition.reason, condition.message)
             click.echo(f"  {said}")
     call = one.call
@@ -203,6 +204,9 @@ def next_command(one: VmPlan, plan: Plan, reason: str, requests: str) -> str:
             f"look at the appliance, then reconciler resolve {name} "
             "--accepted | --completed | --failed | --resend --reason WHY"
         )
+    if "Paused" in causes:
+        why = next(action.why for action in actions if action.cause == "Paused")
+        return why.rpartition("to go on: ")[2]
     if "ClaimedElsewhere" in causes:
         return "work in the state directory that is named above, or move it away if it is not used"
     if "Renamed" in causes:

@@ -32,6 +32,8 @@ COMMANDS: Final = {
     "history": ("history", "The runs of one VM: when, by whom, and how they ended."),
     "resolve": ("calls", "Say what became of a call whose outcome is unknown."),
     "retry": ("calls", "Ask again for a run that was refused or could not be sent."),
+    "pause": ("pausing", "Leave VMs as they are, until they are resumed."),
+    "resume": ("pausing", "Have paused VMs as the specs say again."),
     "approve": ("source", "Let one revision of the directory remove many VMs."),
     "state": ("state", "Back up, restore and look into what the hub remembers."),
     "version": ("looking", "Show the version."),

@@ -151,7 +151,9 @@ def status_text(
         out.extend(
             f"    {kept_line(one['type'], one['reason'], one['message'])}"
             for one in vm["conditions"]
-            if one["type"] in KEPT and one["message"] != ready["message"]
+            if (one["type"] in KEPT or (one["type"] == "Paused" and one["status"] == "True"))
+            and one["message"] != ready["message"]
+            and one["message"] not in out[-1]
         )
         if any(one["type"] == "DisksUnverified" for one in vm["conditions"]):
             out.append("    DisksUnverified: no inventory confirms that these are all its disks")

@@ -10,7 +10,7 @@ from reconciler.core.actual import Server
 from reconciler.core.call import Call, CallEvent
 from reconciler.core.desired import Export, Vm
 from reconciler.core.ledger import Lease
-from reconciler.core.units import format_size
+from reconciler.core.units import Seconds, format_size, stamp
 
 KINDS = ("create", "start", "adopt", "restart", "stop", "release", "call", "wait", "hold", "refuse")
 """Every word that an action can have in JSON."""
@@ -138,9 +138,11 @@ class Wait(_Action, frozen=True, kw_only=True):
     """Nothing to do until something else has happened; no person is needed."""
 
     kind = "wait"
+    until: Seconds = 0.0
+    """When it ends by the clock alone; 0: something else ends it."""
 
     def what(self) -> str:
-        return "wait"
+        return f"wait until {stamp(self.until)}" if self.until else "wait"
 
 
 class Hold(_Action, frozen=True, kw_only=True):
@@ -153,6 +155,8 @@ class Hold(_Action, frozen=True, kw_only=True):
     """What the ledger takes note of about `call`."""
     remember: bool = False
     """The ledger does not have `call` yet and should."""
+    until: Seconds = 0.0
+    """When it ends by the clock alone; 0: it does not."""
 
     def what(self) -> str:
         return self.subject

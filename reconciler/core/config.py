@@ -219,6 +219,7 @@ class LoopModel(Strict):
 
     resync: Duration = 30.0
     stale_after: Duration = 300.0
+    healthy_after: Duration = 60.0
     prune: bool = False
     max_delete: Annotated[Limit, BeforeValidator(_limit)] = Limit(percent=25.0)
 

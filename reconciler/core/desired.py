@@ -95,6 +95,8 @@ class Desired(Struct, frozen=True, kw_only=True):
     diagnostics: tuple[Diagnostic, ...] = ()
     kill_clients: bool = False
     """An operator's explicit order to stop servers in use."""
+    ordered: bool = False
+    """A person orders this now: it is done to paused VMs too."""
     drained: Seconds | None = None
     """How long clients were waited for already; None: they are not waited for."""
     untouched: tuple[str, ...] = ()

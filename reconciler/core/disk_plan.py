@@ -19,6 +19,7 @@ from reconciler.core.actions import (
     Wait,
 )
 from reconciler.core.actual import Actual, Image, Server
+from reconciler.core.backoff import CRASH_LOOP, JITTER, LONGEST
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.guards import in_use, unfit, unfit_parent
@@ -367,10 +368,47 @@ class Disks:
                 )
             )
             return True
-        self.again(export, base, self.at_most(lease), taints=taints)
+        deaths, until = self.died(lease)
+        if until > self.now:
+            self.rest(base, deaths, until)
+            return False
+        self.again(export, base, self.at_most(lease), taints=taints, deaths=deaths)
         return True
 
-    def again(self, export: Export, base: dict[str, Any], lease: Lease, *, taints: bool) -> None:
+    def died(self, lease: Lease) -> tuple[int, Seconds]:
+        """How often in a row its server has died young, and until when it is left down.
+
+        Young is who did not live for `healthy_after`, nor for that long after the rest that its
+        own start began: when it died is not known later, so of one that is started when its rest
+        is over it cannot be said that it lived until then.
+        """
+        lived = self.now - max(lease.up, lease.rest)
+        if not lease.up or lived >= self.desired.settings.loop.healthy_after:
+            return 1, 0.0
+        far = lease.rest - self.now > LONGEST * (1 + JITTER)  # the clock was set back since
+        return lease.deaths + 1, 0.0 if far else lease.rest
+
+    def rest(self, base: dict[str, Any], deaths: int, until: Seconds) -> None:
+        """Leave down for a while what dies again and again. The words are the same every time."""
+        if deaths < CRASH_LOOP:
+            cause, why = "BackOff", f"its server has ended {deaths} times soon after it was up"
+        else:
+            cause = "CrashLoop"
+            why = (
+                "its server ends again and again, soon after it was up; its log and the kernel's "
+                "tell why. It is tried again every few minutes, and at once by reconciler apply"
+            )
+        self.actions.append(Wait(**base, cause=cause, why=why, until=until))
+
+    def again(
+        self,
+        export: Export,
+        base: dict[str, Any],
+        lease: Lease,
+        *,
+        taints: bool,
+        deaths: int = 0,
+    ) -> None:
         """Plan the start of a server in the place of one that is gone."""
         why = "its server is gone"
         if taints:
@@ -384,7 +422,7 @@ class Disks:
                 cause="ProcessGone",
                 why=why,
                 export=export,
-                lease=lease,
+                lease=replace(lease, deaths=deaths),
                 server=None,
                 taints=taints,
                 leased=self.leases.get(export_key(export)) == lease,
@@ -447,8 +485,8 @@ class Disks:
     def refuse(self, cause: str, why: str, disk: int | None = None) -> None:
         self.actions.append(Refuse(vm=self.vm.name, disk=disk, cause=cause, why=why))
 
-    def wait(self, cause: str, why: str) -> None:
-        self.actions.append(Wait(vm=self.vm.name, cause=cause, why=why))
+    def wait(self, cause: str, why: str, *, until: Seconds = 0.0) -> None:
+        self.actions.append(Wait(vm=self.vm.name, cause=cause, why=why, until=until))
 
 
 def export_key(export: Export) -> tuple[str, int, str, int]:

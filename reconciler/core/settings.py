@@ -117,6 +117,8 @@ class Loop(Struct, frozen=True, kw_only=True):
     """Between two looks at a VM of which nothing was heard."""
     stale_after: Seconds = 300.0
     """How long the client of an accepted run may be silent before its SNA is asked about it."""
+    healthy_after: Seconds = 60.0
+    """How long a server lives before its end is an accident, and not the next of a crash loop."""
     prune: bool = False
     """Stop what the directory does not name any more."""
     max_delete: Limit = Limit(percent=25.0)
@@ -196,6 +198,7 @@ class Settings(Struct, frozen=True, kw_only=True):
                 name: {"url": sna.url, "max_running": sna.max_running, "poll": sna.poll}
                 for name, sna in self.snas.items()
             },
+            "healthy_after": self.loop.healthy_after,
         }
 
     @classmethod
@@ -210,6 +213,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             advertise=value["advertise"],
             qemu_nbd=QemuNbd(**value["qemu_nbd"]),
             snas={name: Appliance(**sna) for name, sna in value["snas"].items()},
+            loop=Loop(healthy_after=value.get("healthy_after", Loop().healthy_after)),
         )
 
 

@@ -68,7 +68,9 @@ def disks(one: VmPlan, actual: Actual, ledger: Ledger) -> list[DiskView]:
 
 
 _TROUBLE: Final = ("hold", "refuse")
-_NO_TROUBLE: Final = frozenset({"RunActive", "SpecChangedHeld"})
+_FAULTS: Final = frozenset({"CrashLoop"})
+"""Waits that are a fault all the same: they end by the clock, and begin again."""
+_NO_TROUBLE: Final = frozenset({"Paused", "RunActive", "SpecChangedHeld"})
 """Holds that are the ordinary way of things and not a fault."""
 
 
@@ -81,13 +83,16 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     released = over and vm.release == "on_completion"
     pending = [action for action in one.actions if action.kind in CHANGES]
     waits = [action for action in one.actions if action.kind == "wait"]
-    faults = [action for action in one.actions if action.kind in _TROUBLE]
+    faults = [a for a in one.actions if a.kind in _TROUBLE or a.cause in _FAULTS]
 
     def said(kind: str, true: bool, reason: str, message: str) -> Condition:
         return Condition(kind, "True" if true else "False", reason, message)
 
     found = []
     blocked = [*faults, *waits, *pending]
+    pause = next((action for action in faults if action.cause == "Paused"), None)
+    if pause and blocked == [pause] and as_wanted(one, views):
+        blocked = faults = []
     failure = ledger.failures.get(one.name)
     tainted = call is not None and call.tainted and call.state.active
     failed = over and call is not None and call.state is not CallState.COMPLETED
@@ -126,6 +131,11 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
         if failure and blocked
         else said("Stalled", False, "NotStalled", "nothing stands in the way")
     )
+    found.append(
+        said("Paused", True, "Paused", pause.why)
+        if pause
+        else said("Paused", False, "NotPaused", "nobody has paused it")
+    )
     found += kept_by_source(one, ledger)
     if not vm.exported:
         return found
@@ -161,6 +171,19 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     if one.unsure:
         found.append(said("SpaceUnsure", True, "FullDisksDoNotFit", one.unsure))
     return found
+
+
+def as_wanted(one: VmPlan, views: Sequence[DiskView]) -> bool:
+    """Of a VM that is left alone: whether it is as it should be, as far as can be seen."""
+    call, vm = one.call, one.vm
+    if not vm.exported:
+        return not any(view.server for view in views) and not one.ports
+    if vm.purpose == "backup" and (call is None or call.run != vm.run):
+        return False
+    if call and call.state.terminal:
+        return call.state is CallState.COMPLETED
+    called = vm.purpose != "backup" or (call is not None and call.state is CallState.ACCEPTED)
+    return called and all(view.ready for view in views)
 
 
 def kept_by_source(one: VmPlan, ledger: Ledger) -> list[Condition]:

@@ -88,6 +88,27 @@ def parse_duration(text: str | int | float) -> Seconds:
     return sum(float(part.group(1)) * _SECONDS[part.group(2)] for part in parts)
 
 
+def parse_moment(text: str, now: Seconds) -> Seconds:
+    """A moment after `now`: a span from it, such as `2h`, or `2026-11-26T06:00`, which is local
+    time unless it says its zone. Raises ValueError."""
+    try:
+        moment = now + parse_duration(text)
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(text.strip()).timestamp()
+        except (ValueError, OverflowError, OSError) as error:
+            raise ValueError(
+                f"cannot read moment {text!r}: write it like 2h or 2026-11-26T06:00"
+            ) from error
+    if moment <= now:
+        raise ValueError(f"cannot use {text}: {stamp(moment)} is not later than now, {stamp(now)}")
+    try:
+        stamp(moment)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"cannot use {text}: no calendar goes that far") from error
+    return moment
+
+
 def format_duration(seconds: Seconds) -> str:
     """A span for people, two units at most: `340 ms`, `12 s`, `3 min 20 s`, `2 h 5 min`, `4 d`."""
     if seconds < 1:

@@ -8,14 +8,14 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Wait
+from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Wait, Witness
 from reconciler.core.actual import Actual, Server
 from reconciler.core.call import Call, CallEvent, CallState, difference
 from reconciler.core.call_plan import LOST, Calls
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.disk_plan import export_key
 from reconciler.core.guards import keeps
-from reconciler.core.ledger import Lease, Ledger
+from reconciler.core.ledger import EVERY, Lease, Ledger, Pause
 from reconciler.core.ports import Pool
 from reconciler.core.space import Room
 from reconciler.core.units import Port, Seconds, format_duration, stamp
@@ -38,6 +38,12 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     """Disk key → port."""
     unsure: str = ""
     """What could still fill up the file systems of its run; empty: nothing."""
+
+    @property
+    def again_at(self) -> Seconds:
+        """When the first wait ends by the clock alone; 0: none does."""
+        ends = [a.until for a in self.actions if isinstance(a, Wait | Hold) and a.until]
+        return min(ends, default=0.0)
 
     @property
     def lost_run(self) -> str:
@@ -63,6 +69,7 @@ class OneVm(Calls):
     def plan(self) -> VmPlan:
         hangs = self.actual.hangs.get(self.vm.name)
         trouble = self.actual.troubles.get(self.vm.name)
+        pause = None if self.desired.ordered else self.ledger.paused(self.vm.name, self.now)
         if hangs:
             self.refuse(
                 "StorageHangs",
@@ -74,6 +81,8 @@ class OneVm(Calls):
             self.refuse("ClaimedElsewhere", rival)
         elif self.twin:
             self.refuse("Renamed", self.twin)
+        elif pause:  # after what says that it is not ours to take note of anything either
+            self.paused(pause)
         elif self.vm.exported:
             self.exported()
         else:
@@ -111,6 +120,29 @@ class OneVm(Calls):
             cause, why = found
             subject = "its servers are left as they are"
             self.actions.append(Hold(vm=self.vm.name, cause=cause, why=why, subject=subject))
+
+    # -- what is left alone
+
+    def paused(self, pause: Pause) -> None:
+        """Nothing is changed; what became of the call is noted all the same, as it may be forgotten
+        by who knows it, and changes nothing of the VM."""
+        self.outcome()
+        ends = any(isinstance(action, Conclude) for action in self.actions)
+        self.actions = [action for action in self.actions if notes(action)]
+        self.ports = {server.mark.disk: server.mark.port for server in self.servers}
+        every = pause.vm == EVERY
+        until = f", until {stamp(pause.until)}" if pause.until else ""
+        end = "; its run is to end: that waits too" if ends else ""
+        self.actions.append(
+            Hold(
+                vm=self.vm.name,
+                cause="Paused",
+                why=f"{'every VM was' if every else 'it was'} paused at {stamp(pause.since)}"
+                f"{until}, by {pause.who or 'somebody'}: {pause.reason}{end}; to go on: "
+                f"reconciler resume {'--all' if every else self.vm.name}",
+                until=pause.until,
+            )
+        )
 
     # -- what is to be gone
 
@@ -313,9 +345,16 @@ class OneVm(Calls):
                 return False
         if call and call.retry_at > self.now:
             left = format_duration(call.retry_at - self.now)
-            self.wait("BackOff", f"{call.message}; next try in {left}")
+            self.wait("BackOff", f"{call.message}; next try in {left}", until=call.retry_at)
             return False
         return True
+
+
+def notes(action: Action) -> bool:
+    """Whether a step only writes down what somebody said of a call."""
+    if isinstance(action, Witness):
+        return action.event is CallEvent.WITNESS
+    return isinstance(action, Hold)
 
 
 def incomplete(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds, call: Call) -> str:

@@ -73,6 +73,7 @@ def test_a_vm_under_backup_is_ready() -> None:
         "Ready": ("True", "Converged"),
         "Reconciling": ("False", "NothingToDo"),
         "Stalled": ("False", "NotStalled"),
+        "Paused": ("False", "NotPaused"),
         "PortsAllocated": ("True", "Allocated"),
         "Exported": ("True", "Answering"),
         "Drifted": ("False", "AsDeclared"),
@@ -169,6 +170,7 @@ def test_an_absent_vm_is_ready_when_nothing_of_it_is_there() -> None:
         "Ready": ("True", "Absent"),
         "Reconciling": ("False", "NothingToDo"),
         "Stalled": ("False", "NotStalled"),
+        "Paused": ("False", "NotPaused"),
     }
     vm = a_vm()
     found = shown(absent(), running(vm), leased(vm, S.COMPLETED))

@@ -15,6 +15,7 @@ from reconciler.core.units import (
     format_size,
     natural,
     parse_duration,
+    parse_moment,
     parse_size,
     whole_sectors,
 )
@@ -233,3 +234,24 @@ def test_an_endpoint_that_others_can_reach_is_not_loopback(text: str) -> None:
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="cannot"):
         Endpoint.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2h", 7200),
+        ("1970-01-02T00:00Z", 86400 - 1000),
+        ("1970-01-02T01:00+01:00", 86400 - 1000),
+        (" 1970-01-02T00:00:30Z ", 86430 - 1000),
+    ],
+)
+def test_a_moment_is_a_span_from_now_or_a_date(text: str, seconds: float) -> None:
+    assert parse_moment(text, 1000.0) == 1000.0 + seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "0s", "1970-01-01T00:00Z", "2026-13-01", "99999999999d", "-1h"]
+)
+def test_no_moment_or_one_that_is_over_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot (read|use)"):
+        parse_moment(text, 1000.0)

@@ -49,11 +49,12 @@ def store(tmp_path: Path) -> Store:
 
 def test_what_is_written_is_read_back(store: Store, tmp_path: Path) -> None:
     store.hold([lease()], call())
-    store.started([lease()])
+    store.started([replace(lease(), deaths=3, rest=9.0)], 5.0)
     store.clients_seen([lease()])
+    risen = replace(lease(), started=True, clients_seen=True, up=5.0, deaths=3, rest=9.0)
     for ledger in (store.ledger(), read(tmp_path)):
         assert ledger is not None
-        assert ledger.leases == (replace(lease(), started=True, clients_seen=True),)
+        assert ledger.leases == (risen,)
         assert ledger.calls == (call(),)
     store.close()
 
@@ -379,4 +380,27 @@ def test_the_store_is_nobody_elses_to_read(store: Store, tmp_path: Path) -> None
     for path in tmp_path.iterdir():
         assert path.stat().st_mode & 0o077 == 0, path
     assert os.listdir(tmp_path)
+    store.close()
+
+
+def test_an_event_that_comes_again_between_others_only_counts_up(
+    store: Store, tmp_path: Path
+) -> None:
+    """As those of a crash loop do: its start, its end, its start …"""
+    again = [
+        Event(vm="ctx-1", reason="CrashLoop", message="again and again", disk=2000),
+        Event(vm="ctx-1", reason="Restarted", message="answers", disk=2000),
+    ]
+    for number in range(10):
+        store.record(again, "watch", 300.0 * number)
+    other = Event(vm="ctx-1", reason="CrashLoop", message="again and again", disk=2001)
+    store.record([other], "watch", 3000.0)
+    found = events(tmp_path, "ctx-1")
+    assert [(one.reason, one.disk, one.count, one.last) for one in found] == [
+        ("CrashLoop", 2001, 1, 3000.0),
+        ("Restarted", 2000, 10, 2700.0),
+        ("CrashLoop", 2000, 10, 2700.0),
+    ]
+    store.record(again[:1], "watch", 2700.0 + 3601)
+    assert len(events(tmp_path, "ctx-1")) == 4  # another story
     store.close()

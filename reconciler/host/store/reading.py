@@ -75,7 +75,7 @@ def events(directory: Path, vm: str, limit: int = 20) -> list[Event]:
     def query(db: sqlite3.Connection) -> list[Event]:
         rows = db.execute(
             "SELECT vm, reason, message, severity, disk, run, first, last, count FROM events "
-            "WHERE vm = ? ORDER BY id DESC LIMIT ?",
+            "WHERE vm = ? ORDER BY last DESC, id DESC LIMIT ?",
             (vm, limit),
         )
         names = ("vm", "reason", "message", "severity", "disk", "run", "first", "last", "count")

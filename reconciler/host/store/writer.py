@@ -40,6 +40,8 @@ from reconciler.host.store.rows import (
 from reconciler.host.store.schema import create, migrate
 
 EVENT_DAYS: Final = 90
+REPEATS: Final[Seconds] = 3600.0
+"""How long after an event the same one only counts up; longer than the longest back-off."""
 _EFFECTS: Final = {
     CallEvent.INTEND: Effect.INTENT,
     CallEvent.END: Effect.PUBLISH,
@@ -160,13 +162,20 @@ class Store:
             if call:
                 insert_call(db, call, replace_due=True)
 
-    def started(self, leases: Sequence[Lease], *, again: bool = False) -> None:
-        """Their servers answered, for the first time or `again`."""
+    def started(self, leases: Sequence[Lease], now: Seconds, *, again: bool = False) -> None:
+        """Their servers answered at `now`, for the first time or `again`.
+
+        How often they died before that, and how long they rest if they die again, is as the leases
+        say.
+        """
         with effect(Effect.STARTED), self._write() as db:
             db.executemany(
-                "UPDATE leases SET started = 1, restarts = restarts + ? WHERE hub = ? AND vm = ? "
-                "AND disk = ? AND run = ? AND attempt = ?",
-                [(int(again), self.hub, *lease.key) for lease in leases],
+                "UPDATE leases SET started = 1, restarts = restarts + ?, up = ?, deaths = ?, "
+                "rest = ? WHERE hub = ? AND vm = ? AND disk = ? AND run = ? AND attempt = ?",
+                [
+                    (int(again), now, lease.deaths, lease.rest, self.hub, *lease.key)
+                    for lease in leases
+                ],
             )
 
     def clients_seen(self, leases: Sequence[Lease]) -> None:
@@ -305,18 +314,21 @@ class Store:
     # -- for people
 
     def record(self, events: Iterable[Event], who: str, now: Seconds) -> None:
-        """Write events down; one that repeats the last of its VM only counts up."""
+        """Write events down; one that repeats another of its VM within an hour only counts up.
+
+        Also if others came in between: what is tried again and again makes a few rows, not many.
+        """
         with self._write() as db:
             for event in events:
-                last = db.execute(
-                    "SELECT id, reason, message, disk, run FROM events WHERE vm = ? "
-                    "ORDER BY id DESC LIMIT 1",
-                    (event.vm,),
-                ).fetchone()
-                same = (event.reason, event.message, event.disk, event.run)
-                if last and tuple(last[1:]) == same:
+                same = (event.vm, event.reason, event.message, event.disk, event.run)
+                known = db.execute(
+                    "SELECT max(id) FROM events WHERE vm = ? AND reason = ? AND message = ? "
+                    "AND disk IS ? AND run = ? AND last > ?",
+                    (*same, now - REPEATS),
+                ).fetchone()[0]
+                if known:
                     db.execute(
-                        "UPDATE events SET count = count + 1, last = ? WHERE id = ?", (now, last[0])
+                        "UPDATE events SET count = count + 1, last = ? WHERE id = ?", (now, known)
                     )
                     continue
                 insert_event(db, event, who, now)
