@@ -28,6 +28,7 @@ from reconciler.core.settings import (
     GitSource,
     Limit,
     Loop,
+    Notify,
     QemuNbd,
     SecretRef,
     Settings,
@@ -89,6 +90,15 @@ def _url(value: str) -> str:
     if parts.username or parts.password:
         raise ValueError("a URL with a password in it: write `token: {file: …}` instead")
     return value.rstrip("/")
+
+
+def _notify_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("this is not a URL like https://alerts.example/reconciler")
+    if parts.username or parts.password:
+        raise ValueError("a URL with a password in it: write `secret: {file: …}` instead")
+    return value
 
 
 def _git_url(value: str) -> str:
@@ -243,6 +253,18 @@ class GitModel(Strict):
         return self
 
 
+class NotifyModel(Strict):
+    url: Annotated[str, AfterValidator(_notify_url)] | None = None
+    secret: SecretModel | None = None
+    timeout: Duration = 10.0
+
+    @model_validator(mode="after")
+    def _somebody(self) -> NotifyModel:
+        if self.secret and not self.url:
+            raise ValueError("`secret` signs what is posted to `url`, which is not given")
+        return self
+
+
 class ConfigModel(Strict):
     hub: Name | None = None
     state: Path | None = None
@@ -255,6 +277,7 @@ class ConfigModel(Strict):
     api: ApiModel = ApiModel()
     loop: LoopModel = LoopModel()
     git: GitModel = GitModel()
+    notify: NotifyModel = NotifyModel()
 
 
 _SCALARS: dict[str, tuple[str, ...]] = {
@@ -262,6 +285,7 @@ _SCALARS: dict[str, tuple[str, ...]] = {
     "state": (),
     "api": ("listen",),
     "git": ("url", "branch", "interval"),
+    "notify": ("url", "timeout"),
 } | {
     section: tuple(model.model_fields)
     for section, model in (
@@ -375,6 +399,11 @@ def settings(
         listen=model.api.listen,
         loop=Loop(**{name: getattr(model.loop, name) for name in Loop.__struct_fields__}),
         git=_git(model.git, base),
+        notify=Notify(
+            url=model.notify.url or "",
+            secret=model.notify.secret.ref(base) if model.notify.secret else None,
+            timeout=model.notify.timeout,
+        ),
     )
 
 

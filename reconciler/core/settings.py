@@ -141,6 +141,18 @@ class GitSource(Struct, frozen=True, kw_only=True):
     """Absolute path of a file as in ssh-keygen(1); without a signature by one, no commit counts."""
 
 
+class Notify(Struct, frozen=True, kw_only=True):
+    """Who is told of troubles as they begin and end. Durations in seconds."""
+
+    url: str = ""
+    """Where messages are posted to; empty: nobody is told. Some receivers put a secret into it, so
+    no error, log or document shows more of it than its host."""
+    secret: SecretRef | None = None
+    """What messages are signed with."""
+    timeout: Seconds = 10.0
+    """For the connection, and for the answer."""
+
+
 class Settings(Struct, frozen=True, kw_only=True):
     """What holds for the whole hub."""
 
@@ -162,6 +174,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Where the callbacks of the appliances' clients are taken."""
     loop: Loop = field(default_factory=Loop)
     git: GitSource = field(default_factory=GitSource)
+    notify: Notify = field(default_factory=Notify)
 
     def repository_of(self, path: str) -> str | None:
         """The repository that a file lies in, by its path; the innermost, if one is in another."""

@@ -338,3 +338,32 @@ def test_a_branch_that_cannot_be_watched(text: str, words: list[str]) -> None:
     found = wrong(text)
     says(found, *words)
     assert "hunter2" not in found
+
+
+def test_who_is_told_is_read() -> None:
+    found = read("notify: {url: 'https://a.example/in?k=1', secret: {file: s}, timeout: 3s}").notify
+    assert found.url == "https://a.example/in?k=1"
+    assert (str(found.secret), found.timeout) == ("file /etc/r/s", 3.0)
+    assert read().notify.url == ""
+    assert read(environment={"RECONCILER_NOTIFY_URL": "http://b"}).notify.url == "http://b"
+
+
+@pytest.mark.parametrize(
+    ("text", "says_so"),
+    [
+        ("{url: 'https://user:the-secret@a.example'}", "write `secret: {file: …}`"),
+        ("{url: 'ftp://the-secret'}", "not a URL like"),
+        ("{url: https://a, secret: the-secret}", "never written in place"),
+        ("{secret: {file: s}}", "which is not given"),
+        ("{url: https://a, timeout: 0s}", "not a usable duration"),
+    ],
+)
+def test_who_is_told_cannot_be_written_so(text: str, says_so: str) -> None:
+    found = wrong(f"notify: {text}")
+    assert says_so in found
+    assert "the-secret" not in found
+
+
+def test_who_is_told_is_not_in_what_was_applied() -> None:
+    found = read("notify: {url: 'https://a.example/the-way-in', secret: {file: the-way-in}}")
+    assert "the-way-in" not in json.dumps(found.to_json())

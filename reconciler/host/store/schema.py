@@ -72,7 +72,7 @@ CREATE TABLE declared (
     gone REAL NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE notices (
     vm TEXT NOT NULL, run TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL,
-    message TEXT NOT NULL, PRIMARY KEY (vm, run, reason)) STRICT;
+    message TEXT NOT NULL, gone REAL NOT NULL DEFAULT 0, PRIMARY KEY (vm, run, reason)) STRICT;
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY, body TEXT NOT NULL, created REAL NOT NULL,
     tries INTEGER NOT NULL DEFAULT 0, next REAL NOT NULL DEFAULT 0,

@@ -14,8 +14,10 @@ from typing import Any, Final
 
 from reconciler.core.call import Call, CallEvent, job_id, step
 from reconciler.core.ledger import Declaration, Head, Lease, Ledger, Pause
+from reconciler.core.notices import Notice, Turn
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
+from reconciler.host.store import outbox
 from reconciler.host.store.files import (
     BUSY_TIMEOUT,
     NAME,
@@ -26,6 +28,7 @@ from reconciler.host.store.files import (
     findings,
     version_of,
 )
+from reconciler.host.store.outbox import Letter
 from reconciler.host.store.reading import elsewhere, home_of
 from reconciler.host.store.rows import (
     CALL,
@@ -310,6 +313,55 @@ class Store:
         """A person says that what one revision of the directory takes away may go."""
         with self._write() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('approved', ?)", (digest,))
+
+    # -- who is told
+
+    def notices(self) -> list[Notice]:
+        """The troubles that somebody was told of and that are not over."""
+        with self._mutex, explained(self.path, "read"):
+            return outbox.notices(self._db)
+
+    def notify(self, found: Turn, bodies: Sequence[str], now: Seconds) -> None:
+        """Take note of what began and what is over, and of what is to be said of it, in one step.
+
+        What waits is bounded: the oldest messages are dropped, and an event says so.
+        """
+        with self._write() as db:
+            dropped = outbox.note(db, found, bodies, now)
+            if dropped:
+                said = (
+                    f"{dropped} of the oldest messages were dropped: more than {outbox.MOST} wait "
+                    "for the receiver of `notify: {url: …}`"
+                )
+                self._dropped(db, said, now)
+
+    def outbox(self, limit: int = 1) -> list[Letter]:
+        """The oldest messages that wait."""
+        with self._mutex, explained(self.path, "read"):
+            return outbox.waiting(self._db, limit)
+
+    def sent(self, letter: int) -> None:
+        """A message has arrived."""
+        with self._write() as db:
+            db.execute("DELETE FROM outbox WHERE id = ?", (letter,))
+
+    def failed(self, letter: int, error: str, again_at: Seconds) -> None:
+        """A message has not arrived; it is tried again then."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE outbox SET tries = tries + 1, error = ?, next = ? WHERE id = ?",
+                (error, again_at, letter),
+            )
+
+    def given_up(self, letter: int, error: str, now: Seconds) -> None:
+        """A message will never arrive."""
+        with self._write() as db:
+            db.execute("DELETE FROM outbox WHERE id = ?", (letter,))
+            self._dropped(db, f"a message was dropped: {error}", now)
+
+    def _dropped(self, db: sqlite3.Connection, said: str, now: Seconds) -> None:
+        event = Event(vm="", severity="Warning", reason="NoticesDropped", message=said)
+        insert_event(db, event, "reconciler watch", now)
 
     # -- for people
 
