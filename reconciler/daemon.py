@@ -133,8 +133,17 @@ class Observers:
     ) -> None:
         """What a whole look found: VM → its conditions."""
 
-    def noted(self, store: Store, found: Mapping[str, Sequence[Condition]], now: Seconds) -> None:
-        """How some VMs stand after a look."""
+    def noted(
+        self,
+        store: Store,
+        planned: Plan,
+        found: Mapping[str, Sequence[Condition]],
+        now: Seconds,
+    ) -> None:
+        """How some VMs stand after a look: VM → its conditions."""
+
+    def gone(self, store: Store, names: Collection[str], now: Seconds) -> None:
+        """Of some VMs nothing is wanted any more."""
 
     def sourced(self, ok_at: Seconds | None, held: int) -> None:
         """The source was read; None: not well. `held`: VMs that are gone from it and stay up."""
@@ -192,7 +201,7 @@ class Work(Applier):
         self, store: Store, planned: Plan, actual: Actual, ledger: Ledger, now: Seconds
     ) -> dict[str, Sequence[Condition]]:
         found = super().note_conditions(store, planned, actual, ledger, now)
-        self.daemon.observers.noted(store, found, now)
+        self.daemon.observers.noted(store, planned, found, now)
         return found
 
     @contextmanager
@@ -537,7 +546,10 @@ class Daemon:
 
     def forget_gone(self, names: Collection[str], there: Collection[str]) -> None:
         """VMs of which nothing is wanted any more."""
-        for name in set(names) - set(there):
+        gone = set(names) - set(there)
+        if gone:
+            self.observers.gone(self.store, gone, time.time())
+        for name in gone:
             self.last.pop(name, None)
             self._wanted.pop(name, None)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from reconciler import orders
 from reconciler.core.errors import Exit, HostError, LockError, ReconcilerError, UsageError
 from reconciler.core.ledger import Pause
 from reconciler.core.plan import Plan
@@ -38,7 +39,7 @@ from reconciler.handover import (
     until,
 )
 from reconciler.look import Observer
-from reconciler.orders import Approve, Cancel
+from reconciler.orders import Approve, Cancel, Resume
 
 SILENT: Final[Seconds] = 30.0
 """How long who connects may say nothing."""
@@ -260,8 +261,10 @@ class Conversation:
             lines = order.carry_out(daemon.store, request.command, time.time(), eyes)
         if isinstance(order, Approve):
             daemon.unread.set()
+        every = isinstance(order, orders.Pause | Resume) and order.every
+        names = daemon.managed(daemon.store.ledger()) if every else order.vms
         if not isinstance(order, Cancel):  # the stop that follows is who looks
-            for name in order.vms:
+            for name in names:
                 daemon.kick(name, Priority.CHANGED)
         self.say(Said(tuple(lines)))
         self.say(Done())

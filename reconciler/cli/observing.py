@@ -10,13 +10,17 @@ from typing import Any
 from reconciler import logs
 from reconciler.core.actual import Actual
 from reconciler.core.ledger import Ledger
+from reconciler.core.notices import Seen
 from reconciler.core.plan import Plan
 from reconciler.core.queue import Item
 from reconciler.core.status import Condition, by_type
 from reconciler.core.units import Seconds
+from reconciler.core.vm_plan import VmPlan
 from reconciler.daemon import WORKERS, Observers
 from reconciler.execute import Step
+from reconciler.host.store import Store
 from reconciler.meters import Meters
+from reconciler.notifier import Notifier, note_notices
 
 _ERRORS = ("a look failed", "a command failed", "cannot", "the config was not")
 
@@ -27,6 +31,7 @@ class Told(Observers):
     def __init__(self) -> None:
         logs.to_stderr()
         self.meters = Meters()
+        self.notifier: Notifier | None = None
         self._looks = itertools.count(1)
         self._revision = ""
 
@@ -60,6 +65,26 @@ class Told(Observers):
         ready = {vm: by_type(some)["Ready"].status == "True" for vm, some in found.items()}
         self.meters.looked(planned, actual, ledger, ready)
 
+    def noted(
+        self,
+        store: Store,
+        planned: Plan,
+        found: Mapping[str, Sequence[Condition]],
+        now: Seconds,
+    ) -> None:
+        if self.notifier and self.notifier.notify().url:
+            seen = {
+                one.name: Seen(_run(one), tuple(found[one.name]))
+                for one in planned.vms
+                if one.name in found
+            }
+            if note_notices(store, seen, now):
+                self.notifier.kick()
+
+    def gone(self, store: Store, names: Collection[str], now: Seconds) -> None:
+        if self.notifier and note_notices(store, {}, now, names):
+            self.notifier.kick()
+
     def sourced(self, ok_at: Seconds | None, held: int) -> None:
         self.meters.sourced(ok_at, held)
 
@@ -68,3 +93,7 @@ class Told(Observers):
 
     def beat(self, counts: str, working: Collection[Seconds]) -> None:
         self.meters.beat(working, WORKERS)
+
+
+def _run(one: VmPlan) -> str:
+    return one.call.run if one.call and one.call.state.active else one.vm.run

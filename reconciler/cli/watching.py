@@ -18,11 +18,11 @@ from reconciler.cli.serving import alone, opened
 from reconciler.core.errors import Exit, HostError
 from reconciler.core.units import Seconds
 from reconciler.host import lock
-from reconciler.host.files import SPECS
+from reconciler.host.files import SPECS, secret
 from reconciler.loop import load_settings
 
 if TYPE_CHECKING:
-    from reconciler.core.settings import Settings
+    from reconciler.core.settings import Secret, Settings
 
 
 @click.command()
@@ -55,6 +55,7 @@ def watch(
     from reconciler.host.git import describe
     from reconciler.host.watching import Watch
     from reconciler.meters import CONTENT_TYPE
+    from reconciler.notifier import Notifier
     from reconciler.reception import Reception
     from reconciler.source import Fetcher, Source, mirror_of
 
@@ -69,6 +70,15 @@ def watch(
 
     class Site(Daemon):
         """The loop, with its callbacks and its commands."""
+
+        def signing(self) -> Secret | None:
+            """What messages are signed with. Raises HostError."""
+            ref = self.settings.notify.secret
+            return secret(ref, self.environment) if ref else None
+
+        def alive(self) -> str:
+            failure = told.notifier.failure if told.notifier else None
+            return f"the notifier ended: {failure}" if failure else super().alive()
 
         @contextmanager
         def attached(self) -> Iterator[None]:
@@ -86,6 +96,11 @@ def watch(
                 )
                 stack.callback(ears.close)
                 opened(ears)
+                told.notifier = notifier = Notifier(
+                    self.store, lambda: self.settings.notify, self.signing, told.said
+                )
+                notifier.start()
+                stack.callback(notifier.close)
                 if fetcher:
                     fetcher.kick = self.unread.set
                     fetcher.start()
