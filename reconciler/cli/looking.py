@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -40,12 +41,34 @@ def version() -> None:
 @click.command()
 @click.argument("vms", nargs=-1, metavar="[VM…]")
 @options.output("table", "wide", "json", "name")
+@click.option(
+    "-w", "--watch", "watching", is_flag=True, help="Show it again when it changes, until Ctrl-C."
+)
+@click.option(
+    "-n",
+    "--interval",
+    type=options.Duration(),
+    default="2s",
+    show_default=True,
+    help="With --watch: between two looks.",
+)
 @click.pass_obj
-def status(config: str | None, vms: tuple[str, ...], output: str) -> None:
+def status(
+    config: str | None, vms: tuple[str, ...], output: str, watching: bool, interval: float
+) -> None:
     """What was applied last, against what really runs: processes, ports, handshakes.
 
     Reads only; works while another command is changing things.
     """
+    if watching:
+        from reconciler.cli.redrawing import redraw
+
+        redraw(partial(show_status, config, vms, output), max(interval, 0.1))
+    show_status(config, vms, output)
+
+
+def show_status(config: str | None, vms: Collection[str], output: str) -> None:
+    """Print the status once."""
     state = directory(config)
     ledger, holder = read(state)
     if ledger is None or not ledger.settings:

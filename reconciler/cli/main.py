@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "stop": ("applying", "Stop the exports of VMs, whatever the specs say."),
     "status": ("looking", "What was applied, against what really runs."),
     "explain": ("looking", "What one VM waits for, since when, and what to type next."),
+    "events": ("telling", "What happened, newest last; -w goes on telling."),
+    "wait": ("waiting", "Stay until VMs are ready, completed or gone."),
     "history": ("history", "The runs of one VM: when, by whom, and how they ended."),
     "resolve": ("calls", "Say what became of a call whose outcome is unknown."),
     "retry": ("calls", "Ask again for a run that was refused or could not be sent."),

@@ -53,6 +53,8 @@ def loaded(site: Site, *arguments: str) -> set[str]:
         (["status", "-o", "json"], 95),
         (["state", "--help"], 95),
         (["state", "info"], 95),
+        (["events"], 95),
+        (["events", "-o", "json"], 95),
     ],
 )
 def test_light_commands_load_little(site: Site, arguments: list[str], most: int) -> None:
@@ -70,6 +72,8 @@ def test_status_of_what_runs_loads_little(site: Site, appliance: Appliance) -> N
         ["status", "-o", "wide"],
         ["history", "ctx-1"],
         ["history", "ctx-1", "-o", "json"],
+        ["events", "ctx-1"],
+        ["wait", "ctx-1", "--for", "Ready"],
         ["state", "backup", "copy.db"],
     ):
         found = loaded(site, *arguments)
@@ -95,7 +99,8 @@ def test_a_look_that_changes_nothing(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("ctx-1"), site.vm("ctx-2"))
     before[site.specs / "vms.yaml"] = (site.specs / "vms.yaml").stat().st_mtime_ns
     looks = (["plan"], ["diff"], ["validate"], ["status"], ["explain", "ctx-1"])
-    for command in (*looks, ["history", "ctx-1"], ["backup", "--list"]):
+    more = (["events"], ["wait", "ctx-1", "--for", "Ready"], ["backup", "--list"])
+    for command in (*looks, ["history", "ctx-1"], *more):
         site.run(*command, code=None)
     after = {p: p.stat().st_mtime_ns for p in site.folder.rglob("*") if "appliance" not in p.parts}
     assert after == before

@@ -4,7 +4,7 @@ Every change is one transaction that is on the disk when the method returns.
 """
 
 from reconciler.host.store.files import NAME, StoreError, StoreLockedError, WrongHubError
-from reconciler.host.store.reading import events, read, state_id_of
+from reconciler.host.store.reading import events, later_events, newest_events, read, state_id_of
 from reconciler.host.store.rows import Event
 from reconciler.host.store.writer import EVENT_DAYS, Store
 
@@ -17,6 +17,8 @@ __all__ = [
     "StoreLockedError",
     "WrongHubError",
     "events",
+    "later_events",
+    "newest_events",
     "read",
     "state_id_of",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from reconciler.core.call import Call
 from reconciler.core.ledger import Head, Ledger
+from reconciler.core.units import Seconds
 from reconciler.host.store.files import NAME, StoreError, looked_up
 from reconciler.host.store.rows import Event, calls_of, identity, ledger_of
 
@@ -71,14 +72,43 @@ def elsewhere(meta: Mapping[str, str], path: Path) -> str:
 
 def events(directory: Path, vm: str, limit: int = 20) -> list[Event]:
     """The newest events of a VM, newest first. Raises StoreError."""
+    return newest_events(directory, [vm], limit=limit)[::-1]
+
+
+def newest_events(
+    directory: Path, vms: Collection[str] = (), *, limit: int, since: Seconds = 0.0
+) -> list[Event]:
+    """The newest events of some VMs, or of all, by when they came last. Raises StoreError."""
+    where, names = _of(vms)
+    found = _events(directory, f"last >= ? {where}", (since, *names), limit)
+    return found[::-1]
+
+
+def later_events(
+    directory: Path, vms: Collection[str] = (), *, number: int, since: Seconds
+) -> list[Event]:
+    """The events that are newer than a number, or came again since a moment. Raises StoreError."""
+    where, names = _of(vms)
+    found = _events(directory, f"(id > ? OR last >= ?) {where}", (number, since, *names), -1)
+    return found[::-1]
+
+
+def _of(vms: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    places = ", ".join("?" * len(vms))
+    return (f"AND vm IN ({places})" if vms else ""), tuple(vms)
+
+
+def _events(directory: Path, where: str, values: Sequence[object], limit: int) -> list[Event]:
+    """Newest first; all of them, if the limit is below 0."""
+    names = Event.__struct_fields__
+    columns = ", ".join("id" if name == "number" else name for name in names)
 
     def query(db: sqlite3.Connection) -> list[Event]:
         rows = db.execute(
-            "SELECT vm, reason, message, severity, disk, run, first, last, count FROM events "
-            "WHERE vm = ? ORDER BY last DESC, id DESC LIMIT ?",
-            (vm, limit),
+            f"SELECT {columns} FROM events WHERE {where} "  # noqa: S608 names are ours
+            "ORDER BY last DESC, id DESC LIMIT ?",
+            (*values, limit),
         )
-        names = ("vm", "reason", "message", "severity", "disk", "run", "first", "last", "count")
         return [Event(**dict(zip(names, row, strict=True))) for row in rows]
 
     return looked_up(directory / NAME, query) or []

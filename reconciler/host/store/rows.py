@@ -43,6 +43,9 @@ class Event(Struct, frozen=True, kw_only=True):
     first: Seconds = 0.0
     last: Seconds = 0.0
     count: int = 1
+    number: int = 0
+    """Which one of its store; 0: it is not written down yet."""
+    who: str = ""
 
 
 def insert_event(db: sqlite3.Connection, event: Event, who: str, now: Seconds) -> None:
