@@ -13,6 +13,7 @@ import os
 import queue
 import select
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -58,6 +59,8 @@ QUIET: Final[Seconds] = 0.02
 """How long a directory has to be quiet before it is read: many files are saved one by one."""
 RESTLESS: Final[Seconds] = 1.0
 """It is read after this long at the latest, quiet or not."""
+SWITCH: Final[Seconds] = 0.0005
+"""How long a thread that works keeps the others from it; Python's own default is 5 ms."""
 CLIENTS_LEAVE: Final[Seconds] = 1.0
 """Between two looks at a VM whose clients hold a change."""
 RESYNC_LATE: Final[Seconds] = 120.0
@@ -188,12 +191,22 @@ class Work(Applier):
         yield self.daemon.store
 
     def hub(self, _store: Store, /) -> Hub:
-        return self.daemon.hands(self.command, asks=self.asks, calm=self.calm)
+        self.hands = self.daemon.hands(self.command, asks=self.asks, calm=self.calm)
+        return self.hands
 
     def planned(
         self, desired: Desired, actual: Actual, remembered: Callable[[], Ledger], now: Seconds
     ) -> Plan:
-        found = self.daemon.planned(desired, actual, remembered, now, fly=True)
+        found = None
+        if self.hands.narrow:
+            # A heal takes nothing that others could take too; if there is more to it, it is planned
+            # again beside the others.
+            found = plan(desired, actual, remembered().only(desired.vms.keys()), now)
+            if any(action.kind not in ("restart", "wait", "hold") for action in found.actions):
+                self.hands.narrow = False
+                actual = self.hands.look(desired, remembered())
+                found = None
+        found = found or self.daemon.planned(desired, actual, remembered, now, fly=True)
         self.flying.update(desired.vms)
         return found
 
@@ -313,6 +326,8 @@ class Daemon:
 
                 raise ConfigError([Diagnostic("error", str(error))]) from error
             stack.callback(self.store.close)
+            # While a resync works, a heal has to get the interpreter's lock twenty times.
+            sys.setswitchinterval(SWITCH)
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             stack.callback(os.close, self._wake)
             self._epoll = stack.enter_context(select.epoll())

@@ -146,6 +146,15 @@ class Roster:
     def note_connections(self, pid: int, found: Collection[int]) -> None:
         self._connections[pid] = frozenset(found)
 
+    def of(self, vms: Collection[str]) -> list[tuple[proc.Process, Served]]:
+        """Those of some VMs."""
+        with self._mutex:
+            return [
+                (process, served)
+                for process, served, _ in self._known.values()
+                if served.mark and served.mark.vm in vms
+            ]
+
     def pidfd(self, identity: Identity) -> int | None:
         """The descriptor of one server; it is the roster's own."""
         found = self._known.get(identity)
@@ -250,6 +259,8 @@ class Hands(Hub):
         self.roster, self.sockets, self.heard = roster, kept, reports
         self.calm = calm
         self.scope: Collection[str] = ()
+        self.narrow = False
+        """The last look saw nothing but what is in scope."""
 
     def look(
         self, desired: Desired, ledger: Ledger, *, ask: bool = True, secrets: bool = True
@@ -257,6 +268,7 @@ class Hands(Hub):
         self.scope = desired.vms.keys()
         calm, self.calm = self.calm, None
         actual = self._since(calm) if calm else None
+        self.narrow = actual is not None
         if actual is None:
             self.kept = self.sockets.inodes()
             actual = super().look(desired, ledger, ask=ask and self.heard is None, secrets=secrets)
@@ -269,22 +281,18 @@ class Hands(Hub):
         This is what a heal waits for. The images of the ended are looked at, as what was written
         decides what their end means; all else is looked at when they are up again.
         """
-        known = {server.identity: server for server in calm.servers}
+        before = [server for server in calm.servers if server.mark.vm in self.scope]
+        known = {server.identity: server for server in before}
         alive: list[Server] = []
-        for process, served in self.roster.ours():
+        for process, served in self.roster.of(self.scope):
             server = known.get(process.identity)
-            if server is None:
-                assert served.mark is not None
-                if served.mark.vm in self.scope:
-                    return None
-                server = self._server(process, served, {}, {})
-            elif server.mark.vm in self.scope and (
-                proc.identify(server.pid) != server.identity or served.starting
-            ):
+            if server is None or served.starting:
+                return None
+            if proc.identify(server.pid) != server.identity:
                 return None
             alive.append(server)
         here = {server.identity for server in alive}
-        ended = [s for s in calm.servers if s.mark.vm in self.scope and s.identity not in here]
+        ended = [server for server in before if server.identity not in here]
         if not ended or not all(self.sockets.has(server.mark.port) for server in ended):
             return None
         images = dict(calm.images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any, Final, TypeAlias, overload
@@ -329,6 +329,15 @@ class Ledger(Struct, frozen=True, kw_only=True):
 
     def completed_runs(self, vm: str) -> list[str]:
         return self._calls.completed_runs(vm)
+
+    def only(self, vms: Collection[str]) -> Ledger:
+        """What is remembered of some VMs: enough for a plan that takes nothing from others."""
+        return replace(
+            self,
+            leases=tuple(lease for lease in self.leases if lease.vm in vms),
+            calls=[call for vm in vms for call in self.runs(vm)],
+            applied={vm: self.applied[vm] for vm in vms if vm in self.applied},
+        )
 
     def put(self, calls: Iterable[Call]) -> Ledger:
         """The same with these calls, in the place of those that they replace or at the end."""
