@@ -157,6 +157,9 @@ class Observers:
     def reloading(self) -> None:
         """The config is read again."""
 
+    def reloaded(self) -> None:
+        """It was, and taken or not."""
+
     def ending(self) -> None:
         """The end has begun."""
 
@@ -977,6 +980,12 @@ class Daemon:
     def reconfigure(self) -> None:
         """Take the config as it is now, if it can be used; else keep the old one and say so."""
         self.observers.reloading()
+        try:
+            self._take_config()
+        finally:
+            self.observers.reloaded()
+
+    def _take_config(self) -> None:
         try:
             fresh = self.reload()
         except ReconcilerError as error:
