@@ -41,6 +41,7 @@ from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Step
 from reconciler.host import lock
+from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Store, WrongHubError
 from reconciler.hub import Hub
 from reconciler.keeping import Hands, Roster, Sockets
@@ -304,6 +305,7 @@ class Daemon:
 
     def run(self) -> int:
         """Keep the hub true. Raises ReconcilerError if it cannot begin, or cannot go on."""
+        close_inherited()  # once: what we open ourselves goes on to no server
         with ExitStack() as stack:
             directory = state_directory_of(self.settings)
             stack.enter_context(

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,11 +102,3 @@ def managing(site: Site, unit: Path | None = None, watchdog: float = 0.0) -> Ite
         found.close()
         assert "Traceback" not in found.log, found.log
         assert "this is a bug" not in found.log, found.log
-
-
-def quiet(manager: Manager, seconds: float) -> list[str]:
-    """What it is told within that time."""
-    manager.listen()
-    before = len(manager.heard)
-    time.sleep(seconds)
-    return manager.listen()[before:]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -15,7 +17,7 @@ from reconciler.host import nbd
 from tests.e2e.site import Appliance, Site, until
 from tests.e2e.test_watch import quick as quick  # the fixture
 from tests.e2e.test_watch import settled
-from tests.systemd import Manager, managing
+from tests.systemd import ENTER, Manager, managing
 
 
 def render(site: Site, *arguments: str) -> Path:
@@ -54,14 +56,18 @@ def test_it_says_how_it_is(quick: Site, appliance: Appliance) -> None:
 
 
 def test_it_is_not_ready_before_every_vm_was_looked_at(quick: Site, appliance: Appliance) -> None:
-    appliance.misbehave("hang", 1)
+    appliance.misbehave("hang-before", 1)
     quick.spec(quick.vm("ctx-1"))
     with managing(quick, watchdog=0.4) as manager:
         manager.start()
-        manager.hears("WATCHDOG=1")
-        assert "READY=1" not in manager.heard[: manager.heard.index("WATCHDOG=1")]
-        assert any(line.startswith("STATUS=looking at every VM once") for line in manager.heard)
-        appliance.behave()
+        until(lambda: bool(quick.servers()), "its server")
+        manager.listen()
+        manager.heard.clear()
+        manager.hears("STATUS=looking at every VM once: 0 VMs, 0 exports")
+        assert "WATCHDOG=1" in manager.heard
+        assert "READY=1" not in manager.heard
+        assert manager.process
+        manager.process.kill()  # its end would wait for the appliance
 
 
 def test_what_is_asked_while_it_is_down_waits(quick: Site, appliance: Appliance) -> None:
@@ -100,12 +106,8 @@ def test_serve_takes_the_socket_too(quick: Site) -> None:
 
 
 def start_serve(manager: Manager) -> None:
-    from tests.systemd import ENTER
-
     site = manager.site
     environment = {**os.environ, "HOME": str(site.folder), "NOTIFY_SOCKET": manager.address}
-    import sys
-
     with (site.folder / "daemon.log").open("a") as log:
         manager.process = subprocess.Popen(
             [sys.executable, "-c", ENTER, str(manager.api.fileno()), "reconciler", "serve"],
@@ -118,8 +120,6 @@ def start_serve(manager: Manager) -> None:
 def test_a_socket_that_is_not_where_the_config_says_is_refused(quick: Site, host: str) -> None:
     with managing(quick) as manager:
         manager.api.close()
-        import socket
-
         manager.api = socket.create_server((host, quick.api))
         manager.start()
         assert manager.process
@@ -142,10 +142,10 @@ def test_in_the_units_sandbox_it_starts_calls_heals_and_takes_over(
         os.kill(first.pid, signal.SIGKILL)
         healed(quick, first.pid)
         manager.stop(signal.SIGKILL)
-        before = set(quick.pids())
+        before = set(quick.pids().values())
         manager.start()
         manager.hears("READY=1")
-        assert set(quick.pids()) == before
+        assert set(quick.pids().values()) == before
         port = next(iter(quick.servers().values())).port
         until(lambda: holders(manager, port) == 1, "a copy of the socket of a server it found")
         os.kill(next(iter(quick.servers())).pid, signal.SIGKILL)
@@ -156,7 +156,7 @@ def test_in_the_units_sandbox_it_starts_calls_heals_and_takes_over(
 def confined(manager: Manager) -> bool:
     """The daemon and its servers have no capability, no way to one, and filters."""
     assert manager.process
-    pids = [manager.process.pid, *manager.site.pids()]
+    pids = [manager.process.pid, *manager.site.pids().values()]
     for pid in pids:
         status = dict(
             line.split(":\t", 1)
