@@ -9,7 +9,7 @@ JOBS ?= 4
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-system: ## Install missing system packages: qemu-utils, libnbd-bin, python3-venv, e2fsprogs
+system: ## Install missing system packages: qemu-utils, libnbd-bin, python3-venv, e2fsprogs, systemd
 	@examples/demo/install.sh
 
 $(BIN)/reconciler: pyproject.toml

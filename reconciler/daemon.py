@@ -42,6 +42,7 @@ from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Step
 from reconciler.host import lock
+from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Store, WrongHubError
 from reconciler.hub import Hub
 from reconciler.keeping import Hands, Roster, Sockets
@@ -159,6 +160,9 @@ class Observers:
 
     def reloading(self) -> None:
         """The config is read again."""
+
+    def reloaded(self) -> None:
+        """It was, and taken or not."""
 
     def ending(self) -> None:
         """The end has begun."""
@@ -314,6 +318,7 @@ class Daemon:
 
     def run(self) -> int:
         """Keep the hub true. Raises ReconcilerError if it cannot begin, or cannot go on."""
+        close_inherited()  # once: what we open ourselves goes on to no server
         with ExitStack() as stack:
             directory = state_directory_of(self.settings)
             stack.enter_context(
@@ -992,6 +997,12 @@ class Daemon:
     def reconfigure(self) -> None:
         """Take the config as it is now, if it can be used; else keep the old one and say so."""
         self.observers.reloading()
+        try:
+            self._take_config()
+        finally:
+            self.observers.reloaded()
+
+    def _take_config(self) -> None:
         try:
             fresh = self.reload()
         except ReconcilerError as error:

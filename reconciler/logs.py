@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
 import structlog
@@ -32,7 +33,7 @@ def configure(stream: TextIO, environment: Mapping[str, str] = os.environ) -> No
         _hidden,
     ]
     if terminal:
-        processors.append(structlog.dev.ConsoleRenderer(pad_event=0))
+        processors.append(structlog.dev.ConsoleRenderer(0))
     else:
         processors.append(structlog.processors.EventRenamer("message"))
         processors.append(structlog.processors.JSONRenderer(default=str))
@@ -77,9 +78,13 @@ def _with_priority(_logger: Any, name: str, line: str) -> str:
 
 
 def log(message: str, *, level: str = "info", **fields: Any) -> None:
-    """One line. Fields that are empty are left out."""
+    """One line. Fields that are empty are left out.
+
+    A pipe that nobody reads any more, or a full disk below the log, stops no backup.
+    """
     said = {key: value for key, value in fields.items() if value not in (None, "")}
-    getattr(structlog.get_logger(), level)(message, **said)
+    with suppress(OSError):
+        getattr(structlog.get_logger(), level)(message, **said)
 
 
 def bind(**fields: Any) -> None:

@@ -19,7 +19,6 @@ from reconciler.core.call import CallState
 from reconciler.core.disk_plan import export_key
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan
-from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds
 from reconciler.execute import Step
 
@@ -70,6 +69,10 @@ class Meters:
         self.starts = times("reconciler_export_start_seconds", "From the start to the handshake")
         self.calls = counter("reconciler_call_total", "Calls to SNAs by their outcome", "outcome")
         self.open_calls = gauge("reconciler_calls", "Calls that have not ended", "state")
+        self.oldest = gauge(
+            "reconciler_oldest_run_timestamp_seconds",
+            "When the run that has gone on for longest was called for; 0: none goes on",
+        )
         self.unknown = gauge("reconciler_calls_unknown", "Calls whose outcome is not known")
         self.held = gauge("reconciler_prune_held", "VMs gone from the source that are kept up")
         self.paused = gauge("reconciler_paused", "VMs that a person has paused")
@@ -140,6 +143,8 @@ class Meters:
         states = Tally(call.state for call in ledger.open)
         for state in (s for s in CallState if not s.terminal):
             self.open_calls.labels(state.lower()).set(states[state])
+        active = [call.called or call.created for call in ledger.open if call.state.active]
+        self.oldest.set(min(active, default=0.0))
         self.unknown.set(states[CallState.UNKNOWN])
         causes = [{action.cause for action in one.actions} for one in planned.vms]
         self.paused.set(sum("Paused" in found for found in causes))
@@ -172,23 +177,3 @@ def _outcome(step: Step) -> str:
     if state is CallState.DUE:
         return "nothing_sent"
     return str(state).lower() if state in (CallState.ACCEPTED, CallState.REJECTED) else "unknown"
-
-
-def textfile(settings: Settings, verdicts: Mapping[str, int], steps: Collection[Step]) -> bytes:
-    """What one apply came to, for node_exporter's textfile collector."""
-    registry = CollectorRegistry()
-    labels = ("hub",)
-
-    def gauge(name: str, text: str, *more: str) -> Gauge:
-        return Gauge(name, text, (*labels, *more), registry=registry)
-
-    hub = settings.hub
-    last = gauge("reconciler_apply_last_run_timestamp_seconds", "When apply was run last")
-    last.labels(hub).set(time.time())
-    vms = gauge("reconciler_apply_vms", "VMs by how they stand; 0 is as declared", "exit_code")
-    for code, count in Tally(verdicts.values()).items():
-        vms.labels(hub, str(int(code))).set(count)
-    done = gauge("reconciler_apply_steps", "What was done", "action", "ok")
-    for (kind, ok), count in Tally((s.action.kind, s.ok) for s in steps).items():
-        done.labels(hub, kind, str(ok).lower()).set(count)
-    return generate_latest(registry)

@@ -11,6 +11,7 @@ PYTHON="${PYTHON:-python3}"
 need qemu-nbd qemu-utils
 need nbdcopy libnbd-bin
 need mke2fs e2fsprogs
+need systemd-analyze systemd
 need "$PYTHON" python3
 if command -v "$PYTHON" >/dev/null 2>&1; then
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -27,7 +28,7 @@ fi
 install="apt-get update && apt-get install -y --no-install-recommends$missing"
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "cannot install:$missing is missing, and there is no apt-get here; install what has" \
-        "qemu-nbd, nbdcopy, mke2fs and Python's venv" >&2
+        "qemu-nbd, nbdcopy, mke2fs, systemd-analyze and Python's venv" >&2
     exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then

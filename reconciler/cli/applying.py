@@ -19,7 +19,7 @@ from reconciler.cli import options, tables, text
 from reconciler.cli.progress import Display
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
-from reconciler.core.errors import Exit, HostError
+from reconciler.core.errors import Exit, HostError, ReconcilerError
 from reconciler.core.plan import Plan
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds, format_duration
@@ -54,6 +54,11 @@ DRAIN_LOOK: Final[Seconds] = 0.5
 )
 @options.drain_timeout
 @options.lock_timeout
+@click.option(
+    "--textfile",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write how it went there, for node_exporter's textfile collector.",
+)
 @options.output("text", "json")
 @click.pass_obj
 def apply(
@@ -65,6 +70,7 @@ def apply(
     prune: bool,
     drain_timeout: float,
     lock_timeout: float,
+    textfile: Path | None,
     output: str,
 ) -> int:
     """Make the specs true: servers, ports, and one call per VM.
@@ -75,13 +81,16 @@ def apply(
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
     settings = load_settings(config, os.environ)
-    source = load_source(files, settings)
-    wish = Specs.of(source, prune=prune)
-    wanted = Asked(wish, wish.desire(settings, source))
     session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
-    return session.carry_out(
-        wanted, output, yes=yes, wait=wait, timeout=timeout, drain=drain_timeout
-    )
+    with session.measured(textfile) as ended:
+        source = load_source(files, settings)
+        wish = Specs.of(source, prune=prune)
+        wanted = Asked(wish, wish.desire(settings, source))
+        code = session.carry_out(
+            wanted, output, yes=yes, wait=wait, timeout=timeout, drain=drain_timeout
+        )
+        ended(code)
+    return code
 
 
 @click.command()
@@ -160,6 +169,8 @@ class Session:
         self.steps: list[Step] = []
         """Everything that was done, over all passes."""
         self.last: tuple[Plan, Actual] | None = None
+        self.verdicts: Mapping[str, Exit] = {}
+        """VM → how it stands at the end."""
 
     def emit(self, step: Step) -> None:
         self.steps.append(step)
@@ -214,8 +225,33 @@ class Session:
             if ears and not outcome.interrupted:
                 outcome, timed_out = self.stay(wanted, outcome, timeout, ears)
                 code = Exit.TIMED_OUT if timed_out else outcome.exit_code()
+        self.verdicts = outcome.verdicts()
         self.report(outcome, output)
         return self.signal_code or code
+
+    @contextmanager
+    def measured(self, path: Path | None) -> Iterator[Callable[[int], None]]:
+        """Write at the end how it went, whatever the end is. The exit code is told, or an error's.
+
+        What cannot be written is said, and changes nothing: backups are not for the figures.
+        """
+        codes: list[int] = []
+        try:
+            yield codes.append
+        except ReconcilerError as error:
+            codes.append(error.exit)
+            raise
+        finally:
+            if path:
+                self._measure(path, codes[0] if codes else self.signal_code or Exit.ERROR)
+
+    def _measure(self, path: Path, code: int) -> None:
+        from reconciler import textfile  # only who asks for it loads what writes it
+
+        try:
+            textfile.write(path, self.settings.hub, code, self.verdicts, self.steps, time.time())
+        except HostError as error:
+            options.say(f"warning: {error}", err=True)
 
     def apply(self, wanted: Asked, *, yes: bool, order: bool = False) -> Outcome | None:
         """Show, ask if asked to, do."""

@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "resume": ("pausing", "Have paused VMs as the specs say again."),
     "approve": ("source", "Let one revision of the directory remove many VMs."),
     "state": ("state", "Back up, restore and look into what the hub remembers."),
+    "render": ("render", "Print systemd units, made from the config."),
     "version": ("looking", "Show the version."),
 }
 """Command → the module that has it, and the line in --help that is shown without importing it."""

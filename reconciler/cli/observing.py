@@ -1,14 +1,16 @@
-"""Who is told what the daemon does: the log, the meters, systemd."""
+"""Who is told what the daemon does: the log, the meters, systemd, the webhook."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from reconciler import logs
 from reconciler.core.actual import Actual
+from reconciler.core.errors import HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.notices import Seen
 from reconciler.core.plan import Plan
@@ -18,6 +20,7 @@ from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.daemon import WORKERS, Observers
 from reconciler.execute import Step
+from reconciler.host import systemd
 from reconciler.host.store import Store
 from reconciler.meters import Meters
 from reconciler.notifier import Notifier, note_notices
@@ -32,6 +35,9 @@ class Told(Observers):
         logs.to_stderr()
         self.meters = Meters()
         self.notifier: Notifier | None = None
+        self.trouble: Callable[[], str] = lambda: ""
+        """Why the daemon should be ended; empty: it moves."""
+        self._ready = False
         self._looks = itertools.count(1)
         self._revision = ""
 
@@ -78,21 +84,48 @@ class Told(Observers):
                 for one in planned.vms
                 if one.name in found
             }
-            if note_notices(store, seen, now):
-                self.notifier.kick()
+            self._told(store, seen, now)
 
     def gone(self, store: Store, names: Collection[str], now: Seconds) -> None:
-        if self.notifier and note_notices(store, {}, now, names):
-            self.notifier.kick()
+        if self.notifier:
+            self._told(store, {}, now, names)
+
+    def _told(
+        self,
+        store: Store,
+        seen: Mapping[str, Seen],
+        now: Seconds,
+        gone: Collection[str] = (),
+    ) -> None:
+        try:
+            if note_notices(store, seen, now, gone) and self.notifier:
+                self.notifier.kick()
+        except HostError as error:  # who is told is no reason not to heal
+            self.said("cannot note who is to be told", error=str(error))
 
     def sourced(self, ok_at: Seconds | None, held: int) -> None:
         self.meters.sourced(ok_at, held)
 
     def ready(self, counts: str) -> None:
         logs.log("ready", counts=counts)
+        self._ready = True
+        systemd.notify("READY=1", f"STATUS={counts}")
 
     def beat(self, counts: str, working: Collection[Seconds]) -> None:
         self.meters.beat(working, WORKERS)
+        trouble = self.trouble()
+        status = trouble or (counts if self._ready else f"looking at every VM once: {counts}")
+        systemd.notify(*([] if trouble else ["WATCHDOG=1"]), f"STATUS={status}")
+
+    def reloading(self) -> None:
+        systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        if self._ready:
+            systemd.notify("READY=1")
+
+    def ending(self) -> None:
+        systemd.notify("STOPPING=1")
 
 
 def _run(one: VmPlan) -> str:

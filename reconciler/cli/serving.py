@@ -10,11 +10,12 @@ from functools import partial
 import click
 
 from reconciler.cli import options
+from reconciler.cli.activation import handed_over
 from reconciler.cli.applying import Session
 from reconciler.cli.hearing import Ears, say
 from reconciler.core.errors import Exit, HostError, LockError
 from reconciler.core.settings import Settings
-from reconciler.host import lock
+from reconciler.host import lock, systemd
 from reconciler.host.sockets import PortBusyError
 from reconciler.loop import current, load_settings, state_directory_of
 from reconciler.serving import Keeper
@@ -33,7 +34,7 @@ def serve(config: str | None, lock_timeout: float) -> int:
     settings = load_settings(config, os.environ)
     session = Session(settings, "reconciler serve", lock_timeout)
     command = session.applier.command
-    ears = Ears(settings, command)
+    ears = Ears(settings, command, given=handed_over(settings.listen))
     with session.signals(), closing(ears), alone(settings, command):
         current(settings)  # a store that cannot be used is said now
         opened(ears)
@@ -45,6 +46,7 @@ def serve(config: str | None, lock_timeout: float) -> int:
             check=ears.listener.check,
             kicked=ears.kicked,
         )
+        systemd.notify("READY=1")
         say(f"taking callbacks at http://{ears.endpoint} for hub {settings.hub}, {settings.state}")
         keeper.run()
     return session.signal_code or Exit.OK

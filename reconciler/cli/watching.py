@@ -50,8 +50,10 @@ def watch(
     other commands ask for. SIGHUP reads the config again. SIGTERM or Ctrl-C end it; the servers
     stay, and the next start takes them over.
     """
+    from reconciler.cli.activation import handed_over
     from reconciler.cli.observing import Told
     from reconciler.daemon import Daemon
+    from reconciler.host import systemd
     from reconciler.host.git import describe
     from reconciler.host.watching import Watch
     from reconciler.meters import CONTENT_TYPE
@@ -66,6 +68,7 @@ def watch(
     if mirror is None and (branch or interval):
         raise click.UsageError("--branch and --interval go with --git URL, or `git:` in the config")
     command = options.who("reconciler watch")
+    given = handed_over(settings.listen)
     told = Told()
 
     class Site(Daemon):
@@ -92,6 +95,7 @@ def watch(
                     kick=self.kick,
                     ended=lambda: self.fail(HostError("callbacks are not taken any more")),
                     vital=Vitals(self),
+                    given=given,
                     say=told.said,
                 )
                 stack.callback(ears.close)
@@ -146,6 +150,9 @@ def watch(
         command=command,
         lock_timeout=lock_timeout,
     )
+    told.trouble = daemon.alive
+    if asked := systemd.watchdog():
+        daemon.beat_every = min(daemon.beat_every, asked / 2)
     return daemon.run()
 
 

@@ -15,6 +15,7 @@ HEAVY = {
     "fastapi",
     "httpx2",
     "jinja2",
+    "prometheus_client",
     "psutil",
     "pydantic",
     "rich",
