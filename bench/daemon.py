@@ -306,7 +306,8 @@ def main() -> None:
         hub.start()
         if options.idle:
             found["idle"] = idle(hub, options.idle)
-        found["save_ms"] = saves(hub, min(options.saves, 9))
+        if options.saves:
+            found["save_ms"] = saves(hub, min(options.saves, 9))
         found["exit_code"] = hub.stop()
     finally:
         hub.close()
