@@ -133,10 +133,7 @@ def explain(config: str | None, vm: str) -> None:
     for condition in found.values():
         if condition.status == "False" and condition.type in ("PortsAllocated", "Exported"):
             click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
-        paused = condition.type == "Paused" and condition.status == "True"
-        if condition.type in ("SourceUnreadable", "PruneHeld") or (
-            paused and ready.status == "True"
-        ):
+        if condition.type in ("SourceUnreadable", "PruneHeld"):
             click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
     call = one.call
     if call:

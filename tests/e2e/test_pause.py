@@ -16,7 +16,12 @@ def test_a_paused_vm_is_left_alone_and_goes_on_when_it_is_resumed(
     assert site.condition("ctx-1", "Paused")[:2] == ("True", "Paused")
     assert site.condition("ctx-1", "Ready")[:2] == ("True", "Converged")
     assert site.condition("ctx-2", "Paused")[0] == "False"
-    says(site.run("explain", "ctx-1"), "Paused: Paused", "disk swap", "next: reconciler resume")
+    says(
+        site.run("explain", "ctx-1"),
+        "! VM: nothing is changed",
+        "disk swap",
+        "next: reconciler resume",
+    )
     says(site.run("status"), "Paused: Paused", "by reconciler pause (")
     for pid in site.pids().values():
         site.kill(pid)
