@@ -71,6 +71,11 @@ def test_while_every_vm_is_paused_none_can_be_resumed_by_its_name(store: Store) 
     assert paused(store) == {}
 
 
+def test_a_pause_of_every_vm_that_is_over_holds_none(store: Store) -> None:
+    do(store, Pause(every=True, reason="kernel", until=NOW - 1))
+    assert do(store, Resume(vms=("ctx-1",))) == ["ctx-1 was not paused"]
+
+
 @pytest.mark.parametrize(
     "order", [Pause(vms=("ctx-1", "ctx-3"), reason="x"), Resume(vms=("ctx-3",))]
 )
