@@ -133,7 +133,10 @@ def explain(config: str | None, vm: str) -> None:
     for condition in found.values():
         if condition.status == "False" and condition.type in ("PortsAllocated", "Exported"):
             click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
-        if condition.type in ("SourceUnreadable", "PruneHeld"):
+        paused = condition.type == "Paused" and condition.status == "True"
+        if condition.type in ("SourceUnreadable", "PruneHeld") or (
+            paused and ready.status == "True"
+        ):
             click.echo(f"  {condition.type}: {condition.reason}: {condition.message}")
     call = one.call
     if call:
