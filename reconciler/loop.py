@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core.actions import CHANGES, Action, Hold
+from reconciler.core.actions import CHANGES, Action, Hold, Restart
 from reconciler.core.actual import Actual
+from reconciler.core.backoff import CRASH_LOOP
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.call_plan import sighted
 from reconciler.core.desired import Desired, build
-from reconciler.core.disk_plan import export_key
+from reconciler.core.disk_plan import LOOPS, export_key
 from reconciler.core.errors import ConfigError, Diagnostic, Exit, HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
@@ -444,6 +445,18 @@ class Applier:
                 message=action.why,
             )
             for action in self.standing(planned)
+        ]
+        events += [
+            Event(
+                vm=step.action.vm,
+                disk=step.action.disk,
+                run=runs.get(step.action.vm, ""),
+                severity="Warning",
+                reason="CrashLoop",
+                message=LOOPS,
+            )
+            for step in steps
+            if isinstance(step.action, Restart) and step.action.lease.deaths >= CRASH_LOOP
         ]
         if events:
             store.record(events, self.command, hub.now())

@@ -148,7 +148,7 @@ class Resume(Order, frozen=True, kw_only=True):
         if not self.every:
             pausable(names, ledger)
         paused = [name for name in names if name in ledger.pauses]
-        every = None if self.every else ledger.pauses.get(EVERY)
+        every = None if self.every else ledger.paused(EVERY, now)
         lasting = f"every VM is paused, by {every.who}: {every.reason}" if every else ""
         if every and not paused:
             raise HostError(

@@ -33,7 +33,7 @@ from reconciler.core.call import (
 from reconciler.core.call_plan import sighted
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.errors import HostError
-from reconciler.core.ledger import Applied, DiskReport, Lease, Ledger, Sighting, Telemetry
+from reconciler.core.ledger import Applied, DiskReport, Lease, Ledger, Pause, Sighting, Telemetry
 from reconciler.core.mark import ENTER, Mark, Served, argv, parse
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Secret, Settings
@@ -79,6 +79,7 @@ class FakeRecords:
         self.reports: dict[str, dict[int, DiskReport]] = {}
         self.telemetry: dict[str, Telemetry] = {}
         self.sightings: dict[str, Sighting] = {}
+        self.pauses: dict[str, Pause] = {}
         self._lock = threading.RLock()
 
     def ledger(self) -> Ledger:
@@ -91,6 +92,7 @@ class FakeRecords:
             reports={job: dict(found) for job, found in self.reports.items()},
             telemetry=dict(self.telemetry),
             sightings=dict(self.sightings),
+            pauses=dict(self.pauses),
         )
 
     # -- what an appliance's client says

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -29,6 +29,12 @@ from reconciler.core.ports import Pool
 from reconciler.core.settings import QemuNbd
 from reconciler.core.space import Room
 from reconciler.core.units import Port, Seconds, format_duration, format_size
+
+LOOPS: Final = (
+    "its server ends again and again, soon after it was up; its log and the kernel's tell why. It "
+    "is tried again every few minutes, and at once by reconciler apply"
+)
+"""Of a server in a crash loop; the same words each time, so that they are one event."""
 
 
 class Disks:
@@ -393,11 +399,7 @@ class Disks:
         if deaths < CRASH_LOOP:
             cause, why = "BackOff", f"its server has ended {deaths} times soon after it was up"
         else:
-            cause = "CrashLoop"
-            why = (
-                "its server ends again and again, soon after it was up; its log and the kernel's "
-                "tell why. It is tried again every few minutes, and at once by reconciler apply"
-            )
+            cause, why = "CrashLoop", LOOPS
         self.actions.append(Wait(**base, cause=cause, why=why, until=until))
 
     def again(

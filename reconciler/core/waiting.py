@@ -65,7 +65,8 @@ def absent(one: VmPlan, actual: Actual, ledger: Ledger) -> Stand:
     served = sum(server.mark.vm == one.name for server in actual.servers)
     leased = len(ledger.of(one.name))
     if served:
-        return Stand(False, f"{served} server{'s' if served > 1 else ''} of it run")
+        words = "servers of it run" if served > 1 else "server of it runs"
+        return Stand(False, f"{served} {words}")
     if leased:
         return Stand(False, f"{leased} port{'s are' if leased > 1 else ' is'} kept for it")
     call = one.call

@@ -10,12 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 
 import pytest
 
+from reconciler.cli.redrawing import drawn, redraw
+from reconciler.core.call import CallEvent
+from reconciler.host.store import Store
 from tests.core.builders import says
 from tests.e2e.site import Appliance, Site, until
 
@@ -76,33 +80,33 @@ def test_events_are_told_as_they_come_and_once(site: Site, appliance: Appliance)
     shown = site.json("events", "ctx-1", "-n", "2")["events"]
     assert shown == [found[-3], two]
     assert site.run("events", "--since", "0s") == "No event.\n"
-    says(site.run("events", "ctx-9", code=64), "no VM 'ctx-9'", "ctx-1")
+
+
+def end(site: Site, vm: str, event: CallEvent) -> None:
+    """What a person, or an appliance, says of a run."""
+    with closing(Store(site.folder / "state", site.hub)) as store:
+        call = store.ledger().active(vm)
+        assert call
+        store.advance(call, event, time.time(), message="by word")
 
 
 def test_wait_ends_when_it_is_so_when_it_cannot_be_and_when_the_time_is_over(
-    site: Site, ending: Appliance
+    site: Site, appliance: Appliance
 ) -> None:
-    ending.source("ctx-1", 2000, b"x" * (1 << 20))
-    says(site.run("wait", "ctx-1", "--for", "Ready", code=64), "no VM 'ctx-1'")
-    site.spec(site.vm("ctx-1"))
+    site.spec(site.vm("ctx-1"), site.vm("ctx-2"))
     site.apply()
-    says(site.run("wait", "ctx-1", "--for", "Ready"), "ctx-1 is Ready: Converged")
+    waiting = site.start("wait", "ctx-1", "--for", "Completed", "--run", "r1")
+    says(site.run("wait", "ctx-1", "ctx-2", "--for", "Ready"), "ctx-2 is Ready: Converged")
     said = site.run("wait", "ctx-1", "--for", "Completed", "--timeout", "0s", code=124)
     says(said, "not waiting any longer than 0 ms for Completed", "run r1 is ACCEPTED")
-    waiting = site.start("wait", "ctx-1", "--for", "Completed", "--run", "r1")
-    site.apply("--wait", "--timeout", "60s")
+    end(site, "ctx-1", CallEvent.SAY_COMPLETED)
     out, err = waiting.communicate(timeout=30)
     assert waiting.returncode == 0, err
     assert out == "ctx-1 is Completed: run r1 is completed\n"
-    says(site.run("wait", "ctx-1", "--for=Absent"), "nothing of it is exported")
-    site.spec(site.vm("ctx-1", backup={"run": "r2"}))
-    ending.end()
-    ending.start("--slow", "30")
-    site.appliance_at(ending.url, reports_end=True)
-    site.apply()
-    site.run("resolve", "-y", "ctx-1", "--failed", "--reason", "no")
-    said = site.run("wait", "ctx-1", "--for", "Completed", code=1)
-    says(said, "run r2 is FAILED", "cannot become Completed any more: ctx-1")
+    end(site, "ctx-2", CallEvent.SAY_FAILED)
+    said = site.run("wait", "ctx-1", "ctx-2", "--for", "Completed", code=1)
+    says(said, "run r1 is FAILED: by word", "cannot become Completed any more: ctx-2")
+    says(site.run("wait", "ctx-3", "--for", "Ready", code=64), "no VM 'ctx-3'")
 
 
 def test_status_is_shown_again_when_it_changes(site: Site, appliance: Appliance) -> None:
@@ -112,7 +116,13 @@ def test_status_is_shown_again_when_it_changes(site: Site, appliance: Appliance)
         until(lambda: any("answers" in line for line in lines), "the first look")
         site.kill(site.pids()["ctx-1", 2000])
         until(lambda: any("not served" in line for line in lines), "the second")
-    assert sum("answers" in line for line in lines) == 1  # what stays the same is not told again
+
+
+def test_what_stays_the_same_is_not_shown_again(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = iter(["a", "a", "b", "b", "a"])
+    with pytest.raises(StopIteration):
+        redraw(lambda: print(next(pages)), 0.0)
+    assert capsys.readouterr().out == "a\nb\na\n"
 
 
 def on_a_terminal(site: Site, arguments: Sequence[str], end: str) -> str:
@@ -154,8 +164,6 @@ def test_on_a_terminal_status_is_drawn_over_itself(site: Site, appliance: Applia
 
 @pytest.mark.parametrize(("lines", "rows", "most"), [(3, 24, 3), (40, 24, 20)])
 def test_what_does_not_fit_is_counted(lines: int, rows: int, most: int) -> None:
-    from reconciler.cli.redrawing import drawn
-
     text = drawn("".join(f"line {n}\n" for n in range(lines)), rows)
     assert text.count("line ") == most
     assert text.count("\n") < rows

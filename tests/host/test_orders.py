@@ -1,0 +1,85 @@
+"""What an operator orders about pauses, on a real store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from reconciler.core.errors import HostError, UsageError
+from reconciler.host.store import Store, events
+from reconciler.look import Observer
+from reconciler.orders import Order, Pause, Resume
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    found = Store(tmp_path, "h")
+    found.apply({}, {name: {} for name in ("ctx-1", "ctx-2")}, NOW)
+    yield found
+    found.close()
+
+
+def do(store: Store, order: Order) -> list[str]:
+    return order.carry_out(store, "reconciler pause (jo)", NOW, cast(Observer, None))
+
+
+def paused(store: Store) -> dict[str, Any]:
+    return {name: (one.reason, one.until) for name, one in store.ledger().pauses.items()}
+
+
+def test_a_pause_is_written_down_and_another_takes_its_place(store: Store, tmp_path: Path) -> None:
+    said = do(store, Pause(vms=("ctx-1", "ctx-2"), reason="swap", until=NOW + 60))
+    assert said[:2] == [
+        "ctx-1 is paused until 2027-01-15T08:01:00Z: swap",
+        "ctx-2 is paused until 2027-01-15T08:01:00Z: swap",
+    ]
+    assert said[2].endswith("reconciler resume ctx-1 ctx-2")
+    do(store, Pause(vms=("ctx-1",), reason="longer"))
+    assert paused(store) == {"ctx-1": ("longer", 0.0), "ctx-2": ("swap", NOW + 60)}
+    (last, _) = events(tmp_path, "ctx-1")
+    assert (last.reason, last.message, last.who) == (
+        "Paused", "paused: longer", "reconciler pause (jo)",
+    )  # fmt: skip
+
+
+def test_what_is_resumed_is_said(store: Store) -> None:
+    do(store, Pause(vms=("ctx-1",), reason="swap"))
+    assert do(store, Resume(vms=("ctx-1", "ctx-2"))) == [
+        "ctx-1 is resumed",
+        "ctx-2 was not paused",
+    ]
+    assert paused(store) == {}
+    assert do(store, Resume(every=True)) == ["no VM was paused"]
+
+
+def test_while_every_vm_is_paused_none_can_be_resumed_by_its_name(store: Store) -> None:
+    do(store, Pause(every=True, reason="kernel", vms=("ctx-1", "ctx-2")))
+    with pytest.raises(HostError, match="kernel; for all: reconciler resume --all"):
+        do(store, Resume(vms=("ctx-1",)))
+    assert paused(store) == {"*": ("kernel", 0.0)}
+    do(store, Pause(vms=("ctx-1",), reason="mine"))
+    one, still = do(store, Resume(vms=("ctx-1",)))
+    assert one == "ctx-1 is resumed"
+    assert "nothing is changed before reconciler resume --all" in still
+    do(store, Pause(vms=("ctx-1",), reason="mine"))
+    assert do(store, Resume(every=True)) == ["every VM is resumed", "ctx-1 is resumed"]
+    assert paused(store) == {}
+
+
+def test_a_pause_of_every_vm_that_is_over_holds_none(store: Store) -> None:
+    do(store, Pause(every=True, reason="kernel", until=NOW - 1))
+    assert do(store, Resume(vms=("ctx-1",))) == ["ctx-1 was not paused"]
+
+
+@pytest.mark.parametrize(
+    "order", [Pause(vms=("ctx-1", "ctx-3"), reason="x"), Resume(vms=("ctx-3",))]
+)
+def test_a_vm_that_nobody_knows_is_refused_and_nothing_is_done(store: Store, order: Order) -> None:
+    with pytest.raises(UsageError, match=r"no VM 'ctx-3'; did you mean 'ctx-[12]'\?"):
+        do(store, order)
+    assert paused(store) == {}
