@@ -919,6 +919,7 @@ class Daemon:
                 return
             self.ready = True
         self.observers.ready(self.counts())
+        self.due.set()  # so that the figures are of what the first pass made of it
 
     # -- the appliances
 

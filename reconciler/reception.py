@@ -38,6 +38,7 @@ from reconciler.handover import (
     permitted,
     until,
 )
+from reconciler.host.store import Event
 from reconciler.look import Observer
 from reconciler.orders import Approve, Cancel, Resume
 
@@ -233,6 +234,8 @@ class Conversation:
         self.daemon.store.pause(
             [Pause(vm=vm, reason=reason, since=now, who=who) for vm in declared]
         )
+        events = [Event(vm=vm, reason="Paused", message=reason) for vm in declared]
+        self.daemon.store.record(events, who, now)
         names = " ".join(declared)
         told = (
             f"paused, as the watched directory declares them: {names}; to have them as declared "

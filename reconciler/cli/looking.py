@@ -100,13 +100,15 @@ def show_status(config: str | None, vms: Collection[str], output: str) -> None:
         click.echo("No VM is exported.")
     for note in tables.foreign_notes(plan):
         click.echo(note)
-    if plan.untouched:
+    unknown = [name for name in plan.untouched if name not in ledger.applied]
+    if unknown:
         click.echo(
-            f"not in the ledger, but running with our mark: {', '.join(plan.untouched)}; "
+            f"not in the ledger, but running with our mark: {', '.join(unknown)}; "
             "apply their specs to adopt them"
         )
     if holder:
-        click.echo(f"being changed by {holder}")
+        kept = "(reconciler watch" in str(holder)
+        click.echo(f"{'kept true' if kept else 'being changed'} by {holder}")
 
 
 @click.command()
