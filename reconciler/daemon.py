@@ -76,7 +76,10 @@ class Reading(Protocol):
     @property
     def vms(self) -> Collection[str]: ...
     @property
-    def again(self) -> Seconds | None: ...
+    def again(self) -> Seconds | None:
+        """When it is to be read again by the clock alone."""
+        ...
+
     @property
     def source(self) -> Mapping[str, Any]: ...
     @property
@@ -781,7 +784,7 @@ class Daemon:
         self.unread.set()
         while True:
             again = self.reading.again if self.reading else None
-            self.unread.wait(again)
+            self.unread.wait(None if again is None else max(0.05, again - time.time()))
             if self.stopping.is_set():
                 return
             self._settle()
