@@ -335,7 +335,7 @@ class Ledger(Struct, frozen=True, kw_only=True):
         return replace(
             self,
             leases=tuple(lease for lease in self.leases if lease.vm in vms),
-            calls=[call for vm in vms for call in self.runs(vm)],
+            calls=Calls.of(call for vm in vms for call in self.runs(vm)),
             applied={vm: self.applied[vm] for vm in vms if vm in self.applied},
         )
 

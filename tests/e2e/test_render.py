@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+import signal
 import subprocess
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from reconciler.cli.main import run
 from reconciler.cli.render import argument, literal, word
 from reconciler.core.errors import HostError
-from tests.e2e.site import Site
+from tests.e2e.site import ROOT
 
 MOST_EXPOSED = 4.0
 """systemd's own score, from 0 (nothing is exposed) to 10."""
+
+
+class Site:
+    """A folder with a config, and the command in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """stdout and stderr, in this very process."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert run(arguments) == code, err.getvalue()
+        self.printed = out.getvalue()
+        return self.printed + err.getvalue()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield Site(tmp_path)
+    signal.signal(signal.SIGTERM, before)
 
 
 def units(site: Site, *arguments: str) -> tuple[str, str, str]:
@@ -136,16 +165,18 @@ def test_what_the_unit_does_not_see_is_said(site: Site) -> None:
 def test_what_is_printed_is_what_is_written(site: Site) -> None:
     config(site)
     service, socket, _ = units(site)
-    printed = site.start("render", "systemd").communicate(timeout=60)[0]
-    assert printed == f"# reconciler.service\n{service}\n# reconciler.socket\n{socket}"
+    site.run("render", "systemd")
+    assert site.printed == f"# reconciler.service\n{service}\n# reconciler.socket\n{socket}"
 
 
-def test_the_shell_of_who_renders_does_not_matter(site: Site) -> None:
+def test_the_shell_of_who_renders_does_not_matter(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config(site)
-    site.run("render", "systemd", "--output", "units")
-    before = (site.folder / "units" / "reconciler.service").read_text()
-    site.run("render", "systemd", "--output", "units", RECONCILER_STATE="/x", STATE_DIRECTORY="/y")
-    assert (site.folder / "units" / "reconciler.service").read_text() == before
+    before, _, _ = units(site)
+    monkeypatch.setenv("RECONCILER_STATE", "/x")
+    monkeypatch.setenv("STATE_DIRECTORY", "/y")
+    assert units(site)[0] == before
     assert values(before, "StateDirectory") == ["reconciler"]
 
 
@@ -178,10 +209,6 @@ def test_a_value_cannot_begin_another_line() -> None:
 
 
 def test_templates_are_part_of_the_package() -> None:
-    import tomllib
-
-    from tests.e2e.site import ROOT
-
     package = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert "templates/*.j2" in package["package-data"]["reconciler"]
     assert os.listdir(ROOT / "reconciler" / "templates")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import urllib.request
 from pathlib import Path
-
-import pytest
 
 from reconciler.host import nbd
 from tests.e2e.site import Appliance, Site, until
@@ -114,18 +111,6 @@ def start_serve(manager: Manager) -> None:
             cwd=site.folder, env=environment, pass_fds=[manager.api.fileno()],
             stdout=log, stderr=log, text=True,
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0"])
-def test_a_socket_that_is_not_where_the_config_says_is_refused(quick: Site, host: str) -> None:
-    with managing(quick) as manager:
-        manager.api.close()
-        manager.api = socket.create_server((host, quick.api))
-        manager.start()
-        assert manager.process
-        assert manager.process.wait(60) == 1
-        assert f"systemd hands over a socket at {host}:{quick.api}" in manager.log
-        assert "reconciler render systemd" in manager.log
 
 
 def test_in_the_units_sandbox_it_starts_calls_heals_and_takes_over(

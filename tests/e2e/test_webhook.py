@@ -40,7 +40,7 @@ def test_a_trouble_is_told_once_signed_and_not_again_after_a_restart(
     with watching(site) as daemon:
         looked = time.time()
         until(lambda: site.status()["ctx-1"]["call"]["state"] == "REJECTED", "it looks again")
-        until(lambda: time.time() > looked + 2, "two more resyncs")
+        until(lambda: time.time() > looked + 1.5, "another resync")
         second = daemon.log
     assert len(taken) == 2
     for request in taken:

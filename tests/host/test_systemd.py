@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.cli.activation import handed_over
+from reconciler.core.errors import HostError
+from reconciler.core.units import Endpoint
 from reconciler.host import systemd
 
 HANDED_OVER = """
@@ -71,7 +74,7 @@ def test_how_often_it_wants_to_hear_of_us(
     assert systemd.watchdog(environment) == seconds
 
 
-def handed_over(
+def found_by_a_process(
     given: list[socket.socket], names: str, *, count: str = "", other: int = 0
 ) -> tuple[dict[str, object], list[int]]:
     """What a process finds that gets these sockets from fd 3 on, and their ports."""
@@ -93,7 +96,7 @@ def handed_over(
 
 def test_sockets_are_taken_by_name_and_go_on_to_nobody() -> None:
     with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
-        found, ports = handed_over([a, b], "api:more")
+        found, ports = found_by_a_process([a, b], "api:more")
     assert found == {
         "found": {"api": ports[0], "more": ports[1]},
         "inherited": [False, False],
@@ -105,24 +108,68 @@ def test_sockets_are_taken_by_name_and_go_on_to_nobody() -> None:
 
 def test_what_is_for_another_process_is_left_alone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as a:
-        found, _ = handed_over([a], "api", other=1)
+        found, _ = found_by_a_process([a], "api", other=1)
     assert (found["found"], found["left"], found["open"]) == ({}, [], [3])
 
 
 def test_what_does_not_listen_is_not_taken() -> None:
     with socket.socket() as unbound, socket.create_server(("127.0.0.1", 0)) as a:
-        found, ports = handed_over([unbound, a], "api:api")
+        found, ports = found_by_a_process([unbound, a], "api:api")
     assert (found["found"], found["open"]) == ({"api": ports[1]}, [4])
 
 
 @pytest.mark.parametrize("count", ["x", "-1", "0"])
 def test_a_count_that_is_none_hands_nothing_over(count: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as a:
-        found, _ = handed_over([a], "api", count=count)
+        found, _ = found_by_a_process([a], "api", count=count)
     assert found["found"] == {}
 
 
 def test_a_count_too_large_and_names_too_few_are_survived() -> None:
     with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
-        found, ports = handed_over([a, b], "api", count="9")
+        found, ports = found_by_a_process([a, b], "api", count="9")
     assert found["found"] == {"api": ports[0], "unknown": ports[1]}
+
+
+# -- the socket for callbacks
+
+
+def hand_over(monkeypatch: pytest.MonkeyPatch, **given: socket.socket) -> None:
+    monkeypatch.setattr(systemd, "listeners", lambda: dict(given))
+
+
+def test_the_socket_for_callbacks_is_taken_and_others_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as api, socket.create_server(("", 0)) as other:
+        hand_over(monkeypatch, api=api, other=other)
+        for host in ("127.0.0.1", "localhost"):
+            assert handed_over(Endpoint(host, api.getsockname()[1])) is api
+        assert other.fileno() == -1
+
+
+def test_without_one_we_listen_ourselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_over(monkeypatch)
+    assert handed_over(Endpoint("127.0.0.1", 8082)) is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0", "127.0.0.1"])
+def test_one_that_is_not_where_the_config_says_is_refused(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    with socket.create_server((host, 0)) as api:
+        port = api.getsockname()[1]
+        wanted = Endpoint("127.0.0.1", port + 1 if host == "127.0.0.1" else port)
+        hand_over(monkeypatch, api=api)
+        with pytest.raises(HostError, match=f"hands over a socket at {host}:{port}") as refusal:
+            handed_over(wanted)
+        assert "reconciler render systemd" in str(refusal.value)
+        assert api.fileno() == -1
+
+
+def test_one_that_is_no_tcp_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as api:
+        api.bind(str(tmp_path / "api"))
+        hand_over(monkeypatch, api=api)
+        with pytest.raises(HostError, match=str(tmp_path)):
+            handed_over(Endpoint("127.0.0.1", 8082))
