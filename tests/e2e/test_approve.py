@@ -41,11 +41,13 @@ def test_a_revision_that_removes_too_much_waits_for_a_person(
     text = site.run("status")
     says(text, f"source: {site.specs} at {name}", f"2 removals wait: reconciler approve {name}")
     says(text, "PruneHeld: TooMany")
-    source = site.json("status")["source"]
+    document = site.json("status")
+    source = document["source"]
     assert source["revision"] == name
     assert source["waiting"] == {"revision": name, "vms": ["ctx-1", "ctx-2"]}
     assert (source["commit"], source["unread"], source["git"]) == (None, [], None)
-    assert site.condition("ctx-1", "PruneHeld")[:2] == ("True", "TooMany")
+    held = [one for one in document["vms"][1]["conditions"] if one["type"] == "PruneHeld"]
+    assert [(one["status"], one["reason"]) for one in held] == [("True", "TooMany")]
     says(site.run("explain", "ctx-1"), "PruneHeld: TooMany", f"reconciler approve {name}")
 
     text = site.run("approve", "0123456789ab", code=1)
