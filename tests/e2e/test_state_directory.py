@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.host.store import state_id_of
+from reconciler.host.store.schema import VERSION
 from tests.e2e.site import ROOT, Appliance, Site, until
 from tests.host.test_store_trouble import locked_by_another, overwrite
 from tests.host.test_store_versions import put
@@ -369,7 +370,7 @@ def test_what_is_in_the_state_directory(site: Site, appliance: Appliance) -> Non
     path = site.folder / "state" / "state.db"
     assert found["path"] == str(path)
     assert (found["hub"], found["state_id"]) == (site.hub, state_id_of(path.parent))
-    assert (found["home"], found["schema"]) == (str(path.parent), 2)
+    assert (found["home"], found["schema"]) == (str(path.parent), VERSION)
     assert (found["calls"], found["leases"]) == ({"ACCEPTED": 1}, 1)
     assert (found["integrity"], found["busy"]) == ("ok", None)
     assert found["events"] >= 3
