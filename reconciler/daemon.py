@@ -274,7 +274,7 @@ class Daemon:
         self._queue = Queue()
         self._jobs: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._idle = 0
-        self._workers: list[threading.Thread] = []
+        self._workers = 0
         self._failures: dict[str, int] = {}
         self._looks: dict[str, int] = defaultdict(int)
         """VM → how often it was looked at: what a slower look saw before is not believed."""
@@ -387,13 +387,15 @@ class Daemon:
     def _unwatch(self, fd: int) -> None:
         self.unlisten(fd)
 
-    def thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
-        """A thread of ours. If it ends before we do, so do we, with the reason."""
+    def thread(
+        self, name: str, body: Callable[[], None], *, may_end: bool = False
+    ) -> threading.Thread:
+        """A thread of ours. If it fails, or ends before we do and may not, so do we."""
 
         def guarded() -> None:
             try:
                 body()
-                if not self.stopping.is_set():
+                if not (self.stopping.is_set() or may_end):
                     raise Ended(f"the thread {name!r} ended by itself")
             except BaseException as error:
                 self.fail(error)
@@ -493,8 +495,8 @@ class Daemon:
                 if self._idle:
                     self._idle -= 1
                 else:
-                    name = f"worker-{len(self._workers)}"
-                    self._workers.append(self.thread(name, self._work_for_ever))
+                    self._workers += 1
+                    self.thread("worker", self._work_for_ever, may_end=True)
             self._jobs.put(item)
 
     # -- workers
@@ -509,11 +511,17 @@ class Daemon:
             finally:
                 with self._mutex:
                     self._queue.done(item.name)
-                    self._idle += 1
+                    spare = self._idle >= WORKERS  # of a time when many looks were stuck
+                    if spare:
+                        self._workers -= 1
+                    else:
+                        self._idle += 1
             self.observers.ended(item.name, result, time.monotonic() - began, steps)
             if self.first:
                 self._looked_first(item.name)
             self.wake()
+            if spare:
+                return
 
     def _look_at(self, item: Item, steps: list[Step]) -> str:
         """One look at one VM, and what follows from it: `success`, `requeue_after`, `error`."""
@@ -1039,5 +1047,5 @@ class Daemon:
             left = sorted(self._queue.working)
         if left:
             self.observers.said("not waited for any longer", vms=", ".join(left))
-        for _ in self._workers:
+        for _ in range(self._workers):
             self._jobs.put(None)

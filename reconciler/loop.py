@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Action, Hold, Restart
-from reconciler.core.actual import Actual
+from reconciler.core.actual import Actual, Server
 from reconciler.core.backoff import CRASH_LOOP
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.call_plan import sighted
@@ -484,7 +485,13 @@ class Applier:
         self, store: Store, planned: Plan, actual: Actual, ledger: Ledger, now: Seconds
     ) -> dict[str, Sequence[Condition]]:
         """When each condition came to be what it is, read by `status`; VM → its conditions."""
-        found = {one.name: conditions(one, actual, ledger) for one in planned.vms}
+        servers: dict[str, list[Server]] = defaultdict(list)
+        for server in actual.servers:
+            servers[server.mark.vm].append(server)
+        found = {
+            one.name: conditions(one, replace(actual, servers=tuple(servers[one.name])), ledger)
+            for one in planned.vms
+        }
         moved = {}
         for name, some in found.items():
             for condition in some:
