@@ -259,5 +259,16 @@ def test_a_notifier_that_breaks_says_why(store: Store, monkeypatch: pytest.Monke
     assert str(one.failure) == "a bug"
 
 
+def test_a_redirect_is_not_followed(store: Store, httpserver: HTTPServer) -> None:
+    elsewhere = Receiver(httpserver)
+    away = Response(status=307, headers={"Location": elsewhere.url})
+    httpserver.expect_request("/away").respond_with_response(away)
+    one, said = notifier(store, httpserver.url_for("/away"))
+    note_notices(store, seen(reason="A"), 1.0)
+    assert one.send(2.0) == 2.0
+    assert elsewhere.requests == []
+    assert "it answers 307" in said[0]
+
+
 def test_only_the_host_of_a_url_is_shown() -> None:
     assert webhook.host_of("https://a.example:8443/b/c?token=d") == "https://a.example:8443"
