@@ -33,7 +33,7 @@ from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.settings import Settings
@@ -280,6 +280,8 @@ class Daemon:
         """VM → how often it was looked at: what a slower look saw before is not believed."""
         self._impatient: set[str] = set()
         self._wanted: dict[str, tuple[tuple[Reading, object], Desired]] = {}
+        self._at_rest: dict[str, tuple[object, VmPlan, Sequence[Condition]]] = {}
+        """VM → what was seen of it when nothing was to be done, that plan, and its conditions."""
         self._calm: dict[str, tuple[Seconds, Actual]] = {}
         """VM → when nothing was to be done about it, and what was seen."""
         self._resyncs = 0
@@ -583,6 +585,7 @@ class Daemon:
         for name in gone:
             self.last.pop(name, None)
             self._wanted.pop(name, None)
+            self._at_rest.pop(name, None)
 
     def _noted(self, one: VmPlan) -> None:
         with self._mutex:
@@ -811,6 +814,9 @@ class Daemon:
         """Read the source, and look at every VM of which it says something new."""
         try:
             self.watch.arm(self.source.watched())  # before reading: what comes meanwhile is seen
+        except HostError as error:  # then a resync finds what is saved
+            self.observers.said("cannot watch all of the source", error=str(error))
+        try:
             before, ledger = self.reading, self.store.ledger()
             reading = self.source.read(ledger, time.time())
             reading.note(self.store, self.command, time.time())
@@ -895,7 +901,10 @@ class Daemon:
         actual = hands.look(desired, ledger)
         self.roster.note_answers(one for one in actual.servers if one.mark.vm in desired.vms)
         now = hands.now()
-        planned = self.planned(desired, actual, self.store.ledger, now, fly=False)
+        views = self._views(desired, actual, ledger, now)
+        same = [name for name in desired.vms if self._is_as_it_was(name, views[name])]
+        moved = desired.only(desired.vms.keys() - set(same))
+        planned = self.planned(moved, actual, self.store.ledger, now, fly=False)
         with self._mutex:
             calm = [
                 one
@@ -916,10 +925,68 @@ class Daemon:
             if self.first:
                 self._looked_first(one.name)
         rest = replace(planned, vms=tuple(one for one in calm if one.name not in todo))
-        self.remember(rest, actual)
-        found |= work.note_conditions(self.store, rest, actual, self.store.ledger(), now)
+        fresh = work.note_conditions(self.store, rest, actual, self.store.ledger(), now)
+        for one in rest.vms:
+            if not one.actions:
+                self._at_rest[one.name] = (views[one.name], one, fresh[one.name])
+        still = [self._at_rest[name] for name in same]
+        found |= fresh | {one.name: conditions for _, one, conditions in still}
+        at_rest = tuple(one for _, one, _ in still)
+        self.remember(replace(rest, vms=(*rest.vms, *at_rest)), actual)
         work.tidy(self.store.ledger(), actual, now)
-        return planned, actual
+        return replace(planned, vms=(*planned.vms, *at_rest)), actual
+
+    def _views(
+        self, desired: Desired, actual: Actual, ledger: Ledger, now: Seconds
+    ) -> dict[str, object]:
+        """VM → all that its plan depends on; room to the GiB, as it changes with every write."""
+        servers: dict[str, list[Server]] = defaultdict(list)
+        for server in actual.servers:
+            servers[server.mark.vm].append(server)
+        leases: dict[str, list[Lease]] = defaultdict(list)
+        for lease in ledger.leases:
+            leases[lease.vm].append(lease)
+        room = sorted(
+            (device, one.read_only, one.free >> 30) for device, one in actual.file_systems.items()
+        )
+        # With less than a GiB, every plan reckons with every byte.
+        tight = object() if any(is_full or not gib for _, is_full, gib in room) else None
+        shared = (self.settings, actual.listeners, actual.unbindable, room, tight)
+        told: dict[str, list[object]] = defaultdict(list)
+        for key, owner in actual.claims.items():
+            told[key[0]].append((key, owner))
+        for kind, keys in enumerate((actual.rivals, actual.intents, actual.tainted)):
+            for vm_name, *rest in keys:
+                told[str(vm_name)].append((kind, *rest))
+        found: dict[str, object] = {}
+        for name, vm in desired.vms.items():
+            call = ledger.active(name) or ledger.latest(name, vm.run)
+            exports = (*vm.exports, *(call.exports if call else ()))
+            images = [path for one in exports for path in (one.image, one.backing or "")]
+            found[name] = (
+                vm,
+                servers[name],
+                leases[name],
+                ledger.version_of(name),
+                ledger.paused(name, now),
+                ledger.reports.get(call.job_id) if call else None,
+                self.reports.get(call.job_id) if call else None,
+                [image and replace(image, allocated=0) for image in map(actual.images.get, images)],
+                sorted(told[name], key=repr),
+                actual.troubles.get(name),
+                actual.hangs.get(name),
+                shared,
+            )
+        return found
+
+    def _is_as_it_was(self, name: str, view: object) -> bool:
+        """Nothing was to be done about a VM, and all that this depends on is as it was then.
+
+        The same inputs make the same plan, so it is not made again: 100 VMs at rest cost a look and
+        no more.
+        """
+        known = self._at_rest.get(name)
+        return known is not None and self.ready and known[0] == view
 
     def _looked_first(self, name: str) -> None:
         with self._mutex:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -81,7 +82,11 @@ def watch(
 
         def alive(self) -> str:
             failure = told.notifier.failure if told.notifier else None
-            return f"the notifier ended: {failure}" if failure else super().alive()
+            if failure:
+                return f"the notifier ended: {failure}"
+            if fetching.is_set() and fetcher and not fetcher.alive:
+                return "the fetcher ended"
+            return super().alive()
 
         @contextmanager
         def attached(self) -> Iterator[None]:
@@ -108,6 +113,7 @@ def watch(
                 if fetcher:
                     fetcher.kick = self.unread.set
                     fetcher.start()
+                    fetching.set()
                     stack.callback(fetcher.stop)
                 yield
 
@@ -126,6 +132,7 @@ def watch(
         def exposition(self) -> tuple[bytes, str]:
             return told.meters.exposition(), CONTENT_TYPE
 
+    fetching = threading.Event()
     fetcher = None
     if mirror:
         fetcher = Fetcher(mirror, interval or settings.git.interval, lambda: None)
