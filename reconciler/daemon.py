@@ -42,6 +42,7 @@ from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Step
 from reconciler.host import lock
+from reconciler.host.processes import few_arenas
 from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Store, WrongHubError
 from reconciler.hub import Hub
@@ -51,7 +52,7 @@ from reconciler.loop import Applier, Outcome, state_directory_of, worth
 
 WORKERS: Final = 8
 """Looks at a time. Each is mostly waiting; more than four per core gain nothing."""
-STUCK: Final[Seconds] = 0.5
+STUCK: Final[Seconds] = 1.0
 """A look that takes longer waits for something outside, and another may begin beside it."""
 MOST_WORKERS: Final = 128
 SLICE: Final = 100
@@ -338,6 +339,7 @@ class Daemon:
             stack.callback(self.store.close)
             # While a resync works, a heal has to get the interpreter's lock twenty times.
             sys.setswitchinterval(SWITCH)
+            few_arenas()
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             stack.callback(os.close, self._wake)
             self._epoll = stack.enter_context(select.epoll())
