@@ -37,6 +37,7 @@ from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.settings import Settings
+from reconciler.core.source import read_well
 from reconciler.core.status import Condition
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
@@ -153,8 +154,8 @@ class Observers:
     def gone(self, store: Store, names: Collection[str], now: Seconds) -> None:
         """Of some VMs nothing is wanted any more."""
 
-    def sourced(self, ok_at: Seconds | None, held: int) -> None:
-        """The source was read; None: not well. `held`: VMs that are gone from it and stay up."""
+    def sourced(self, ok_at: Seconds | None, revision: str) -> None:
+        """The source was read; None: not well. `revision`: what people call what was read."""
 
     def ready(self, counts: str) -> None:
         """Every VM was looked at once."""
@@ -828,11 +829,11 @@ class Daemon:
                 raise
             return
         self.reading = reading
-        trouble = reading.source.get("error") or any(
+        good = read_well(reading.source) and not any(
             one.severity == "error" for one in reading.diagnostics
         )
         self.observers.sourced(
-            None if trouble else time.time(), len(reading.source.get("held", ()))
+            time.time() if good else None, reading.source.get("revision", {}).get("name", "")
         )
         names = {*reading.vms, *(before.vms if before else ())}
         changed = [

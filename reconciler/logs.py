@@ -90,23 +90,33 @@ def log(message: str, *, level: str = "info", **fields: Any) -> None:
 def bind(**fields: Any) -> None:
     """What is on every line of this thread from now on, in the place of what was."""
     structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**fields)
+    said = {key: value for key, value in fields.items() if value not in (None, "")}
+    structlog.contextvars.bind_contextvars(**said)
 
 
-def log_step(step: Step) -> None:
-    """What an action came to."""
+def log_step(step: Step, **about: str) -> None:
+    """What an action came to. `about`: what more the line says, if another thread writes it."""
     action = step.action
     log(
         step.reason,
         level="info" if step.ok else "warning",
         vm=action.vm,
         disk=None if action.disk is None else str(action.disk),
-        run=step.call.run if step.call else None,
+        run=_run_of(step),
         action=action.kind,
         cause=action.cause,
         detail=step.message,
         seconds=round(step.took, 4) or None,
+        **about,
     )
+
+
+def _run_of(step: Step) -> str | None:
+    """The run that an action is about, by whatever it has of one."""
+    if step.call:
+        return step.call.run
+    parts = (getattr(step.action, name, None) for name in ("export", "lease", "call", "target"))
+    return next((run for part in parts if (run := getattr(part, "run", ""))), None)
 
 
 def to_stderr() -> None:

@@ -124,9 +124,15 @@ class Meters:
                 self.calls.labels(_outcome(step)).inc()
 
     def looked(
-        self, planned: Plan, actual: Actual, ledger: Ledger, ready: Mapping[str, bool]
+        self,
+        planned: Plan,
+        actual: Actual,
+        ledger: Ledger,
+        ready: Mapping[str, bool],
+        held: int = 0,
     ) -> None:
-        """What a whole look found. `ready`: VM → whether it is."""
+        """What a whole look found. `ready`: VM → whether it is. `held`: those that are gone from
+        the source and stay up."""
         tally = Tally(ready.values())
         for name, is_ready in (("true", True), ("false", False)):
             self.vms.labels(name).set(tally[is_ready])
@@ -149,12 +155,12 @@ class Meters:
         causes = [{action.cause for action in one.actions} for one in planned.vms]
         self.paused.set(sum("Paused" in found for found in causes))
         self.crashing.set(sum("CrashLoop" in found for found in causes))
+        self.held.set(held)
 
-    def sourced(self, ok_at: Seconds | None, held: int) -> None:
+    def sourced(self, ok_at: Seconds | None) -> None:
         """The source was read; None: not well."""
         if ok_at is not None:
             self.source.set(ok_at)
-        self.held.set(held)
 
     def beat(self, working: Collection[Seconds], most: int) -> None:
         """The loop moves; `working`: for how long each look goes on."""

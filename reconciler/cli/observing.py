@@ -39,6 +39,8 @@ class Told(Observers):
         """Why the daemon should be ended; empty: it moves."""
         self._ready = False
         self._looks = itertools.count(1)
+        self._about: dict[str, dict[str, str]] = {}
+        """VM → what every line says of the look at it that goes on, whatever thread writes it."""
         self._revision = ""
 
     def said(self, event: str, **fields: Any) -> None:
@@ -46,16 +48,20 @@ class Told(Observers):
         logs.log(event, level=level, **fields)
 
     def stepped(self, step: Step) -> None:
-        logs.log_step(step)
+        logs.log_step(step, **self._about.get(step.action.vm, {}))
 
     def added(self, depth: int) -> None:
         self.meters.added(depth)
 
     def began(self, item: Item, waited: Seconds, depth: int) -> None:
-        logs.bind(reconcile_id=f"{os.getpid()}-{next(self._looks)}", vm=item.name)
+        about = {"reconcile_id": f"{os.getpid()}-{next(self._looks)}", "revision": self._revision}
+        self._about[item.name] = about
+        logs.bind(vm=item.name, **about)
         self.meters.began(waited, depth)
 
     def ended(self, vm: str, result: str, took: Seconds, steps: Collection[Step]) -> None:
+        self._about.pop(vm, None)
+        logs.bind()  # what this thread says from now on is not of this look
         self.meters.ended(result, took, steps)
 
     def handed(self, steps: Collection[Step]) -> None:
@@ -69,7 +75,8 @@ class Told(Observers):
         found: Mapping[str, Sequence[Condition]],
     ) -> None:
         ready = {vm: by_type(some)["Ready"].status == "True" for vm, some in found.items()}
-        self.meters.looked(planned, actual, ledger, ready)
+        held = sum("PruneHeld" in by_type(some) for some in found.values())
+        self.meters.looked(planned, actual, ledger, ready, held)
 
     def noted(
         self,
@@ -103,8 +110,9 @@ class Told(Observers):
         except HostError as error:  # who is told is no reason not to heal
             self.said("cannot note who is to be told", error=str(error))
 
-    def sourced(self, ok_at: Seconds | None, held: int) -> None:
-        self.meters.sourced(ok_at, held)
+    def sourced(self, ok_at: Seconds | None, revision: str) -> None:
+        self._revision = revision
+        self.meters.sourced(ok_at)
 
     def ready(self, counts: str) -> None:
         logs.log("ready", counts=counts)

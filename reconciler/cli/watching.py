@@ -127,7 +127,13 @@ def watch(
             return self.daemon.alive()
 
         def ready(self) -> str:
-            return "" if self.daemon.ready else "not every VM was looked at yet"
+            if not self.daemon.ready:
+                return "not every VM was looked at yet"
+            try:
+                self.daemon.store.ledger()
+            except HostError as error:
+                return str(error)
+            return ""
 
         def exposition(self) -> tuple[bytes, str]:
             return told.meters.exposition(), CONTENT_TYPE

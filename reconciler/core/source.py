@@ -72,6 +72,12 @@ def condition_of(reason: str) -> str:
     return "SourceUnreadable" if reason in UNREADABLE else "PruneHeld"
 
 
+def read_well(source: Mapping[str, Any]) -> bool:
+    """Whether a reading, as it is remembered, was of all that there is, and of today."""
+    fetch = source.get("fetch") or {}
+    return not source.get("unread") and not fetch.get("fetch_error")
+
+
 class Found(Struct, frozen=True, kw_only=True):
     """What one reading of the directory came to. Files are named as they are below it."""
 

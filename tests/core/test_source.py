@@ -24,6 +24,7 @@ from reconciler.core.source import (
     condition_of,
     decide,
     last_applied,
+    read_well,
     settled,
 )
 from reconciler.core.units import Seconds
@@ -349,3 +350,18 @@ def test_what_is_gone_goes_at_last(lives: list[Step], end: Step) -> None:
     left = {name for name, one in world.ledger.applied.items() if one.vm["exported"]}
     assert left & world.ledger.declared.keys() <= there
     assert world.ledger.declared.keys() == there
+
+
+@pytest.mark.parametrize(
+    ("source", "well"),
+    [
+        ({}, True),
+        ({"unread": {}}, True),
+        ({"unread": {"a.yaml": "not YAML"}}, False),
+        ({"unread": {"": "there is no such directory"}}, False),
+        ({"fetch": {"fetch_error": ""}}, True),
+        ({"fetch": {"fetch_error": "cannot fetch"}}, False),
+    ],
+)
+def test_what_is_read_well_is_all_of_it_and_of_today(source: dict[str, Any], well: bool) -> None:
+    assert read_well(source) is well

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 import urllib.error
 import urllib.request
 
@@ -60,19 +61,31 @@ def test_the_figures_say_what_is_there_and_what_was_done(quick: Site, appliance:
         quick.spec(quick.vm("ctx-2", state="absent"), file="two.yaml")
         quick.run("resolve", "ctx-2", "--failed", "--reason", "test", "-y")
         until(lambda: figures(quick)["reconciler_exports", "ready"] == 2, "its series goes on")
+        (quick.specs / "two.yaml").unlink()
+        quick.spec(quick.vm("ctx-3", state="absent"))
+        until(lambda: figures(quick)["reconciler_prune_held", ""] == 1, "ctx-1 is kept")
         (quick.specs / "vms.yaml").write_text("vms: [")
+        until(lambda: "SourceUnreadable" in quick.run("events", code=None), "it is read")
         before = figures(quick)["reconciler_source_last_success_timestamp_seconds", ""]
-        until(lambda: any(json.loads(line).get("level") for line in daemon.log.splitlines()), "log")
-        assert figures(quick)["reconciler_source_last_success_timestamp_seconds", ""] >= before
+        looks = figures(quick)["reconciler_loop_heartbeat_timestamp_seconds", ""]
+        time.sleep(1.5)  # a resync reads it again
+        after = figures(quick)
+        assert after["reconciler_source_last_success_timestamp_seconds", ""] == before
+        assert after["reconciler_loop_heartbeat_timestamp_seconds", ""] >= looks
 
 
 def test_each_line_of_the_log_says_what_it_is_about(quick: Site) -> None:
-    quick.spec(quick.vm("ctx-1"))
+    quick.spec(quick.vm("ctx-1", (1 << 20, 1 << 20)))
     with watching(quick) as daemon:
         settled(quick, "ctx-1")
         lines = [json.loads(line) for line in daemon.log.splitlines()]
     started = next(line for line in lines if line["message"] == "Started")
-    assert started["vm"] == "ctx-1" and started["disk"] == "2000"
+    assert started["vm"] == "ctx-1" and started["disk"] in ("2000", "2001")
     assert started["reconcile_id"] and started["level"] == "info" and started["timestamp"]
+    assert started["run"] == "r1" and len(started["revision"]) == 12
+    both = [line for line in lines if line["message"] == "Started"]
+    assert [line["reconcile_id"] for line in both] == [started["reconcile_id"]] * 2
+    (ready,) = (line for line in lines if line["message"] == "ready")
+    assert "vm" not in ready and "reconcile_id" not in ready
     called = next(line for line in lines if line["message"] == "CallAccepted")
     assert called["run"] == "r1" and called["reconcile_id"] == started["reconcile_id"]
