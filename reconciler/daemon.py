@@ -291,6 +291,7 @@ class Daemon:
         self._polls: dict[str, Seconds] = {}
         self._polling: set[str] = set()
         self._failure: BaseException | None = None
+        self._over = False
         self._signals: list[int] = []
         self._readers: dict[int, Callable[[int], None]] = {}
 
@@ -356,10 +357,12 @@ class Daemon:
             self.listen(self.watch.fileno(), self._saved)
             stack.enter_context(self._signals_taken())
             stack.enter_context(self.attached())
-            self.thread("source", self._read_for_ever)
-            self.thread("resync", self._resync_for_ever)
+            readers = [
+                self.thread("source", self._read_for_ever),
+                self.thread("resync", self._resync_for_ever),
+            ]
             self._loop()
-            self._end()
+            self._end(readers)
         if self._failure:
             raise self._failure
         return Exit.INTERRUPTED if signal.SIGINT in self._signals else Exit.TERMINATED
@@ -411,7 +414,7 @@ class Daemon:
 
     def fail(self, error: BaseException) -> None:
         """We cannot go on."""
-        if self._failure is None:
+        if self._failure is None and not self._over:  # then only what is left behind can fail
             self._failure = error
         self.stop()
 
@@ -796,7 +799,7 @@ class Daemon:
 
     def _read_for_ever(self) -> None:
         self.unread.set()
-        while True:
+        while not self.stopping.is_set():  # asked again here: to settle drops what stop() set
             again = self.reading.again if self.reading else None
             self.unread.wait(None if again is None else max(0.05, again - time.time()))
             if self.stopping.is_set():
@@ -1104,8 +1107,8 @@ class Daemon:
 
     # -- the end
 
-    def _end(self) -> None:
-        """Wait for what was begun."""
+    def _end(self, readers: Sequence[threading.Thread]) -> None:
+        """Wait for what was begun; what it uses is closed after that."""
         self.stop()
         deadline = time.monotonic() + LAST
         while time.monotonic() < deadline:
@@ -1117,5 +1120,8 @@ class Daemon:
             left = sorted(self._queue.working)
         if left:
             self.observers.said("not waited for any longer", vms=", ".join(left))
+        for reader in readers:
+            reader.join(max(0.0, deadline - time.monotonic()))
+        self._over = True
         for _ in range(self._workers):
             self._jobs.put(None)

@@ -320,7 +320,7 @@ happenings: Final = st.tuples(
 )
 
 
-@settings(max_examples=3 * settings().max_examples // 2)
+@settings(max_examples=settings().max_examples // 2)
 @given(world=worlds, happens=st.lists(happenings, min_size=10, max_size=30))
 def test_a_hub_keeps_its_promises_through_whatever_happens(
     world: World, happens: list[Event]

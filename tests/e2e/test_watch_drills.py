@@ -115,7 +115,7 @@ def test_a_bad_commit_takes_nothing_down(quick: Site, appliance: Appliance) -> N
         until(lambda: not any(m.vm == "ctx-0" for m in quick.servers().values()), "gone", 60)
 
 
-@pytest.mark.parametrize("cycles", [40, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("cycles", [16, pytest.param(1000, marks=pytest.mark.soak)])
 def test_heals_leave_nothing_behind(quick: Site, appliance: Appliance, cycles: int) -> None:
     """No descriptor, thread, child or socket more after many heals than after a few."""
     quick.write_config(loop={"resync": "1s", "healthy_after": "1ms"})
