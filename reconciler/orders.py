@@ -40,13 +40,13 @@ _EVENTS: Final = {
 
 
 class Order(Struct, frozen=True, kw_only=True, tag=True):
-    """One order; `vms` are those that are worth a look afterwards."""
+    """One order; `vms` are those that are worth a look afterwards.
+
+    Each has `carry_out(store, who, now, eyes)`: do it, and say what to tell the operator; raises
+    ReconcilerError, and then nothing was done.
+    """
 
     vms: tuple[str, ...] = ()
-
-    def carry_out(self, store: Store, who: str, now: Seconds, eyes: Observer) -> list[str]:
-        """Do it; what to tell the operator. Raises ReconcilerError, and then nothing was done."""
-        raise NotImplementedError
 
 
 class Retry(Order, frozen=True, kw_only=True):

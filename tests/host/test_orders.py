@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 
 from reconciler.core.errors import HostError, UsageError
+from reconciler.handover import AnyOrder
 from reconciler.host.store import Store, events
 from reconciler.look import Observer
-from reconciler.orders import Order, Pause, Resume
+from reconciler.orders import Pause, Resume
 
 NOW = 1_800_000_000.0
 
@@ -24,7 +25,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     found.close()
 
 
-def do(store: Store, order: Order) -> list[str]:
+def do(store: Store, order: AnyOrder) -> list[str]:
     return order.carry_out(store, "reconciler pause (jo)", NOW, cast(Observer, None))
 
 
@@ -79,7 +80,9 @@ def test_a_pause_of_every_vm_that_is_over_holds_none(store: Store) -> None:
 @pytest.mark.parametrize(
     "order", [Pause(vms=("ctx-1", "ctx-3"), reason="x"), Resume(vms=("ctx-3",))]
 )
-def test_a_vm_that_nobody_knows_is_refused_and_nothing_is_done(store: Store, order: Order) -> None:
+def test_a_vm_that_nobody_knows_is_refused_and_nothing_is_done(
+    store: Store, order: AnyOrder
+) -> None:
     with pytest.raises(UsageError, match=r"no VM 'ctx-3'; did you mean 'ctx-[12]'\?"):
         do(store, order)
     assert paused(store) == {}
