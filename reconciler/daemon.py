@@ -964,6 +964,7 @@ class Daemon:
         for kind, keys in enumerate((actual.rivals, actual.intents, actual.tainted)):
             for vm_name, *rest in keys:
                 told[str(vm_name)].append((kind, *rest))
+        held = ledger.source.get("held") or {}
         found: dict[str, object] = {}
         for name, vm in desired.vms.items():
             call = ledger.active(name) or ledger.latest(name, vm.run)
@@ -975,6 +976,9 @@ class Daemon:
                 leases[name],
                 ledger.version_of(name),
                 ledger.paused(name, now),
+                ledger.declared.get(name),
+                repr(held.get(name)) if isinstance(held, Mapping) else repr(held),
+                ledger.failures.get(name),
                 ledger.reports.get(call.job_id) if call else None,
                 self.reports.get(call.job_id) if call else None,
                 [image and replace(image, allocated=0) for image in map(actual.images.get, images)],
