@@ -37,7 +37,7 @@ from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.settings import Settings
-from reconciler.core.source import read_well
+from reconciler.core.source import Revision, read_well
 from reconciler.core.status import Condition
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
@@ -75,6 +75,8 @@ LAST: Final[Seconds] = 60.0
 class Reading(Protocol):
     """What a source says, as it was read last."""
 
+    @property
+    def revision(self) -> Revision: ...
     @property
     def vms(self) -> Collection[str]: ...
     @property
@@ -281,7 +283,7 @@ class Daemon:
         self._looks: dict[str, int] = defaultdict(int)
         """VM → how often it was looked at: what a slower look saw before is not believed."""
         self._impatient: set[str] = set()
-        self._wanted: dict[str, tuple[tuple[Reading, object], Desired]] = {}
+        self._wanted: dict[str, tuple[object, Desired]] = {}
         self._at_rest: dict[str, tuple[object, VmPlan, Sequence[Condition]]] = {}
         """VM → what was seen of it when nothing was to be done, that plan, and its conditions."""
         self._calm: dict[str, tuple[Seconds, Actual]] = {}
@@ -730,9 +732,14 @@ class Daemon:
         """What should be true of one VM; worked out anew when that may have changed."""
         reading = self.reading
         assert reading is not None
-        version = (reading, ledger.version_of(name))
+        version = (
+            reading.revision.digest,  # a place in a file moves with what is written around it
+            reading.digest_of(name),
+            self.settings,
+            ledger.version_of(name),
+        )
         known = self._wanted.get(name)
-        if known and known[0][0] is reading and known[0][1] == version[1]:
+        if known and known[0] == version:
             return known[1]
         found = Desired(settings=self.settings, vms={})
         if name in reading.vms:
