@@ -108,7 +108,7 @@ def source_of(
     scoped: bool,
 ) -> Source:
     """What some files say, with the inventory as it is now."""
-    from reconciler.core import inventory, spec
+    from reconciler.core import inventory, spec_files
     from reconciler.core.document import parse
 
     written, wrong = parse_all(texts)
@@ -127,7 +127,7 @@ def source_of(
             if document:
                 known, findings = inventory.read(document)
                 wrong.extend(findings)
-    specs = spec.read(written, asked, scoped=scoped)
+    specs = spec_files.read(written, asked, scoped=scoped)
     specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | unread)
     return Source(specs, known, tuple(texts), tuple(requests), scoped)
 

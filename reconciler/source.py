@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core import inventory as inventories
-from reconciler.core import source, spec
+from reconciler.core import source, spec_files
 from reconciler.core.desired import Desired, build
 from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic, HostError
@@ -55,7 +55,7 @@ class _File:
     """When; in ns since the epoch."""
     digest: str
     """Of its text, or of why it has none."""
-    found: spec.Found
+    found: spec_files.Found
     wrong: Sequence[Diagnostic]
     """Why it has no more to say; empty: it could be parsed."""
     vms: Mapping[str, str]
@@ -66,10 +66,13 @@ class _File:
         return signature != self.signature or max(self.signature[3:]) > self.read - YOUNG
 
 
+Parsed = Callable[[Text], tuple[spec_files.Found, Sequence[Diagnostic]]]
+
+
 class _Shelf:
     """The files of one directory, each read when it moved."""
 
-    def __init__(self, parsed: Callable[[Text], tuple[spec.Found, Sequence[Diagnostic]]]) -> None:
+    def __init__(self, parsed: Parsed) -> None:
         self._parsed = parsed
         self.files: dict[str, _File] = {}
         """In reading order."""
@@ -111,7 +114,7 @@ def _once(listed: Mapping[str, Signature]) -> Iterator[tuple[str, Signature]]:
             yield path, signature
 
 
-def _digests(found: spec.Found) -> Mapping[str, str]:
+def _digests(found: spec_files.Found) -> Mapping[str, str]:
     said = {one.spec.name: one.spec.model_dump_json() for one in found.vms}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in said.items()}
 
@@ -219,8 +222,8 @@ class Source:
         self.allow_empty = allow_empty
         self.parsed = 0
         """Files that were parsed so far."""
-        self._specs = _Shelf(partial(self._parse, spec.read_file))
-        self._requests = _Shelf(partial(self._parse, spec.read_request))
+        self._specs = _Shelf(partial(self._parse, spec_files.read_file))
+        self._requests = _Shelf(partial(self._parse, spec_files.read_request))
         self._inventory = _Shelf(self._parse_inventory)
         self._known: Inventory | None = None
         self._commit: Commit | None = None
@@ -282,26 +285,26 @@ class Source:
         return False
 
     def _parse(
-        self, reader: Callable[[Any], spec.Found], text: Text
-    ) -> tuple[spec.Found, Sequence[Diagnostic]]:
+        self, reader: Callable[[Any], spec_files.Found], text: Text
+    ) -> tuple[spec_files.Found, Sequence[Diagnostic]]:
         if text.error:
-            return spec.Found(text.file, lost=True), [Diagnostic("error", text.error)]
+            return spec_files.Found(text.file, lost=True), [Diagnostic("error", text.error)]
         self.parsed += 1
         document, wrong = parse(text.text, text.file)
         if document is None:
-            return spec.Found(text.file, lost=True), wrong
+            return spec_files.Found(text.file, lost=True), wrong
         return reader(document), []
 
-    def _parse_inventory(self, text: Text) -> tuple[spec.Found, Sequence[Diagnostic]]:
+    def _parse_inventory(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic]]:
         self._known = None
         if text.error:
             wrong = [Diagnostic("error", f"the inventory: {text.error}")]
-            return spec.Found(text.file, lost=True), wrong
+            return spec_files.Found(text.file, lost=True), wrong
         self.parsed += 1
         document, wrong = parse(text.text, text.file)
         if document:
             self._known, wrong = inventories.read(document)
-        return spec.Found(text.file, lost=self._known is None), wrong
+        return spec_files.Found(text.file, lost=self._known is None), wrong
 
     # -- what all files say together
 
@@ -311,7 +314,7 @@ class Source:
         ]
         unread = {**self._listing.unread, **self._requests.unread}
         wrong += [Diagnostic("error", why) for why in unread.values()]
-        specs = spec.join(
+        specs = spec_files.join(
             [file.found for file in (*self._specs.files.values(), *self._requests.files.values())]
         )
         trouble = self._trouble(ledger)

@@ -20,7 +20,8 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import parse as parse_selector
 from reconciler.core.settings import Settings
-from reconciler.core.spec import RunSpec, checked_name, read
+from reconciler.core.spec import RunSpec, checked_name
+from reconciler.core.spec_files import read
 from reconciler.core.units import Seconds, stamp
 from reconciler.handover import Asked, Specs
 from reconciler.host import lock, requests

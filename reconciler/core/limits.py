@@ -66,8 +66,8 @@ def spend(count: int) -> None:
         looks.spend(count)
 
 
-def too_large() -> TemplateError:
-    return TemplateError(f"cannot use this value: it has more than {MAX_RESULT:,} parts")
+def too_large(most: int = MAX_RESULT) -> TemplateError:
+    return TemplateError(f"cannot use this value: it has more than {most:,} parts")
 
 
 def too_many_bits() -> TemplateError:

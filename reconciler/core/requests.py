@@ -18,7 +18,8 @@ from reconciler.core.inventory import Inventory
 from reconciler.core.ledger import Ledger
 from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import Selector
-from reconciler.core.spec import MAX_WHO, Declared, RunSpec, Specs, read
+from reconciler.core.spec import MAX_WHO, Declared, RunSpec, Specs
+from reconciler.core.spec_files import read
 from reconciler.core.vm_plan import new_run
 
 # -- who is meant

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache, wraps
 from typing import Any, Final, cast
 
-from reconciler.core import limits
+from reconciler.core import filters, limits
 from reconciler.core.errors import nearest
 from reconciler.core.limits import MAX_BITS, MAX_LOOKS, MAX_RESULT, STEP, TemplateError
 
@@ -42,24 +42,38 @@ def is_template(value: object) -> bool:
     return isinstance(value, str) and "{{" in value
 
 
-def render(text: str, variables: Mapping[str, object]) -> object:
-    """The value of a templated text. Raises TemplateError."""
-    return _guarded(text, lambda: _compiled(text)(variables), variables)
+def render(
+    text: str,
+    variables: Mapping[str, object],
+    known: Iterable[str] | None = None,
+    *,
+    most: int = MAX_RESULT,
+) -> object:
+    """The value of a templated text. Raises TemplateError.
+
+    `known`: the names that might have been meant where one is not defined; else `variables`.
+    `most`: characters and items that it may have.
+    """
+    return _guarded(text, lambda: _compiled(text)(variables), variables, known, most)
 
 
-def evaluate(expression: str, variables: Mapping[str, object]) -> object:
+def evaluate(
+    expression: str, variables: Mapping[str, object], known: Iterable[str] | None = None
+) -> object:
     """The value of a bare expression, as in `when:`. Raises TemplateError."""
-    return _guarded(expression, lambda: _expression(expression)(variables), variables)
+    return _guarded(expression, lambda: _expression(expression)(variables), variables, known)
 
 
-def render_tree(value: object, variables: Mapping[str, object]) -> object:
+def render_tree(
+    value: object, variables: Mapping[str, object], known: Iterable[str] | None = None
+) -> object:
     """`value` with every templated text in it evaluated. Raises TemplateError at the first."""
     if is_template(value):
-        return render(str(value), variables)
+        return render(str(value), variables, known)
     if isinstance(value, dict):
-        return {key: render_tree(item, variables) for key, item in value.items()}
+        return {key: render_tree(item, variables, known) for key, item in value.items()}
     if isinstance(value, list):
-        return [render_tree(item, variables) for item in value]
+        return [render_tree(item, variables, known) for item in value]
     return value
 
 
@@ -77,7 +91,11 @@ def names_in(text: str) -> frozenset[str]:
 
 
 def _guarded(
-    text: str, evaluate_it: Callable[[], object], variables: Mapping[str, object]
+    text: str,
+    evaluate_it: Callable[[], object],
+    variables: Mapping[str, object],
+    known: Iterable[str] | None,
+    most: int = MAX_RESULT,
 ) -> object:
     if len(text) > MAX_TEMPLATE:
         raise TemplateError(f"cannot evaluate this: it is longer than {MAX_TEMPLATE} characters")
@@ -87,7 +105,7 @@ def _guarded(
 
     try:
         with limits.Looks(MAX_LOOKS, "it looks"):
-            return _sized(evaluate_it())
+            return _sized(evaluate_it(), most)
     except TemplateError:
         raise
     except jinja2.UndefinedError as error:
@@ -95,8 +113,9 @@ def _guarded(
         match = re.match(r"'(\w+)' is undefined", said)
         if match:
             said = f"the variable {match.group(1)!r} is not defined"
-            limits.spend(len(variables) * COMPARED)  # every item of a loop may come here
-            said += nearest(match.group(1), variables) or _known(variables)
+            names = list(variables if known is None else known)
+            limits.spend(len(names) * COMPARED)  # every item of a loop may come here
+            said += nearest(match.group(1), names) or _known(names)
         raise TemplateError(f"cannot evaluate {_short(text)}: {_short(said, 300)}") from None
     except jinja2.TemplateSyntaxError as error:
         said = _short(str(error.message), 300)
@@ -111,7 +130,7 @@ def _guarded(
         raise TemplateError(f"cannot evaluate {_short(text)}: {said}") from None
 
 
-def _known(variables: Mapping[str, object]) -> str:
+def _known(variables: Iterable[str]) -> str:
     names = ", ".join(sorted(variables)[:8])
     return f"; defined here: {names}" if names else "; no vars are defined here"
 
@@ -120,17 +139,17 @@ def _short(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "…"
 
 
-def _sized(value: object) -> object:
+def _sized(value: object, most: int) -> object:
     """Only plain values leave an expression, at any depth, and none that has grown out of hand."""
     import jinja2
 
-    left = MAX_RESULT
+    left = most
 
     def plain(value: object, depth: int) -> object:
         nonlocal left
         left -= max(1, limits.size(value)) if isinstance(value, str) else 1
         if left < 0 or depth > 32:
-            raise limits.too_large()
+            raise limits.too_large(most)
         match value:
             case None | bool() | float():
                 return value
@@ -154,7 +173,7 @@ def _sized(value: object) -> object:
                 raise TemplateError(f"cannot use this value: it is a {kind}, not data")
 
     found = plain(value, 0)
-    limits.spend(STEP + MAX_RESULT - left)
+    limits.spend(STEP + most - left)
     return found
 
 
@@ -275,18 +294,33 @@ def _environment() -> Any:
                     return getattr(obj, "__name__", "") in names
             return any(obj is known for known in self.globals.values())
 
+    class Missing(StrictUndefined):
+        """Says what might have been meant."""
+
+        @property
+        def _undefined_message(self) -> str:
+            name, around = self._undefined_name, self._undefined_obj
+            if self._undefined_hint or not isinstance(around, dict) or not isinstance(name, str):
+                return str(super()._undefined_message)
+            known = [key for key in around if isinstance(key, str)]
+            limits.spend(len(known) * COMPARED)
+            listing = ", ".join(sorted(known)[:8]) or "none"
+            return f"there is no key {name!r} in it{nearest(name, known)} (keys there: {listing})"
+
     # Nothing is worked out while a text is compiled: there it would not be counted.
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, optimized=False
-    )
-    environment.globals = {"range": environment.globals["range"], "dict": dict}
+    environment = Environment(undefined=Missing, keep_trailing_newline=True, optimized=False)
+    environment.globals = {
+        "range": environment.globals["range"],
+        "dict": dict,
+        "lookup": filters.lookup,
+    }
     kept = {name: known for name, known in environment.filters.items() if name in _FILTERS}
     own = {"replace": limits.replace, "string": limits.text}
     joining = {"join": limits.join, _JOINED: limits.join}
-    all_of_them = {**kept, **own, **joining}
+    all_of_them = {**kept, **own, **filters.FILTERS, **joining}
     environment.filters = {name: _filter(name, one) for name, one in all_of_them.items()}
     environment.filters |= {_PART: limits.part, _WEIGHED: limits.weighed}
-    tests: dict[str, Any] = environment.tests
+    tests: dict[str, Any] = {**environment.tests, **filters.TESTS}
     environment.tests = {name: _test(name, one) for name, one in tests.items()}
     return environment
 

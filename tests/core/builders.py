@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from reconciler.core import inventory, spec
+from reconciler.core import inventory, spec_files
 from reconciler.core.actions import Action
 from reconciler.core.actual import Actual, Handshake, Identity, Image, Server
 from reconciler.core.call import Call, CallState, job_id
@@ -210,7 +210,7 @@ def document(text: str, file: str = "vms.yaml") -> Document:
 
 def read(*texts: str) -> Specs:
     """Specs from files a.yaml, b.yaml and so on."""
-    return spec.read([document(text, f"{chr(97 + n)}.yaml") for n, text in enumerate(texts)])
+    return spec_files.read([document(text, f"{chr(97 + n)}.yaml") for n, text in enumerate(texts)])
 
 
 def known(text: str) -> Inventory:

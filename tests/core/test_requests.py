@@ -23,7 +23,8 @@ from reconciler.core.requests import (
     with_requests,
 )
 from reconciler.core.selector import parse as selector
-from reconciler.core.spec import MAX_NAME, MAX_WHO, NAME, RunSpec, read
+from reconciler.core.spec import MAX_NAME, MAX_WHO, NAME, RunSpec
+from reconciler.core.spec_files import read
 from tests.core.builders import (
     a_call,
     a_settings,

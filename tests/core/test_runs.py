@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.core import spec
+from reconciler.core import spec_files
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.ledger import Applied, Ledger
@@ -43,7 +43,7 @@ def asks(vm: str, run: str, more: str = "") -> str:
 
 def specs(*texts: str, requests: tuple[str, ...] = (), scoped: bool = False) -> Specs:
     """Specs from a.yaml, b.yaml …, requests from r0.yaml, r1.yaml …"""
-    return spec.read(
+    return spec_files.read(
         [document(text, f"{chr(97 + n)}.yaml") for n, text in enumerate(texts)],
         [document(text, f"r{n}.yaml") for n, text in enumerate(requests)],
         scoped=scoped,

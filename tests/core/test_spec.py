@@ -9,10 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reconciler.core import spec
+from reconciler.core import spec_files
 from reconciler.core.desired import build
 from reconciler.core.errors import nearest
-from reconciler.core.spec import MAX_NAME, VmSpec, merge
+from reconciler.core.spec import MAX_NAME, VmSpec
+from reconciler.core.spec_files import merge
 from tests.core.builders import GIB, a_settings, document, lines, read, remembered, says
 
 SMALLEST = """\
@@ -252,7 +253,7 @@ def test_a_file_of_requests_asks_and_declares_nothing() -> None:
         "c": "",
         "d": "vars: {a: b}",
     }
-    found = spec.read([], [document(text, f"{name}.yaml") for name, text in texts.items()])
+    found = spec_files.read([], [document(text, f"{name}.yaml") for name, text in texts.items()])
     assert found.vms == ()
     assert [one.spec.run for one in found.runs] == ["r1", "r2"]
     said = [f"{one.place}: {one.summary}" for one in found.diagnostics]
@@ -268,7 +269,7 @@ def test_requests_are_read_last_and_only_they_may_be_aside() -> None:
         document("runs: [{vm: a, run: r2}]", "b"),
     )
     for scoped in (False, True):
-        found = spec.read([here], [there], scoped=scoped)
+        found = spec_files.read([here], [there], scoped=scoped)
         assert [(one.spec.run, one.aside) for one in found.runs] == [("r1", False), ("r2", scoped)]
 
 
@@ -312,7 +313,7 @@ def test_what_cannot_be_used_is_remembered_by_name_or_else_by_file(
     ("text", "words"),
     [
         ("", ["1:1 error: the file is empty", "vms:"]),
-        ("[]", ["1:1 error", "vars, defaults, vms", "found a list"]),
+        ("[]", ["1:1 error", "vars, vars_files, include, defaults, vms", "found a list"]),
         ("hello", ["found the text 'hello'"]),
         ("vars: {}", ["1:1 error: the key 'vms' is missing"]),
         ("runs:", ["1:6 error: `runs:` is empty", "[] for none"]),
@@ -483,7 +484,7 @@ vms:
 def test_loops_that_declare_more_than_anybody_means_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few lines, with an alias on a loop, could ask for a billion VMs."""
     assert len(read(LOOPS).vms) == 51
-    monkeypatch.setattr("reconciler.core.spec.MAX_DECLARED", 240)
+    monkeypatch.setattr("reconciler.core.spec_files.MAX_DECLARED", 240)
     found = read(LOOPS)
     assert [one.spec.name for one in found.vms] == [f"a{index}" for index in range(21)]
     says(
@@ -496,7 +497,7 @@ def test_loops_that_declare_more_than_anybody_means_end(monkeypatch: pytest.Monk
 def test_expressions_that_cost_more_together_than_anybody_means_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("reconciler.core.spec.MAX_LOOKS", 600)
+    monkeypatch.setattr("reconciler.core.spec_files.MAX_LOOKS", 600)
     found = read(LOOPS)
     assert 0 < len(found.vms) < 50
     says(
