@@ -30,7 +30,7 @@ from reconciler.core.plan import Plan
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds
 from reconciler.execute import Step
-from reconciler.host.files import Text
+from reconciler.host.files import Given, Text
 from reconciler.loop import Desire, Outcome, Source, desire, pruned, source_of
 from reconciler.orders import Approve, Cancel, Pause, Resolve, Resume, Retry, stopped
 
@@ -49,17 +49,31 @@ class Specs(Struct, frozen=True, kw_only=True, tag=True):
     texts: tuple[Text, ...]
     requests: tuple[Text, ...]
     scoped: bool
+    given: Given
+    """What lay around them."""
     prune: bool = False
     only: tuple[str, ...] | None = None
     """Some VMs of them; None: all."""
 
     @classmethod
     def of(cls, source: Source, *, prune: bool = False) -> Specs:
-        return cls(texts=source.texts, requests=source.requests, scoped=source.scoped, prune=prune)
+        return cls(
+            texts=source.texts,
+            requests=source.requests,
+            scoped=source.scoped,
+            given=source.given or Given(),
+            prune=prune,
+        )
 
     def desire(self, settings: Settings, source: Source | None = None) -> Desire:
         """`source`: the same files, where they are parsed already."""
-        source = source or source_of(self.texts, self.requests, settings, scoped=self.scoped)
+        if source is None:
+            from reconciler.library import Library  # commands that only look need none
+
+            library = Library(settings.specs, {}, given=self.given)
+            source = source_of(
+                self.texts, self.requests, settings, scoped=self.scoped, library=library
+            )
         wanted = desire(source, settings)
         wanted = pruned(wanted) if self.prune else wanted
         if self.only is None:

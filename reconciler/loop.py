@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from reconciler.core.document import Document
     from reconciler.core.inventory import Inventory
     from reconciler.core.spec import Specs
+    from reconciler.core.variables import Variable
+    from reconciler.host.files import Given
+    from reconciler.library import Library
 
 PASSES: Final = 4
 """Passes of one apply: each repeats only what the one before made possible."""
@@ -87,17 +90,34 @@ class Source(Struct, frozen=True):
     """The files that ask for runs."""
     scoped: bool = False
     """It is about the VMs of these files, and what else is asked for stays as it is."""
+    given: Given | None = None
+    """What was read around them."""
+    explained: tuple[Variable, ...] | None = None
+    """The variables of the VM that was asked about, if a spec declares it."""
 
 
-def load_source(paths: Sequence[str], settings: Settings, *, asking: bool = False) -> Source:
+def load_source(
+    paths: Sequence[str],
+    settings: Settings,
+    *,
+    asking: bool = False,
+    extra: Sequence[files.Text] = (),
+    explain: str = "",
+) -> Source:
     """Every spec below the paths, what is asked for beside them, and the inventory.
 
     No paths: the specs are where they usually are, and every request counts; else only those of
     VMs that the paths name. `asking`: a run is about to be asked for, which is enough without
-    specs. Findings are in `specs.diagnostics`. Raises NothingNamed, HostError.
+    specs. `extra`: variables over all others. `explain`: a VM whose variables are to be told.
+    Findings are in `specs.diagnostics`. Raises NothingNamed, HostError.
     """
+    from reconciler.library import Library
+
     texts, requests = files.texts_of(paths, settings.requests, asking=asking)
-    return source_of(texts, requests, settings, scoped=bool(paths))
+    library = Library(settings.specs, os.environ, extra=extra)
+    return source_of(
+        texts, requests, settings, scoped=bool(paths), library=library, explain=explain
+    )
 
 
 def source_of(
@@ -106,6 +126,8 @@ def source_of(
     settings: Settings,
     *,
     scoped: bool,
+    library: Library,
+    explain: str = "",
 ) -> Source:
     """What some files say, with the inventory as it is now."""
     from reconciler.core import inventory, spec_files
@@ -127,9 +149,18 @@ def source_of(
             if document:
                 known, findings = inventory.read(document)
                 wrong.extend(findings)
-    specs = spec_files.read(written, asked, scoped=scoped)
+    library.inventory = known
+    library.alone = frozenset(os.path.realpath(text.file) for text in texts)
+    by_name = {text.file: text for text in texts}
+    found = [
+        spec_files.read_file(one, library.around(by_name[one.file]), explain=explain)
+        for one in written
+    ]
+    found += [spec_files.read_request(one, aside=scoped) for one in asked]
+    specs = spec_files.join(found)
     specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | unread)
-    return Source(specs, known, tuple(texts), tuple(requests), scoped)
+    told = next((one.explained for one in found if one.explained is not None), None)
+    return Source(specs, known, tuple(texts), tuple(requests), scoped, library.given, told)
 
 
 def parse_all(texts: Iterable[files.Text]) -> tuple[list[Document], list[Diagnostic]]:

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from reconciler.core import inventory as inventories
 from reconciler.core import source, spec_files
 from reconciler.core.desired import Desired, build
-from reconciler.core.document import parse
+from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic, HostError
 from reconciler.core.inventory import Inventory
 from reconciler.core.ledger import Declaration, Ledger
@@ -35,12 +35,10 @@ from reconciler.host import files, git
 from reconciler.host.files import Listing, Signature, Text
 from reconciler.host.git import Commit, Mirror
 from reconciler.host.store import Event, Store
+from reconciler.library import YOUNG, Beside, Library, digest_of
 
 TRIES: Final = 5
 """Readings of one `read`, while files move under it; then it is not a clean one."""
-YOUNG: Final = 2_000_000_000
-"""How long before a reading a file may have been written last for its signature not to be trusted,
-in ns. A tick of the kernel's clock is 10 ms at most; other machines' clocks are off by more."""
 
 Describe = Callable[[str], Commit | None]
 """What Git knows of a directory's content."""
@@ -60,20 +58,29 @@ class _File:
     """Why it has no more to say; empty: it could be parsed."""
     vms: Mapping[str, str]
     """VM → digest of what is written of it here."""
+    beside: Beside | None = None
+    """What lies around it, and was asked."""
 
     def stale(self, signature: Signature) -> bool:
         """Whether it may have another content by now."""
         return signature != self.signature or max(self.signature[3:]) > self.read - YOUNG
 
+    @property
+    def moved(self) -> bool:
+        """Whether it may mean something else by now, though it is the same."""
+        return self.beside is not None and not self.beside.holds()
 
-Parsed = Callable[[Text], tuple[spec_files.Found, Sequence[Diagnostic]]]
+
+Parsed = Callable[[Text], tuple[spec_files.Found, Sequence[Diagnostic], Beside | None]]
 
 
 class _Shelf:
     """The files of one directory, each read when it moved."""
 
-    def __init__(self, parsed: Parsed) -> None:
+    def __init__(self, parsed: Parsed, root: str = "") -> None:
+        """`root`: the directory that was named."""
         self._parsed = parsed
+        self.root = root
         self.files: dict[str, _File] = {}
         """In reading order."""
         self.unread: Mapping[str, str] = {}
@@ -86,7 +93,7 @@ class _Shelf:
         read = False
         for path, signature in _once(listing.files):
             known = before.get(path)
-            if known is None or known.stale(signature):
+            if known is None or known.stale(signature) or known.moved:
                 known, read = self._read(path, signature, known), True
             self.files[path] = known
         if list(before) != list(self.files) or self.unread != listing.unread:
@@ -96,13 +103,13 @@ class _Shelf:
 
     def _read(self, path: str, signature: Signature, known: _File | None) -> _File:
         at, text = time.time_ns(), files.read(path, pipe=False)  # nobody may ever write into one
-        digest = hashlib.sha256((text.error or text.text).encode(errors="replace")).hexdigest()
-        if known and known.digest == digest:
+        text, digest = replace(text, root=self.root), digest_of(text)
+        if known and known.digest == digest and not known.moved:
             self.moved |= known.signature != signature
-            return _File(signature, at, digest, known.found, known.wrong, known.vms)
+            return _File(signature, at, digest, known.found, known.wrong, known.vms, known.beside)
         self.moved = True
-        found, wrong = self._parsed(text)
-        return _File(signature, at, digest, found, wrong, _digests(found))
+        found, wrong, beside = self._parsed(text)
+        return _File(signature, at, digest, found, wrong, _digests(found), beside)
 
 
 def _once(listed: Mapping[str, Signature]) -> Iterator[tuple[str, Signature]]:
@@ -210,10 +217,13 @@ class Source:
         describe: Describe = git.describe,
         fetcher: Fetcher | None = None,
         allow_empty: bool = False,
+        environment: Mapping[str, str] | None = None,
+        extra: Sequence[Text] = (),
     ) -> None:
         """`directory` may be a symlink, and need not be there.
 
-        `allow_empty`: that it holds no spec is meant so, until it holds one.
+        `allow_empty`: that it holds no spec is meant so, until it holds one. `environment`: what
+        specs may look into, as far as the config lets them. `extra`: variables over all others.
         """
         self.directory = directory
         self.settings = settings
@@ -222,8 +232,9 @@ class Source:
         self.allow_empty = allow_empty
         self.parsed = 0
         """Files that were parsed so far."""
-        self._specs = _Shelf(partial(self._parse, spec_files.read_file))
-        self._requests = _Shelf(partial(self._parse, spec_files.read_request))
+        self._library = Library(settings.specs, environment or {}, extra=extra)
+        self._specs = _Shelf(self._parse, directory)
+        self._requests = _Shelf(self._parse_request)
         self._inventory = _Shelf(self._parse_inventory)
         self._known: Inventory | None = None
         self._commit: Commit | None = None
@@ -235,7 +246,8 @@ class Source:
         """What a watch has to be armed with now; then comes `read`."""
         listing = files.listing(self.directory)
         inventory = [self.settings.inventory] if self.settings.inventory else []
-        return [*listing.folders, *listing.links, self.settings.requests, *inventory]
+        beside = [path for path in self._library.paths if path not in listing.folders]
+        return [*listing.folders, *listing.links, self.settings.requests, *inventory, *beside]
 
     def read(self, ledger: Ledger, now: Seconds) -> Reading:
         """Read what moved, and judge it. Whatever is wrong with the files is in the reading."""
@@ -274,37 +286,49 @@ class Source:
         """Read what moved until nothing moves any more; whether it came to that."""
         for _ in range(TRIES):
             self._listing = listing = files.listing(self.directory)
-            read = self._specs.refresh(listing)
-            read |= self._requests.refresh(_requested(self.settings.requests))
+            read = False
             if self.settings.inventory:
                 path = self.settings.inventory
                 one = Listing({path: files.signature(path)}, ())
                 read |= self._inventory.refresh(one)
+            self._library.refresh()
+            self._library.inventory = self._known
+            self._library.alone = frozenset(map(os.path.realpath, listing.files))
+            read |= self._specs.refresh(listing)
+            read |= self._requests.refresh(_requested(self.settings.requests))
             if not read or files.listing(self.directory) == listing:
                 return True
         return False
 
-    def _parse(
-        self, reader: Callable[[Any], spec_files.Found], text: Text
-    ) -> tuple[spec_files.Found, Sequence[Diagnostic]]:
-        if text.error:
-            return spec_files.Found(text.file, lost=True), [Diagnostic("error", text.error)]
-        self.parsed += 1
-        document, wrong = parse(text.text, text.file)
+    def _parse(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic], Beside | None]:
+        document, wrong = self._document(text)
         if document is None:
-            return spec_files.Found(text.file, lost=True), wrong
-        return reader(document), []
+            return spec_files.Found(text.file, lost=True), wrong, None
+        beside = self._library.around(text)
+        return spec_files.read_file(document, beside), [], beside
 
-    def _parse_inventory(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic]]:
+    def _parse_request(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic], None]:
+        document, wrong = self._document(text)
+        if document is None:
+            return spec_files.Found(text.file, lost=True), wrong, None
+        return spec_files.read_request(document), [], None
+
+    def _document(self, text: Text) -> tuple[Document | None, Sequence[Diagnostic]]:
+        if text.error:
+            return None, [Diagnostic("error", text.error)]
+        self.parsed += 1
+        return parse(text.text, text.file)
+
+    def _parse_inventory(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic], None]:
         self._known = None
         if text.error:
             wrong = [Diagnostic("error", f"the inventory: {text.error}")]
-            return spec_files.Found(text.file, lost=True), wrong
+            return spec_files.Found(text.file, lost=True), wrong, None
         self.parsed += 1
         document, wrong = parse(text.text, text.file)
         if document:
             self._known, wrong = inventories.read(document)
-        return spec_files.Found(text.file, lost=self._known is None), wrong
+        return spec_files.Found(text.file, lost=self._known is None), wrong, None
 
     # -- what all files say together
 
@@ -381,6 +405,8 @@ class Source:
         whole = hashlib.sha256()
         for path, file in self._specs.files.items():
             whole.update(f"{self._name(path)}\0{file.digest}\n".encode(errors="replace"))
+        for name, digest in sorted(self._library.digests().items()):
+            whole.update(f"{self._name(name)}\0{digest}\n".encode(errors="replace"))
         return whole.hexdigest()
 
     def _revision(self, digest: str) -> Revision:

@@ -15,14 +15,11 @@ from reconciler.core.document import Document
 from reconciler.core.errors import Diagnostic
 from reconciler.core.limits import TemplateError
 
-FOLDERS = ("group_vars", "host_vars", "vars", "includes")
-"""Folders of what specs name. Nothing below them is read as specs by itself. The first three are
-called as Ansible calls them."""
-
 
 class Side(Struct, frozen=True):
     """A file beside the specs: what it says, or what is wrong with it."""
 
+    file: str
     document: Document | None
     wrong: tuple[Diagnostic, ...] = ()
 
@@ -35,7 +32,6 @@ class Around(Protocol):
         """What was given by `-e`, in that order."""
         ...
 
-    @property
     def inventory(self) -> Mapping[str, Any] | None:
         """VM → what the inventory knows of it, as plain values; None: there is no inventory."""
         ...
@@ -57,8 +53,8 @@ class Around(Protocol):
         those that are read by themselves."""
         ...
 
-    def text(self, path: str, beside: str) -> str:
-        """The text of a file that `beside` names."""
+    def text(self, path: str, beside: str) -> str | None:
+        """The text of a file that `beside` names; None: there is none."""
         ...
 
     def variable(self, name: str) -> str | None:
@@ -70,7 +66,9 @@ class Nothing:
     """There is nothing around: for texts that stand alone."""
 
     extra: Sequence[Side] = ()
-    inventory: Mapping[str, Any] | None = None
+
+    def inventory(self) -> Mapping[str, Any] | None:
+        return None
 
     def groups_of(self, _vm: str) -> Sequence[str]:
         return ()
@@ -84,7 +82,7 @@ class Nothing:
     def file(self, path: str, _beside: str, *, spec: bool = False) -> Side:  # noqa: ARG002
         raise TemplateError(f"cannot read {path}: no other files are read from here")
 
-    def text(self, path: str, _beside: str) -> str:
+    def text(self, path: str, _beside: str) -> str | None:
         raise TemplateError(f"cannot read {path}: no other files are read from here")
 
     def variable(self, name: str) -> str | None:

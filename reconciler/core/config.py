@@ -32,6 +32,7 @@ from reconciler.core.settings import (
     QemuNbd,
     SecretRef,
     Settings,
+    SpecRules,
     VCenter,
     state_directory,
 )
@@ -253,6 +254,11 @@ class GitModel(Strict):
         return self
 
 
+class SpecsModel(Strict):
+    root: Path | None = None
+    env: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_*?]+$")]] = Field(default_factory=list)
+
+
 class NotifyModel(Strict):
     url: Annotated[str, AfterValidator(_notify_url)] | None = None
     secret: SecretModel | None = None
@@ -278,6 +284,7 @@ class ConfigModel(Strict):
     loop: LoopModel = LoopModel()
     git: GitModel = GitModel()
     notify: NotifyModel = NotifyModel()
+    specs: SpecsModel = SpecsModel()
 
 
 _SCALARS: dict[str, tuple[str, ...]] = {
@@ -403,6 +410,10 @@ def settings(
             url=model.notify.url or "",
             secret=model.notify.secret.ref(base) if model.notify.secret else None,
             timeout=model.notify.timeout,
+        ),
+        specs=SpecRules(
+            root=_absolute(model.specs.root, base) if model.specs.root else None,
+            env=tuple(model.specs.env),
         ),
     )
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
 
-from msgspec import Struct
-from pydantic import ValidationError
+from msgspec import Struct, field
+from pydantic import Field, ValidationError
 
 from reconciler.core.document import Document
 from reconciler.core.errors import Diagnostic
@@ -30,13 +33,47 @@ class KnownVm(Strict):
 
 class _File(Strict):
     vms: Mapping[Name, KnownVm]
+    groups: Mapping[Name, list[str]] = Field(default_factory=dict)
 
 
-class Inventory(Struct, frozen=True):
+class Inventory(Struct, frozen=True, dict=True):
     """What is known about VMs by somebody who can count their disks."""
 
     file: str
     vms: Mapping[str, KnownVm]
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Group → names of VMs, or globs of names."""
+
+    def groups_of(self, vm: str) -> list[str]:
+        """The groups of a VM, in the order in which they are written."""
+        named, globs = self._index
+        found = {*named.get(vm, ()), *(group for group, glob in globs if fnmatchcase(vm, glob))}
+        return [group for group in self.groups if group in found] if found else []
+
+    @cached_property
+    def _index(self) -> tuple[Mapping[str, Sequence[str]], Sequence[tuple[str, str]]]:
+        """VM → its groups, where it is named; and the globs of every group."""
+        named: dict[str, list[str]] = {}
+        globs = []
+        for group, names in self.groups.items():
+            for name in names:
+                named.setdefault(name, []).append(group)
+                if set("*?[") & {*name}:
+                    globs.append((group, name))
+        return named, globs
+
+    def facts(self) -> dict[str, Any]:
+        """VM → what is known of it, as templates see it."""
+        return {
+            name: {
+                "name": vm.vm.name or name,
+                "path": vm.vm.path,
+                "vcenter": vm.vm.vcenter,
+                "disks": [{"key": disk.key, "size": disk.size} for disk in vm.disks],
+                "groups": self.groups_of(name),
+            }
+            for name, vm in self.vms.items()
+        }
 
 
 def read(document: Document) -> tuple[Inventory | None, list[Diagnostic]]:
@@ -65,7 +102,7 @@ def read(document: Document) -> tuple[Inventory | None, list[Diagnostic]]:
                 place = document.place(("vms", name, "disks", index, "key"))
                 diagnostics.append(Diagnostic("error", summary, place))
             seen.add(disk.key)
-    return (None if diagnostics else Inventory(document.file, model.vms)), diagnostics
+    return (None if diagnostics else Inventory(document.file, model.vms, model.groups)), diagnostics
 
 
 def contradiction(listed: Sequence[DiskSpec], known: KnownVm) -> str | None:

@@ -141,6 +141,16 @@ class GitSource(Struct, frozen=True, kw_only=True):
     """Absolute path of a file as in ssh-keygen(1); without a signature by one, no commit counts."""
 
 
+class SpecRules(Struct, frozen=True, kw_only=True):
+    """What specs may look at beside themselves."""
+
+    root: str | None = None
+    """Absolute path of the directory that files which specs name must lie in; None: the one that
+    the specs were found in."""
+    env: tuple[str, ...] = ()
+    """Names, or globs of names, of the variables of the environment that they may read."""
+
+
 class Notify(Struct, frozen=True, kw_only=True):
     """Who is told of troubles as they begin and end. Durations in seconds."""
 
@@ -175,6 +185,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     loop: Loop = field(default_factory=Loop)
     git: GitSource = field(default_factory=GitSource)
     notify: Notify = field(default_factory=Notify)
+    specs: SpecRules = field(default_factory=SpecRules)
 
     def repository_of(self, path: str) -> str | None:
         """The repository that a file lies in, by its path; the innermost, if one is in another."""

@@ -1,6 +1,7 @@
 """Files of specs → what they declare and ask for, each finding with its place.
 
-Templates are evaluated after YAML is parsed, value by value. A VM with an error is left out; the others stand.
+Templates are evaluated after YAML is parsed, value by value. A VM with an error is left out; the
+others stand.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from reconciler.core.around import Around, Nothing, Side
@@ -32,7 +34,6 @@ from reconciler.core.variables import (
     EXTRA,
     FUNCTIONS,
     GROUP_NAMES,
-    INVENTORY,
     RESERVED,
     VM_NAME,
     Frame,
@@ -143,6 +144,11 @@ def join(files: Sequence[Found]) -> Specs:
 class _Unusable(Exception):  # noqa: N818 never leaves this module
     """What was found is written down already; nothing more can be made of this thing."""
 
+    def __init__(self, found: Sequence[Diagnostic] = ()) -> None:
+        super().__init__()
+        self.found = found
+        """What it was; it hurts each VM that needs it."""
+
 
 class _Reading:
     """One file, and those that it includes."""
@@ -170,8 +176,8 @@ class _Reading:
         self.declared = 0
         """Values in the VMs and runs so far."""
         self.included = 0
-        self.layers: dict[tuple[str, str], Layer | None] = {}
-        """(Origin, file) → the layer that was made of it; None: it is broken."""
+        self.layers: dict[tuple[str, str], Layer | tuple[Diagnostic, ...]] = {}
+        """(Origin, file) → the layer that was made of it, or what is wrong with it."""
 
     @property
     def full(self) -> bool:
@@ -203,34 +209,43 @@ class _Reading:
     def looked_up(self, file: str) -> _LookUp:
         return _LookUp(self.around, file)
 
-    def layer(self, side: Side, origin: str, key: str = "") -> Layer | None:
-        """The variables of a file beside; None: they cannot be used, and it is said why."""
-        file = side.document.file if side.document else key
-        known = self.layers.get((origin, file), ...)
-        if known is not ...:
+    def layer(self, side: Side, origin: str) -> Layer:
+        """The variables of a file beside. Raises _Unusable."""
+        key = (origin, side.file)
+        if key not in self.layers:
+            self.layers[key] = side.wrong
+            if side.document is not None and not side.wrong:
+                try:
+                    self.layers[key] = self.checked_layer(
+                        side.document.value, origin, side.document, ()
+                    )
+                except _Unusable as error:
+                    self.layers[key] = tuple(error.found)
+        known = self.layers[key]
+        if isinstance(known, Layer):
             return known
-        self.diagnostics |= dict.fromkeys(side.wrong)
-        layer = None
-        if side.document is not None and not side.wrong:
-            layer = self.checked_layer(side.document.value, origin, side.document, ())
-        self.layers[origin, file] = layer
-        return layer
+        raise _Unusable(known)
 
-    def checked_layer(
-        self, value: object, origin: str, document: Document, path: Path
-    ) -> Layer | None:
-        """Variables as a layer; None: they cannot be used, and it is said why."""
+    def checked_layer(self, value: object, origin: str, document: Document, path: Path) -> Layer:
+        """Variables as a layer. Raises _Unusable."""
         if value is None:
             return Layer(origin, {}, document, path)
         if not isinstance(value, dict):
             summary = f"expected variables, as keys and values, found {described(value)}"
-            self.error(summary, document, path)
-            return None
+            raise _Unusable([Diagnostic("error", summary, document.place(path))])
         for name in value:
             why = not_a_variable(name)
             if why:
                 self.error(why, document, (*path, name), key=True)
         return Layer(origin, value, document, path)
+
+    def unusable(self, error: _Unusable, vm: str = "") -> None:
+        """What hurts a VM; without a name, it may hurt any."""
+        self.diagnostics |= dict.fromkeys(replace(one, vm=vm) for one in error.found)
+        if vm:
+            self.refused.add(vm)
+        else:
+            self.lost = True
 
     def error(
         self, summary: str, document: Document, path: Path, *, key: bool = False, vm: str = ""
@@ -290,7 +305,7 @@ class _Part:
     def failed(self, error: TemplateError, *path: str | int, vm: str = "") -> None:
         """An expression cannot be evaluated; where a variable is to blame, there."""
         if isinstance(error, VariableError):
-            self.reading.diagnostics[Diagnostic("error", str(error), error.place)] = None
+            self.reading.diagnostics[Diagnostic("error", str(error), error.place, vm)] = None
         else:
             self.error(str(error), *path, vm=vm)
 
@@ -318,8 +333,8 @@ class _Part:
         self.defaults.append((self.document, self.own_defaults(value.get("defaults"))))
         try:
             base = self.prepared(value)
-        except _Unusable:
-            self.reading.lost = True
+        except _Unusable as error:
+            self.reading.unusable(error)
             return
         for key, what in (("vms", "VMs"), ("runs", "runs")):
             if key not in value or key not in top:
@@ -368,9 +383,7 @@ class _Part:
     def prepared(self, value: Mapping[str, object]) -> Frame:
         """The variables of the file, before there is a VM. Raises _Unusable."""
         own = self.mapping(value.get("vars"), "vars")
-        layer = self.reading.checked_layer(own, "vars", self.document, ("vars",))
-        assert layer is not None
-        self.vars.append(layer)
+        self.vars.append(self.reading.checked_layer(own, "vars", self.document, ("vars",)))
         written = value.get("vars_files") if "vars_files" in self.reading.top else None
         for path, name in self.names(written, "vars_files"):
             try:
@@ -379,10 +392,7 @@ class _Part:
             except TemplateError as error:
                 self.failed(error, *path)
                 raise _Unusable from None
-            found = self.reading.layer(side, f"vars_files {file}", file)
-            if found is None:
-                raise _Unusable
-            self.files.append(found)
+            self.files.append(self.reading.layer(side, f"vars_files {file}"))
             self.frames.clear()
         return self.frame((), "")
 
@@ -402,7 +412,7 @@ class _Part:
         """The layers of a VM of some groups; shared with all that have the same. Raises _Unusable
         where one of them is broken."""
         sides = [
-            (f"group_vars/{group}", group, side)
+            (f"group_vars/{group}", side)
             for group in (ALL, *groups)
             for side in self.around.group_vars(group)
         ]
@@ -411,16 +421,11 @@ class _Part:
         known = self.frames.get(key)
         if known is not None:
             return known
-        sides += [(f"host_vars/{vm}", vm, side) for side in hosts]
-        layers = [self.reading.layer(side, origin, name) for origin, name, side in sides]
+        sides += [(f"host_vars/{vm}", side) for side in hosts]
+        layers = [self.reading.layer(side, origin) for origin, side in sides]
         layers += [*self.vars, *self.files, *self.given]
-        layers += [self.reading.layer(side, EXTRA, EXTRA) for side in self.around.extra]
-        good = [layer for layer in layers if layer is not None]
-        if len(good) != len(layers):
-            raise _Unusable
-        known_vms = self.around.inventory
-        fixed = {} if known_vms is None else {INVENTORY: known_vms}
-        self.frames[key] = frame = Frame(good, fixed)
+        layers += [self.reading.layer(side, EXTRA) for side in self.around.extra]
+        self.frames[key] = frame = Frame(layers, self.around.inventory)
         return frame
 
     def check(self, base: Frame) -> None:
@@ -429,6 +434,7 @@ class _Part:
         theirs = {VM_NAME, GROUP_NAMES, "item", *self.loop_variables()}
         theirs |= {name for frame in self.frames.values() for name in frame.top}
         theirs -= base.top.keys()
+        said = {(one.summary, one.place) for one in self.reading.diagnostics}
         for name in self.vars[-1].values:
             if not name.isidentifier() or name in base.done:
                 continue
@@ -437,7 +443,8 @@ class _Part:
             try:
                 base.evaluate([name])
             except VariableError as error:
-                self.failed(error)
+                if (str(error), error.place) not in said:
+                    self.failed(error)
 
     def loop_variables(self) -> set[str]:
         value = self.document.value
@@ -490,10 +497,14 @@ class _Part:
             self.unusable(f"include: the files go round in a circle: {circle}", *path)
             return
         part = _Part(self.reading, side.document, self)
-        given = self.reading.checked_layer(
-            written.get("vars"), "vars of the include", self.document, (*path, "vars")
-        )
-        part.given += [given] if given else []
+        try:
+            given = self.reading.checked_layer(
+                written.get("vars"), "vars of the include", self.document, (*path, "vars")
+            )
+        except _Unusable as error:
+            self.reading.unusable(error)
+            return
+        part.given.append(given)
         with looking_up(self.reading.looked_up(side.document.file)):
             yield from part.everything()
 
@@ -542,11 +553,14 @@ class _Part:
         self, item: Mapping[str, object], path: Path, base: Frame, key: str, groups: object
     ) -> Iterator[tuple[object, Scope]]:
         """The name and the variables of each thing that an item stands for and that is meant."""
-        own = self.reading.checked_layer(
-            item.get("vars"), "vars of the VM", self.document, (*path, "vars")
-        )
-        if own is None:
-            self.reading.lost = True
+        try:
+            own = self.reading.checked_layer(
+                item.get("vars"), "vars of the VM", self.document, (*path, "vars")
+            )
+        except _Unusable as error:
+            name = item.get(key)
+            sure = isinstance(name, str) and not is_template(name)
+            self.reading.unusable(error, name if sure and isinstance(name, str) else "")
             return
         for fixed in self.looped(item, path, base):
             before = Scope(base, fixed, own)
@@ -580,16 +594,12 @@ class _Part:
             frame = self.frame(named, vm)
         except TemplateError as error:
             self.failed(error, *path, "groups", vm=vm)
-        except _Unusable:
-            pass
-        else:
-            ours: dict[str, object] = {**fixed, VM_NAME: vm, GROUP_NAMES: named}
-            return Scope(frame, ours, own)
-        if vm:
-            self.reading.refused.add(vm)
-        else:
-            self.reading.lost = True
-        return None
+            self.reading.unusable(_Unusable(), vm)
+            return None
+        except _Unusable as error:
+            self.reading.unusable(error, vm)
+            return None
+        return Scope(frame, {**fixed, VM_NAME: vm, GROUP_NAMES: named}, own)
 
     def groups(self, vm: str, written: object, scope: Scope) -> list[str]:
         """The groups of a VM: those of the inventory, then those that are written."""
@@ -677,7 +687,7 @@ class _Part:
             except TemplateError as error:
                 failed = True
                 if isinstance(error, VariableError):
-                    self.failed(error)
+                    self.failed(error, vm=vm)
                     continue
                 document, where = self.where(key, item, path)
                 where = first_template(value, where)

@@ -8,7 +8,7 @@ evaluated once for all of them.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -81,16 +81,26 @@ class Variable(Struct, frozen=True):
     error: str = ""
 
 
+Facts = Callable[[], Mapping[str, Any] | None]
+
+
 class Frame:
     """Layers that several VMs have in common, and what was evaluated of them."""
 
-    def __init__(self, layers: Sequence[Layer], fixed: Mapping[str, object]) -> None:
-        """`fixed`: values of our own that are under all layers and not evaluated."""
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        facts: Facts,
+        fixed: Mapping[str, object] | None = None,
+    ) -> None:
+        """`fixed`: values that are not evaluated. `facts`: what `inventory` is, asked for only
+        where something leads there."""
         self.layers = tuple(layers)
+        self.facts = facts
         self.top: dict[str, Layer] = {}
         for layer in layers:
             self.top |= dict.fromkeys(layer.values, layer)
-        self.done: dict[str, object] = dict(fixed)
+        self.done: dict[str, object] = dict(fixed or {})
         self.broken: dict[str, VariableError] = {}
         self._reach: dict[str, frozenset[str]] = {}
         self._ready: dict[tuple[str, frozenset[str]], bool] = {}
@@ -114,8 +124,11 @@ class Frame:
         return known
 
     def evaluate(self, names: Iterable[str]) -> None:
-        """Evaluate some variables, and what they lean on. Raises VariableError."""
-        missing = [name for name in names if name not in self.done and name in self.top]
+        """Evaluate some variables, and what they lean on. Raises TemplateError."""
+        missing = [name for name in names if name not in self.done]
+        if INVENTORY in missing:
+            self._load()
+        missing = [name for name in missing if name in self.top]
         if not missing:
             return
         for name in missing:
@@ -126,7 +139,10 @@ class Frame:
         while todo:
             name = todo.pop()
             if name not in uses and name not in self.done:
-                uses[name] = self.uses(name) & self.top.keys()
+                found = self.uses(name)
+                if INVENTORY in found and INVENTORY not in self.done:
+                    self._load()
+                uses[name] = found & self.top.keys()
                 todo += sorted(uses[name], reverse=True)
         self._circles(uses)
         order, _ = ordered(uses)
@@ -136,6 +152,15 @@ class Frame:
         for name in missing:
             if name in self.broken:
                 raise self.broken[name]
+
+    def _load(self) -> None:
+        found = self.facts()
+        if found is None:
+            raise TemplateError(
+                "cannot evaluate this: there is no inventory that can be read; write `inventory: "
+                "{file: inventory.yaml}` into the config"
+            )
+        self.done[INVENTORY] = found
 
     def _circles(self, uses: Mapping[str, frozenset[str]]) -> None:
         for circle in ordered(uses)[1]:
@@ -223,11 +248,11 @@ class Scope:
     def knows(self, names: Iterable[str]) -> bool:
         """Whether all of these names are variables here."""
         return all(
-            name in self._names or name in self.frame.top or name in self.frame.done
-            for name in names
+            name in self._names or name in self.frame.top or name == INVENTORY for name in names
         )
 
     def _prepared(self, text: str) -> Mapping[str, object]:
+        """The variables that a text needs, evaluated. Raises TemplateError."""
         if not self._names or (not self._values and self.frame.shared(text, self._names)):
             self.frame.evaluate(name for name in names_in(text) if name not in self._names)
             return self._seen
@@ -248,10 +273,7 @@ class Scope:
             ]
             strong = [layer for layer in layers if layer.origin == EXTRA]
             weak = [layer for layer in layers if layer.origin != EXTRA]
-            fixed = {
-                name: value for name, value in self.frame.done.items() if name not in self.frame.top
-            }
-            self._late = Frame([*weak, *own, *strong], {**fixed, **self.fixed})
+            self._late = Frame([*weak, *own, *strong], self.frame.facts, self.fixed)
         self._late.evaluate(names_in(text))
         return self._late.done
 
@@ -260,7 +282,7 @@ class Scope:
 
     def explained(self) -> list[Variable]:
         """Every variable, with where it comes from."""
-        names = {*self.frame.top, *self._names, *self.frame.done}
+        names = {*self.frame.top, *self._names}
         return [self._explained(name) for name in sorted(names)]
 
     def _explained(self, name: str) -> Variable:
@@ -270,9 +292,8 @@ class Scope:
             layers.insert(at, self.own)
         layers.reverse()
         places = tuple((layer.origin, layer.place(name, key=True)) for layer in layers)
-        if name in self.fixed or (name in self.frame.done and name not in self.frame.top):
-            value = self.fixed.get(name, self.frame.done.get(name))
-            return Variable(name, value, OURS, None, places)
+        if name in self.fixed:
+            return Variable(name, self.fixed[name], OURS, None, places)
         (origin, place), *under = places
         try:
             value = self.render(f"{{{{ {name} }}}}")
@@ -293,7 +314,7 @@ class _Names(Iterable[str]):
         self.frame, self.variables = frame, variables
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.frame.top, **self.variables})
+        return iter(dict.fromkeys((*self.frame.top, *self.variables, VM_NAME, GROUP_NAMES)))
 
 
 def names_of(value: object) -> frozenset[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from reconciler.core.errors import Exit, HostError
 from reconciler.core.settings import Secret, SecretRef
@@ -21,6 +22,9 @@ MAX_FILE: Final = 64 << 20
 SPECS: Final = "specs"
 """Where the specs are, if nobody says."""
 SUFFIXES: Final = (".yaml", ".yml")
+BESIDE: Final = frozenset({"group_vars", "host_vars", "vars", "includes"})
+"""Folders of what specs name: nothing below them is read as specs by itself. The first three are
+called as Ansible calls them."""
 
 
 class Text(Struct, frozen=True):
@@ -29,6 +33,21 @@ class Text(Struct, frozen=True):
     file: str
     text: str = ""
     error: str = ""
+    root: str = ""
+    """The directory that was named, and below which it was found; else its own."""
+
+
+class Given(Struct, frozen=True):
+    """All that specs were given from around them."""
+
+    extra: tuple[Text, ...] = ()
+    """What `-e` says."""
+    texts: Mapping[str, Text] = field(default_factory=dict)
+    """Absolute path → the file."""
+    folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Absolute path of a folder of variables → the paths of the files in it."""
+    variables: Mapping[str, str | None] = field(default_factory=dict)
+    """Of the environment; None: not set."""
 
 
 class NothingNamed(HostError):  # noqa: N818 what it is
@@ -46,19 +65,23 @@ def texts(paths: Sequence[str]) -> list[Text]:
     found: dict[str, Text] = {}
     for path in paths:
         if path == "-":
-            found["-"] = _decoded("<stdin>", sys.stdin.buffer.read(MAX_FILE + 1))
+            text = _decoded("<stdin>", sys.stdin.buffer.read(MAX_FILE + 1))
+            found["-"] = replace(text, root=".")
             continue
         if not os.path.exists(path):
             hint = " (a symlink to nothing)" if os.path.islink(path) else ""
             raise NothingNamed(f"cannot read {path}: there is no such file or directory{hint}")
+        root = path
         if os.path.isdir(path):
             files = list(_below(path))
             if not files:
                 raise NothingNamed(f"cannot find a spec in {path}: no *.yaml or *.yml is there")
         else:
-            files = [path]
+            root, files = os.path.dirname(path) or ".", [path]
         for file in files:
-            found.setdefault(os.path.realpath(file), read(file))
+            name = os.path.realpath(file)
+            if name not in found:
+                found[name] = replace(read(file), root=root)
     return list(found.values())
 
 
@@ -94,19 +117,27 @@ def _below(directory: str) -> Iterator[str]:
     def failed(error: OSError) -> None:
         raise HostError(f"cannot read {error.filename}: {error.strerror}")
 
-    return (entry.path for entry in _walk(directory, failed) if not _is_folder(entry))
+    return (
+        entry.path
+        for entry, beside in _walk(directory, failed)
+        if not beside and not _is_folder(entry)
+    )
 
 
-def _walk(directory: str, failed: Callable[[OSError], None]) -> Iterator[os.DirEntry[str]]:
-    """The spec files of a directory by name, then each sub-folder, before what is in it.
+def _walk(
+    directory: str, failed: Callable[[OSError], None]
+) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """The spec files of a directory by name, then each sub-folder, before what is in it; each with
+    whether it is only beside the specs.
 
     Hidden ones are left out; symlinks to folders are not followed.
     """
-    todo: list[str | os.DirEntry[str]] = [directory]
+    todo: list[tuple[str | os.DirEntry[str], bool]] = [(directory, False)]
     while todo:  # no recursion: a path may be deeper than Python's stack
-        folder = todo.pop()
+        folder, beside = todo.pop()
         if isinstance(folder, os.DirEntry):
-            yield folder
+            beside = beside or folder.name in BESIDE
+            yield folder, beside
         try:
             with os.scandir(os.fspath(folder)) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
@@ -114,8 +145,10 @@ def _walk(directory: str, failed: Callable[[OSError], None]) -> Iterator[os.DirE
             failed(error)
             continue
         entries = [entry for entry in entries if not entry.name.startswith(".")]
-        yield from (one for one in entries if one.name.endswith(SUFFIXES) and not _leads_in(one))
-        todo += [entry for entry in reversed(entries) if _is_folder(entry)]
+        for one in entries:
+            if one.name.endswith(SUFFIXES) and not _leads_in(one):
+                yield one, beside
+        todo += [(entry, beside) for entry in reversed(entries) if _is_folder(entry)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -144,6 +177,8 @@ class Listing(Struct, frozen=True):
     """The directory itself, and all below it."""
     links: tuple[str, ...] = ()
     """The files that are symlinks."""
+    beside: Mapping[str, Signature] = field(default_factory=dict)
+    """Files in the folders of what specs name, which are not read by themselves."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """Folder → why it could not be looked into; the directory itself, if it is missing."""
 
@@ -151,13 +186,14 @@ class Listing(Struct, frozen=True):
 def listing(directory: str) -> Listing:
     """The spec files below a directory as they are now; nothing is raised."""
     files: dict[str, Signature] = {}
+    besides: dict[str, Signature] = {}
     folders, links = [directory], []
     unread: dict[str, str] = {}
 
     def failed(error: OSError) -> None:
         unread[str(error.filename)] = f"cannot read {error.filename}: {error.strerror}"
 
-    for entry in _walk(directory, failed):
+    for entry, beside in _walk(directory, failed):
         try:
             entry.path.encode()
         except UnicodeEncodeError:
@@ -169,8 +205,8 @@ def listing(directory: str) -> Listing:
             continue
         if entry.is_symlink():
             links.append(entry.path)
-        files[entry.path] = signature(entry.path)
-    return Listing(files, tuple(folders), tuple(links), unread)
+        (besides if beside else files)[entry.path] = signature(entry.path)
+    return Listing(files, tuple(folders), tuple(links), besides, unread)
 
 
 def signature(path: str) -> Signature:
