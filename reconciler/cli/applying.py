@@ -46,6 +46,7 @@ DRAIN_LOOK: Final[Seconds] = 0.5
 
 @click.command()
 @options.specs
+@options.extra_vars
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--wait", is_flag=True, help="Stay until the runs have ended.")
 @click.option("--timeout", type=options.Duration(), help="With --wait: how long. [default: ever]")
@@ -64,6 +65,7 @@ DRAIN_LOOK: Final[Seconds] = 0.5
 def apply(
     config: str | None,
     files: tuple[str, ...],
+    extra: tuple[str, ...],
     yes: bool,
     wait: bool,
     timeout: float | None,
@@ -83,7 +85,7 @@ def apply(
     settings = load_settings(config, os.environ)
     session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
     with session.measured(textfile) as ended:
-        source = load_source(files, settings)
+        source = load_source(files, settings, extra=options.extra_texts(extra))
         wish = Specs.of(source, prune=prune)
         wanted = Asked(wish, wish.desire(settings, source))
         code = session.carry_out(

@@ -47,6 +47,7 @@ _BEFORE_ALL: Final = (Exit.TIMED_OUT, Exit.INTERRUPTED, Exit.TERMINATED)
     show_default=True,
 )
 @options.specs
+@options.extra_vars
 @click.option("--apply", "at_once", is_flag=True, help="Go on and apply these VMs, and no others.")
 @click.option("-y", "--yes", is_flag=True, help="With --apply: do not ask.")
 @click.option("--wait", is_flag=True, help="With --apply: stay until the runs have ended.")
@@ -61,6 +62,7 @@ def backup(
     pattern: str | None,
     kind: str,
     files: tuple[str, ...],
+    extra: tuple[str, ...],
     at_once: bool,
     yes: bool,
     wait: bool,
@@ -87,7 +89,10 @@ def backup(
         raise click.UsageError("--timeout goes with --wait")
     now = time.time()
     run = _run(pattern, now)
-    source, ledger = load_source(files, settings, asking=True), current(settings)
+    source, ledger = (
+        load_source(files, settings, asking=True, extra=options.extra_texts(extra)),
+        current(settings),
+    )
     failed = source.specs.failed
     names = _selected(source, selector) if selector else _known(source, vms)
     by = asking.one_line(options.who(COMMAND))

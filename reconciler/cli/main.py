@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "validate": ("planning", "Check specs, inventory and config; change nothing."),
     "plan": ("planning", "Show what would be done and why; change nothing."),
     "diff": ("planning", "The same; exit 2 if there is something to do."),
+    "vars": ("variables", "Show the variables of a VM, and where each comes from."),
     "apply": ("applying", "Make the specs true: servers, ports, and one call per VM."),
     "backup": ("backup", "Ask for a run of VMs, beside their specs."),
     "watch": ("watching", "Keep a directory of specs true, until it is stopped."),
@@ -42,6 +43,8 @@ COMMANDS: Final = {
     "version": ("looking", "Show the version."),
 }
 """Command → the module that has it, and the line in --help that is shown without importing it."""
+_FUNCTIONS: Final = {"vars": "variables"}
+"""Command → the function, where that has another name."""
 
 
 def _config() -> click.Option:
@@ -66,7 +69,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"reconciler.cli.{COMMANDS[cmd_name][0]}")
-        command = getattr(module, cmd_name)
+        command = getattr(module, _FUNCTIONS.get(cmd_name, cmd_name))
         assert isinstance(command, click.Command)
         inner = list(command.commands.values()) if isinstance(command, click.Group) else []
         for one in [command, *inner]:

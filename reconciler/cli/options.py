@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from reconciler.host.files import SPECS
+from reconciler.host.files import SPECS, Text, read
 
 if TYPE_CHECKING:
     _FloatType = click.ParamType[float]
@@ -31,6 +31,42 @@ def specs(command: F) -> F:
         help="Specs to read; a directory means its *.yaml below; - is standard input. "
         f"[default: {SPECS}/, and what `backup` asked for]",
     )(command)
+
+
+def extra_vars(command: F) -> F:
+    """-e key=value, repeatable."""
+    return click.option(
+        "-e",
+        "--extra-vars",
+        "extra",
+        multiple=True,
+        metavar="KEY=VALUE|@FILE",
+        help="A variable over all others; also {key: value}, as YAML.",
+    )(command)
+
+
+def extra_texts(written: Sequence[str]) -> tuple[Text, ...]:
+    """What -e says, as texts of YAML. Raises click.UsageError."""
+    return tuple(map(_extra, written))
+
+
+def _extra(written: str) -> Text:
+    if written.startswith("@"):
+        text = read(written[1:])
+        if text.error:
+            raise click.UsageError(f"-e {written}: {text.error}")
+        return text
+    if written.lstrip().startswith("{"):
+        return Text("-e", written)
+    key, sign, value = written.partition("=")
+    if not sign or not key.isidentifier():
+        raise click.UsageError(
+            f"cannot read -e {written!r}: write key=value, @FILE, or {{key: value}}; letters, "
+            "digits and _ make a key"
+        )
+    import json
+
+    return Text(f"-e {key}", f"{key}: {json.dumps(value)}")
 
 
 def output(*kinds: str) -> Callable[[F], F]:

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.specs
+@options.extra_vars
 @options.output("text", "json")
 @click.pass_obj
-def validate(config: str | None, files: tuple[str, ...], output: str) -> int:
+def validate(
+    config: str | None, files: tuple[str, ...], extra: tuple[str, ...], output: str
+) -> int:
     """Check specs, inventory and config; change nothing.
 
     Every finding of every file is shown, with file, line and column. Exit 65 if one is an error.
@@ -29,7 +32,7 @@ def validate(config: str | None, files: tuple[str, ...], output: str) -> int:
     from reconciler.loop import current, load_settings, load_source
 
     settings = load_settings(config, os.environ)
-    source = load_source(files, settings)
+    source = load_source(files, settings, extra=options.extra_texts(extra))
     desired = build(source.specs, source.inventory, settings, current(settings))
     found = desired.diagnostics
     if output == "json":
@@ -49,11 +52,12 @@ def validate(config: str | None, files: tuple[str, ...], output: str) -> int:
     return Exit.INVALID if desired.failed else Exit.OK
 
 
-def _plan(config: str | None, files: tuple[str, ...], prune: bool) -> Plan:
+def _plan(config: str | None, files: tuple[str, ...], extra: tuple[str, ...], prune: bool) -> Plan:
     from reconciler.loop import desire, dry_run, load_settings, load_source, pruned
 
     settings = load_settings(config, os.environ)
-    wanted = desire(load_source(files, settings), settings)
+    source = load_source(files, settings, extra=options.extra_texts(extra))
+    wanted = desire(source, settings)
     return dry_run(settings, pruned(wanted) if prune else wanted, os.environ)
 
 
@@ -74,12 +78,18 @@ _PRUNE = click.option(
 
 @click.command()
 @options.specs
+@options.extra_vars
 @options.output("text", "json")
 @click.option("--detailed-exitcode", is_flag=True, help="Exit 2 if there is something to do.")
 @_PRUNE
 @click.pass_obj
 def plan(
-    config: str | None, files: tuple[str, ...], output: str, detailed_exitcode: bool, prune: bool
+    config: str | None,
+    files: tuple[str, ...],
+    extra: tuple[str, ...],
+    output: str,
+    detailed_exitcode: bool,
+    prune: bool,
 ) -> int:
     """Show what would be done and why; change nothing.
 
@@ -87,14 +97,17 @@ def plan(
     +  create, start     -/+ restart     =  adopt what runs
     -  stop, release     >   call        ~  wait   !  held   x  refused
     """
-    return _show(_plan(config, files, prune), output, detailed_exitcode)
+    return _show(_plan(config, files, extra, prune), output, detailed_exitcode)
 
 
 @click.command()
 @options.specs
+@options.extra_vars
 @options.output("text", "json")
 @_PRUNE
 @click.pass_obj
-def diff(config: str | None, files: tuple[str, ...], output: str, prune: bool) -> int:
+def diff(
+    config: str | None, files: tuple[str, ...], extra: tuple[str, ...], output: str, prune: bool
+) -> int:
     """The plan; exit 0 if there is nothing to do, 2 if there is."""
-    return _show(_plan(config, files, prune), output, True)
+    return _show(_plan(config, files, extra, prune), output, True)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     "--interval", type=options.Duration(), help="With --git: between two fetches. [default: 30s]"
 )
 @click.option("--allow-empty", is_flag=True, help="An empty directory is meant, this once.")
+@options.extra_vars
 @options.lock_timeout
 @click.pass_obj
 def watch(
@@ -43,6 +44,7 @@ def watch(
     branch: str | None,
     interval: Seconds | None,
     allow_empty: bool,
+    extra: tuple[str, ...],
     lock_timeout: Seconds,
 ) -> int:
     """Keep a directory of specs true, until it is stopped. [default: specs/]
@@ -151,6 +153,8 @@ def watch(
             describe=mirror.describe if mirror else describe,
             fetcher=fetcher,
             allow_empty=allow_empty,
+            environment=os.environ,
+            extra=options.extra_texts(extra),
         )
 
     daemon = Site(

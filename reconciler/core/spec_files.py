@@ -523,11 +523,11 @@ class _Part:
         if "groups" in item:
             merged["groups"] = item["groups"]
         for name, scope in self.scopes(item, path, base, "name", merged.pop("groups", None)):
+            if name == self.reading.explain:
+                self.reading.explained = tuple(scope.explained())
             raw = self.evaluated(merged, item, path, scope, {"name": name})
             spec = None if raw is None else self.checked(VmSpec, raw, item, path)
             if spec is not None:
-                if spec.name == self.reading.explain:
-                    self.reading.explained = tuple(scope.explained())
                 yield Declared(spec, self.document, path)
                 if self.reading.full:
                     return
