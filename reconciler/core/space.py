@@ -76,6 +76,10 @@ class Room:
         self._before = earlier(ledger, {*writing(ledger), *vms}) if self._systems else {}
         self._held: dict[str, Needs] = {}
         """VM → what it is reckoned with."""
+        self._sums: dict[int, Need] = {}
+        """Device → what all of them need together."""
+        self._others: dict[int, str] = {}
+        """Device → for whom it is reserved, in words; until that changes."""
 
     def needs(self, exports: Iterable[Export]) -> Needs:
         """What some disks need; one whose file system is not known is not judged."""
@@ -101,7 +105,7 @@ class Room:
 
     def reserve(self, vm: str, exports: Iterable[Export]) -> None:
         """Reckon with a run that is active, whether there is room or not."""
-        self._held[vm] = self.needs(exports) if self._systems else {}
+        self._hold(vm, self.needs(exports) if self._systems else {})
 
     def take(self, vm: str, exports: Iterable[Export]) -> tuple[str, str] | None:
         """Reckon with a run that wants to begin; (cause, why) if it cannot: it takes nothing."""
@@ -112,26 +116,38 @@ class Room:
                 return "RepositoryReadOnly", _read_only(system)
             if need.least > self.left(device):
                 return "SpaceShort", self._short(device, need)
-        self._held[vm] = needs
+        self._hold(vm, needs)
         return None
 
     def give_back(self, vm: str) -> None:
         """It does not begin after all."""
-        self._held.pop(vm, None)
+        self._hold(vm, {})
+        del self._held[vm]
+
+    def _hold(self, vm: str, needs: Needs) -> None:
+        for sign, some in ((-1, self._held.get(vm, {})), (1, needs)):
+            for device, need in some.items():
+                so_far = self._sums.get(device, Need())
+                self._sums[device] = Need(
+                    so_far.least + sign * need.least, so_far.full + sign * need.full
+                )
+                self._others.pop(device, None)
+        self._held[vm] = needs
 
     def left(self, device: int) -> Bytes:
         """What nobody is reckoned with; 0 if the active runs need more than there is."""
         return max(0, self._systems[device].free - self._sum(device))
 
     def _sum(self, device: int) -> Bytes:
-        return sum(needs[device].least for needs in self._held.values() if device in needs)
+        return self._sums.get(device, Need()).least
 
     def _short(self, device: int, need: Need) -> str:
         system = self._systems[device]
-        others = [vm for vm, needs in self._held.items() if needs.get(device, Need()).least]
-        reserved = ""
-        if others:
-            reserved = f", {at_most(self._sum(device))} of it reserved for {_named(others)}"
+        reserved = self._others.get(device)
+        if reserved is None:
+            others = [vm for vm, needs in self._held.items() if needs.get(device, Need()).least]
+            for_whom = f"{at_most(self._sum(device))} of it reserved for {_named(others)}"
+            reserved = self._others[device] = f", {for_whom}" if others else ""
         return (
             f"the run needs about {at_most(need.least)} on {system.mount}, which has "
             f"{at_least(system.free)} free{reserved}: free some (df -h {system.mount}); where it "
@@ -142,7 +158,7 @@ class Room:
         """What could still fill up the file systems of a run that is reckoned with; empty: no."""
         for device in self._held.get(vm, ()):
             system = self._systems[device]
-            full = sum(needs[device].full for needs in self._held.values() if device in needs)
+            full = self._sums[device].full
             if full > system.free:
                 return (
                     f"{system.mount} has {at_least(system.free)} free; the disks that are written "
