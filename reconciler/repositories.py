@@ -90,6 +90,8 @@ class _Round:
         self.servers = servers
         self.served = {server.argv[-1] for server in servers}
         self.questions: dict[str, dict[object, Question]] = defaultdict(dict)
+        self.paths: dict[str, images.Paths] = defaultdict(images.Paths)
+        """Root → what its questions know of directories; its thread's own."""
         self.systems: dict[str, dict[int, FileSystem | None]] = defaultdict(dict)
         """Root → the file systems that its questions have come upon; its thread's own."""
 
@@ -156,7 +158,7 @@ class _Round:
         question = self.questions[group].get(("image", path))
         if question is None:
             served = path in self.served
-            ask = partial(_image, path, root, self.systems[group], served=served)
+            ask = partial(_image, path, root, self.systems[group], self.paths[group], served=served)
             question = self.questions[group]["image", path] = Question(ask)
         question.vms.add(vm.name)
 
@@ -207,8 +209,15 @@ def _claimed(
         found.intents.add(intent)
 
 
-def _image(path: str, root: str, systems: dict[int, FileSystem | None], *, served: bool) -> Note:
-    image = images.look(path, root)
+def _image(
+    path: str,
+    root: str,
+    systems: dict[int, FileSystem | None],
+    paths: images.Paths,
+    *,
+    served: bool,
+) -> Note:
+    image = images.look(path, root, paths)
     if image.locked and not served:
         who = [f"{proc.name_of(pid)} (pid {pid})" for pid in proc.openers(path)]
         if who:

@@ -33,12 +33,49 @@ _MAGIC: Final = b"QFI\xfb"
 _MAX_L1: Final = 32 << 20
 """Bytes. Source: QCOW_MAX_L1_SIZE, qemu's block/qcow2.h."""
 TEMPORARY: Final = ".creating-"
+DEEP: Final = 100
+"""Folders above a path from which on it is left to the library, which needs no stack."""
 
 
-def look(path: str, root: str) -> Image:
+class Paths:
+    """Where paths lead, for one look: a directory is looked at once, however many lie below it."""
+
+    def __init__(self) -> None:
+        self._real: dict[str, str] = {"/": "/"}
+        self._devices: dict[str, int] = {}
+
+    def real(self, path: str) -> str:
+        """An absolute path without symlinks, as os.path.realpath has it."""
+        known = self._real.get(path)
+        if known is None:
+            above, name = posixpath.split(path)
+            plain = name not in ("", ".", "..") and path.startswith("/") and path.count("/") < DEEP
+            base = self.real(above) if plain else ""
+            known = posixpath.join(base, name)
+            if not plain or os.path.islink(known):
+                known = os.path.realpath(path)
+            self._real[path] = known
+        return known
+
+    def device(self, directory: str) -> int:
+        """The file system that a directory is on, or will be when it is made; 0: not known."""
+        known = self._devices.get(directory)
+        if known is None:
+            above = posixpath.dirname(directory)
+            try:
+                known = os.stat(directory).st_dev
+            except OSError:
+                end = above == directory or directory.count("/") >= DEEP
+                known = _device(directory) if end else self.device(above)
+            self._devices[directory] = known
+        return known
+
+
+def look(path: str, root: str, paths: Paths | None = None) -> Image:
     """What is at `path`, below the repository `root`. Never raises; `error` tells."""
-    real_root = os.path.realpath(root)
-    real = os.path.realpath(path)
+    paths = paths or Paths()
+    real_root = paths.real(root)
+    real = paths.real(path)
     if real != real_root and not real.startswith(real_root.rstrip("/") + "/"):
         return Image(path=path, exists=os.path.lexists(path), outside=real)
     try:
@@ -55,7 +92,7 @@ def look(path: str, root: str) -> Image:
     except FileNotFoundError:
         if os.path.islink(path):
             return Image(path=path, exists=True, error="it is a symlink to nothing")
-        return Image(path=path, exists=False, device=_device(posixpath.dirname(path)))
+        return Image(path=path, exists=False, device=paths.device(posixpath.dirname(path)))
     except (OSError, struct.error) as error:
         said = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "torn"
         return Image(path=path, exists=True, error=said)

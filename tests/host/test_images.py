@@ -211,3 +211,30 @@ def test_what_a_crash_left_beside_an_image_is_swept(tmp_path: Path) -> None:
     os.link(image, tmp_path / ".creating-disk.qcow2")  # it ended between the two steps
     images.sweep(str(image))
     assert os.listdir(tmp_path) == ["disk.qcow2"]
+
+
+def test_a_look_knows_where_paths_lead_as_the_system_does(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "file").touch()
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("missing/x")
+    (tmp_path / "a" / "abs").symlink_to(tmp_path / "a" / "b")
+    names = ["a/b/x", "a/file", "link", "link/b", "link/up/a/up/link/file", "loop", "loop/x"]
+    names += [
+        "nowhere/y",
+        "a/abs/z",
+        "missing/q/r",
+        "a/../link/b",
+        "./a//b",
+        "a/b/..",
+        "/".join("d" * 150),
+    ]
+    paths = images.Paths()
+    for name in names * 2:
+        path = f"{tmp_path}/{name}"
+        assert paths.real(path) == os.path.realpath(path), name
+    assert paths.real("/") == "/"
+    assert paths.device(f"{tmp_path}/not/yet/made") == os.stat(tmp_path).st_dev
+    assert paths.device(f"{tmp_path}/" + "/".join("d" * 150)) == os.stat(tmp_path).st_dev
