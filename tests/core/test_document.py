@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -167,16 +168,24 @@ def test_nesting_that_libyaml_refuses_by_itself_is_refused_in_the_same_words() -
     assert f"more than {MAX_DEPTH} levels deep" in wrong("[" * 100_000)[0]
 
 
-def test_more_values_than_anybody_means_are_refused_before_they_are_kept(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("item", ["- x\n", "- [x]\n"])
+@pytest.mark.parametrize("start", ["", "&all\n", "a:\n", "a: &all\n", "<<:\n", "[x]:\n"])
+def test_more_values_than_anybody_means_are_refused_before_the_rest_is_read(
+    monkeypatch: pytest.MonkeyPatch, start: str, item: str
 ) -> None:
-    """Each kept node takes half a kilobyte; the parser's events are counted as they pass."""
+    """Each kept event takes half a kilobyte."""
+    monkeypatch.setattr("reconciler.core.document.MAX_VALUES", 1_000)
+    events = 0
 
-    def get_single_node(self: object) -> object:
-        raise AssertionError("the nodes are being kept")
+    class Loader(yaml.CSafeLoader):
+        def get_event(self) -> object:
+            nonlocal events
+            events += 1
+            return super().get_event()  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr("reconciler.core.document._Loader.get_single_node", get_single_node)
-    says(wrong("- x\n" * (2 * MAX_VALUES + 1))[0], f"more than {MAX_VALUES:,} values")
+    monkeypatch.setattr("reconciler.core.document.yaml.CSafeLoader", Loader)
+    says(wrong(start + item * 20_000)[-1], "values")
+    assert events < 3_100
 
 
 def test_aliases_cannot_blow_a_small_file_up() -> None:
