@@ -287,7 +287,7 @@ class _Reader:
                     said = "cannot merge this: << takes a mapping"
                     self.diagnostics.append(self.error(said, *_position(key.start_mark)))
                     continue
-                new = value.keys() - own.keys() - found.keys()
+                new = {name for name in value if name not in own and name not in found}
                 depth = len(path)
                 self.values |= {
                     k: v for k, v in values.items() if k[depth : depth + 1] and k[depth] in new
