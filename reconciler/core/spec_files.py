@@ -290,7 +290,7 @@ class _Part:
             list(within.defaults) if within else []
         )
         """The outermost first."""
-        self.frames: dict[tuple[tuple[str, ...], str], Frame] = {}
+        self.frames: dict[tuple[tuple[str, ...] | None, str], Frame] = {}
 
     # -- findings
 
@@ -387,14 +387,14 @@ class _Part:
         written = value.get("vars_files") if "vars_files" in self.reading.top else None
         for path, name in self.names(written, "vars_files"):
             try:
-                file = str(Scope(self.frame((), "")).render(name))
+                file = str(Scope(self.frame(None, "")).render(name))
                 side = self.around.file(file, self.document.file)
             except TemplateError as error:
                 self.failed(error, *path)
                 raise _Unusable from None
             self.files.append(self.reading.layer(side, f"vars_files {file}"))
             self.frames.clear()
-        return self.frame((), "")
+        return self.frame(None, "")
 
     def names(self, value: object, key: str) -> Iterator[tuple[Path, str]]:
         """The file names that stand under a key: one, or a list of them."""
@@ -408,16 +408,16 @@ class _Part:
             else:
                 self.unusable(f"{key}: expected the path of a file, found {described(one)}", *path)
 
-    def frame(self, groups: Sequence[str], vm: str) -> Frame:
-        """The layers of a VM of some groups; shared with all that have the same. Raises _Unusable
-        where one of them is broken."""
+    def frame(self, groups: Sequence[str] | None, vm: str) -> Frame:
+        """The layers of a VM of some groups; shared with all that have the same. None: there is no
+        VM yet. Raises _Unusable where one of them is broken."""
         sides = [
             (f"group_vars/{group}", side)
-            for group in (ALL, *groups)
+            for group in (ALL, *(groups or ()))
             for side in self.around.group_vars(group)
         ]
         hosts = self.around.host_vars(vm) if vm else ()
-        key = (tuple(groups), vm if hosts else "")
+        key = (None if groups is None else tuple(groups), vm if hosts else "")
         known = self.frames.get(key)
         if known is not None:
             return known
@@ -425,7 +425,8 @@ class _Part:
         layers = [self.reading.layer(side, origin) for origin, side in sides]
         layers += [*self.vars, *self.files, *self.given]
         layers += [self.reading.layer(side, EXTRA) for side in self.around.extra]
-        self.frames[key] = frame = Frame(layers, self.around.inventory)
+        fixed = {} if groups is None else {GROUP_NAMES: list(groups)}
+        self.frames[key] = frame = Frame(layers, self.around.inventory, fixed)
         return frame
 
     def check(self, base: Frame) -> None:
@@ -599,7 +600,7 @@ class _Part:
         except _Unusable as error:
             self.reading.unusable(error, vm)
             return None
-        return Scope(frame, {**fixed, VM_NAME: vm, GROUP_NAMES: named}, own)
+        return Scope(frame, {**fixed, VM_NAME: vm}, own)
 
     def groups(self, vm: str, written: object, scope: Scope) -> list[str]:
         """The groups of a VM: those of the inventory, then those that are written."""

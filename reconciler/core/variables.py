@@ -100,10 +100,12 @@ class Frame:
         self.top: dict[str, Layer] = {}
         for layer in layers:
             self.top |= dict.fromkeys(layer.values, layer)
-        self.done: dict[str, object] = dict(fixed or {})
+        self.fixed = dict(fixed or {})
+        self.done: dict[str, object] = dict(self.fixed)
         self.broken: dict[str, VariableError] = {}
         self._reach: dict[str, frozenset[str]] = {}
-        self._ready: dict[tuple[str, frozenset[str]], bool] = {}
+        self._shared: dict[tuple[str, frozenset[str]], bool] = {}
+        self._rendered: dict[str, object] = {}
 
     def uses(self, name: str) -> frozenset[str]:
         """The names that one variable of the layers uses itself."""
@@ -189,15 +191,22 @@ class Frame:
         return {**self.top, **self.done}
 
     def shared(self, text: str, own: frozenset[str]) -> bool:
-        """Whether a text leads to none of these names but by itself, so that the variables that it
-        uses are the same for every VM of the frame."""
+        """Whether the variables that a text uses lead to none of these names, which are a VM's own:
+        they are then the same for every VM of the frame. The text itself may use them."""
         key = (text, own)
-        known = self._ready.get(key)
+        known = self._shared.get(key)
         if known is None:
             names = names_in(text)
             known = not any(name not in own and self.reach(name) & own for name in names)
-            self._ready[key] = known
+            self._shared[key] = known
         return known
+
+    def render(self, text: str) -> object:
+        """The value of a text that uses no VM's own names. Raises TemplateError."""
+        if text not in self._rendered:
+            self.evaluate(names_in(text))
+            self._rendered[text] = render(text, self.done, _Names(self, self.done))
+        return self._rendered[text]
 
 
 class Scope:
@@ -224,6 +233,8 @@ class Scope:
         """A value with everything that is templated in it evaluated. Raises TemplateError."""
         if is_template(value):
             text = str(value)
+            if not names_in(text) & self._names and self._shares(text):
+                return self.frame.render(text)
             variables = self._prepared(text)
             return render(text, variables, self._known(variables))
         if isinstance(value, dict):
@@ -248,12 +259,16 @@ class Scope:
     def knows(self, names: Iterable[str]) -> bool:
         """Whether all of these names are variables here."""
         return all(
-            name in self._names or name in self.frame.top or name == INVENTORY for name in names
+            name in self._names
+            or name in self.frame.top
+            or name in self.frame.fixed
+            or name == INVENTORY
+            for name in names
         )
 
     def _prepared(self, text: str) -> Mapping[str, object]:
         """The variables that a text needs, evaluated. Raises TemplateError."""
-        if not self._names or (not self._values and self.frame.shared(text, self._names)):
+        if self._shares(text):
             self.frame.evaluate(name for name in names_in(text) if name not in self._names)
             return self._seen
         if self._late is None:
@@ -273,16 +288,20 @@ class Scope:
             ]
             strong = [layer for layer in layers if layer.origin == EXTRA]
             weak = [layer for layer in layers if layer.origin != EXTRA]
-            self._late = Frame([*weak, *own, *strong], self.frame.facts, self.fixed)
+            fixed = {**self.frame.fixed, **self.fixed}
+            self._late = Frame([*weak, *own, *strong], self.frame.facts, fixed)
         self._late.evaluate(names_in(text))
         return self._late.done
+
+    def _shares(self, text: str) -> bool:
+        return not self._names or self.frame.shared(text, self._names)
 
     def _known(self, variables: Mapping[str, object]) -> Iterable[str]:
         return _Names(self.frame, variables)
 
     def explained(self) -> list[Variable]:
         """Every variable, with where it comes from."""
-        names = {*self.frame.top, *self._names}
+        names = {*self.frame.top, *self.frame.fixed, *self._names}
         return [self._explained(name) for name in sorted(names)]
 
     def _explained(self, name: str) -> Variable:
@@ -292,8 +311,9 @@ class Scope:
             layers.insert(at, self.own)
         layers.reverse()
         places = tuple((layer.origin, layer.place(name, key=True)) for layer in layers)
-        if name in self.fixed:
-            return Variable(name, self.fixed[name], OURS, None, places)
+        for fixed in (self.fixed, self.frame.fixed):
+            if name in fixed:
+                return Variable(name, fixed[name], OURS, None, places)
         (origin, place), *under = places
         try:
             value = self.render(f"{{{{ {name} }}}}")
