@@ -294,7 +294,10 @@ class Scope:
         return self._late.done
 
     def _shares(self, text: str) -> bool:
-        return not self._names or self.frame.shared(text, self._names)
+        if not self._names:
+            return True
+        own = self._values and not names_in(text).isdisjoint(self._values)
+        return not own and self.frame.shared(text, self._names)
 
     def _known(self, variables: Mapping[str, object]) -> Iterable[str]:
         return _Names(self.frame, variables)

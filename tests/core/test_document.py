@@ -9,7 +9,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reconciler.core.document import MAX_DEPTH, MAX_VALUES, parse
+from reconciler.core.document import MAX_DEPTH, parse
 from reconciler.core.errors import Place
 from tests.core.builders import document, lines, says
 
@@ -178,10 +178,10 @@ def test_more_values_than_anybody_means_are_refused_before_the_rest_is_read(
     events = 0
 
     class Loader(yaml.CSafeLoader):
-        def get_event(self) -> object:
+        def get_event(self) -> yaml.Event | None:
             nonlocal events
             events += 1
-            return super().get_event()  # type: ignore[no-untyped-call]
+            return super().get_event()
 
     monkeypatch.setattr("reconciler.core.document.yaml.CSafeLoader", Loader)
     says(wrong(start + item * 20_000)[-1], "values")

@@ -692,3 +692,35 @@ def test_a_work_tree_tells_its_commit(tmp_path: Path) -> None:
     assert revision.dirty
     assert revision.name == revision.digest[:12]
     site.close()
+
+
+def test_what_lies_beside_the_specs_is_watched_and_read_with_them(site: Site) -> None:
+    text = spec("ctx-1", "ctx-2").replace("run: r1", "run: '{{ run }}'")
+    site.write({"a.yaml": text, "group_vars/all.yaml": "run: r1", "b.yaml": spec("ctx-3")})
+    assert {name: one.run for name, one in site.apply().items()} == {
+        "ctx-1": "r1",
+        "ctx-2": "r1",
+        "ctx-3": "r1",
+    }
+    assert str(site.specs / "group_vars") in site.source.watched()
+    before, parsed = site.read().revision, site.source.parsed
+    assert not site.read().changed
+    assert site.source.parsed == parsed
+    site.write({"host_vars/ctx-2.yaml": "run: r2"})
+    assert {name: one.run for name, one in site.apply().items()} == {
+        "ctx-1": "r1",
+        "ctx-2": "r2",
+        "ctx-3": "r1",
+    }
+    assert site.read().revision != before
+
+
+def test_a_broken_file_beside_the_specs_keeps_the_vms_that_need_it(site: Site) -> None:
+    text = "vms:\n" + vm("ctx-1") + vm("ctx-2").replace("r1", "'{{ run }}'")
+    site.write({"a.yaml": text, "host_vars/ctx-2.yaml": "run: r1"})
+    assert site.exported() == {"ctx-1", "ctx-2"}
+    site.write({"a.yaml": text.replace("run: r1", "run: r2"), "host_vars/ctx-2.yaml": "run: ["})
+    vms = site.apply()
+    assert (vms["ctx-1"].run, vms["ctx-2"].run) == ("r2", "r1")
+    assert site.held() == {"ctx-2": "SourceUnreadable"}
+    says(site.message("ctx-2"), "host_vars/ctx-2.yaml:2:1")
