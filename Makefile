@@ -33,7 +33,8 @@ demo: $(BIN)/reconciler ## Run the main job on real disks, and clean up
 test: $(VENV)/.dev ## Run every test
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) -m "not soak" --durations=10 $(ARGS)
 
-soak: $(VENV)/.dev ## Run what takes long: every crash point, a thousand kills, ten thousand lives
+soak: $(VENV)/.dev ## Run what takes long: every crash point, a thousand kills, ten thousand lives, fuzzing
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[soak]' || echo "no fuzzer for this Python"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) -m soak --durations=10 $(ARGS)
 
 quick: $(VENV)/.dev ## Run the fast, pure tests
