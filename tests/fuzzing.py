@@ -16,6 +16,7 @@ from reconciler.core import inventory, spec_files
 from reconciler.core.around import Nothing, Side
 from reconciler.core.desired import build
 from reconciler.core.document import parse
+from reconciler.core.errors import Diagnostic
 from reconciler.core.inventory import Inventory
 from reconciler.core.ledger import Ledger
 from reconciler.core.settings import Settings
@@ -74,7 +75,7 @@ def load(text: str) -> int:
     """Everything from the text to what is desired; how many VMs that is. Raises nothing."""
     spec, *others = text.split(BETWEEN, 4)
     given = Given(others)
-    wrong = []
+    wrong: list[Diagnostic] = []
     if len(others) > 3 and given.sides[3].document:
         given.known, wrong = inventory.read(given.sides[3].document)
     document, found = parse(spec, "a.yaml")
