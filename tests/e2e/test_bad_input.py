@@ -19,7 +19,7 @@ DISK = "vm: {path: /q, vcenter: vc1}, backup: {run: r1}, disks: "
 
 BAD = [
     ("not YAML", "vms: [", "bad.yaml:2:1", "cannot read this as YAML"),
-    ("text", "hello", "bad.yaml:1:1", "expected the keys vars, defaults, vms, runs, found"),
+    ("text", "hello", "bad.yaml:1:1", "include, defaults, vms, runs, found the text"),
     ("binary", "\x00\x01", "bad.yaml:1:1", "control characters are not allowed"),
     ("empty", "", "bad.yaml:1:1", "the file is empty"),
     ("wrong type", "vms: {a: b}", "bad.yaml:1:6", "expected a list of VMs"),
