@@ -143,7 +143,7 @@ class Frame:
             if name not in uses and name not in self.done:
                 found = self.uses(name)
                 if INVENTORY in found and INVENTORY not in self.done:
-                    self._load()
+                    self._load(name)
                 uses[name] = found & self.top.keys()
                 todo += sorted(uses[name], reverse=True)
         self._circles(uses)
@@ -155,13 +155,15 @@ class Frame:
             if name in self.broken:
                 raise self.broken[name]
 
-    def _load(self) -> None:
+    def _load(self, name: str = "") -> None:
+        """Ask for the inventory; `name`: the variable that leads there. Raises TemplateError."""
         found = self.facts()
         if found is None:
-            raise TemplateError(
+            said = (
                 "cannot evaluate this: there is no inventory that can be read; write `inventory: "
                 "{file: inventory.yaml}` into the config"
             )
+            raise VariableError(said, self.top[name].place(name)) if name else TemplateError(said)
         self.done[INVENTORY] = found
 
     def _circles(self, uses: Mapping[str, frozenset[str]]) -> None:

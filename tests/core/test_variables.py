@@ -232,6 +232,7 @@ def test_the_inventory_is_asked_only_where_an_expression_leads_to_it() -> None:
 def test_without_an_inventory_it_is_said_what_to_write() -> None:
     said = wrong("vms: [{loop: '{{ inventory | list }}', name: '{{ item }}'}]")
     says(said, "a.yaml:1:14", "no inventory that can be read", "inventory: {file: inventory.yaml}")
+    says(wrong("vars: {a: '{{ inventory }}'}\nvms: []"), "a.yaml:1:11", "no inventory")
 
 
 # -- look-ups
