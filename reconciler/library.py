@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -81,12 +81,14 @@ class Library:
         """Real paths of the files that are read as specs by themselves."""
         self._known: dict[str, _Known] = {}
         self._folders: dict[str, tuple[str, ...]] = {}
+        self._chains: dict[tuple[str, ...], str] = {}
         self._variables: dict[str, str | None] = {}
         self._facts: tuple[Inventory | None, Mapping[str, Any] | None, str] = (None, None, "")
 
     def refresh(self) -> None:
         """Look anew at what is there, when it is asked for next."""
         self._folders.clear()
+        self._chains.clear()
         self._variables.clear()
         for known in self._known.values():
             known.checked = False
@@ -168,6 +170,15 @@ class Library:
             self._folders[path] = found
         return found
 
+    def chain(self, folders: tuple[str, ...]) -> str:
+        """A digest of all that some folders of variables hold."""
+        found = self._chains.get(folders)
+        if found is None:
+            paths = [path for folder in folders for path in self.folder(folder)]
+            found = _hash(repr([(path, self.read(path).digest) for path in paths]))
+            self._chains[folders] = found
+        return found
+
     def variable(self, name: str) -> str | None:
         """A variable of the environment. Raises TemplateError."""
         if self.closed is not None:
@@ -203,6 +214,7 @@ class Beside:
         self.library = library
         self.file_name = text.file
         self.root = os.path.abspath(text.root or os.path.dirname(text.file) or ".")
+        self._chains: dict[str, tuple[str, ...]] = {}
         self.asked: dict[tuple[str, str], str] = {}
         """Question → digest of the answer."""
 
@@ -213,12 +225,7 @@ class Beside:
     def _digest(self, kind: str, name: str) -> str:
         match kind:
             case "vars":
-                found = [
-                    (path, self.library.read(path).digest)
-                    for folder in self._folders(name)
-                    for path in self.library.folder(folder)
-                ]
-                return _hash(repr(found))
+                return self.library.chain(self._folders(name))
             case "file":
                 return self.library.read(name).digest if self.library.exists(name) else "none"
             case "alone":
@@ -275,8 +282,13 @@ class Beside:
     def _named(self) -> dict[str, Mapping[str, Sequence[Side]]]:
         return {}
 
-    def _folders(self, name: str) -> Iterator[str]:
+    def _folders(self, name: str) -> tuple[str, ...]:
         """The folders of that name from the root down to the file: the nearest is the last."""
+        if name not in self._chains:
+            self._chains[name] = tuple(os.path.join(one, name) for one in self._above())
+        return self._chains[name]
+
+    def _above(self) -> list[str]:
         here = os.path.abspath(os.path.dirname(self.file_name) or ".")
         if self.file_name == "<stdin>":
             here = self.root
@@ -285,7 +297,7 @@ class Beside:
         chain = [here]
         while inside and chain[-1] != root:
             chain.append(os.path.dirname(chain[-1]))
-        return (os.path.join(directory, name) for directory in reversed(chain))
+        return chain[::-1]
 
     def _root(self) -> str:
         return self.library.rules.root or self.root
