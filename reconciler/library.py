@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -77,18 +77,21 @@ class Library:
         self.inventory: Inventory | None = None
         self.relative = True
         """Whether the specs are named from where we are."""
-        self.alone: frozenset[str] = frozenset()
-        """Real paths of the files that are read as specs by themselves."""
+        self.specs: Collection[str] = ()
+        """The files that are read as specs by themselves."""
+        self._alone: tuple[Collection[str], frozenset[str]] = ((), frozenset())
         self._known: dict[str, _Known] = {}
         self._folders: dict[str, tuple[str, ...]] = {}
-        self._chains: dict[tuple[str, ...], str] = {}
+        self._digests: dict[str, str] = {}
+        self._chains: dict[tuple[str, ...], tuple[str, Mapping[str, Sequence[Side]]]] = {}
+        """Folders of variables → a digest of all that they hold, and the files by name."""
         self._variables: dict[str, str | None] = {}
         self._facts: tuple[Inventory | None, Mapping[str, Any] | None, str] = (None, None, "")
 
     def refresh(self) -> None:
         """Look anew at what is there, when it is asked for next."""
         self._folders.clear()
-        self._chains.clear()
+        self._digests.clear()
         self._variables.clear()
         for known in self._known.values():
             known.checked = False
@@ -170,14 +173,35 @@ class Library:
             self._folders[path] = found
         return found
 
-    def chain(self, folders: tuple[str, ...]) -> str:
-        """A digest of all that some folders of variables hold."""
-        found = self._chains.get(folders)
+    def digest(self, folder: str) -> str:
+        """A digest of all that a folder of variables holds."""
+        found = self._digests.get(folder)
         if found is None:
-            paths = [path for folder in folders for path in self.folder(folder)]
-            found = _hash(repr([(path, self.read(path).digest) for path in paths]))
-            self._chains[folders] = found
+            texts = [(path, self.read(path).digest) for path in self.folder(folder)]
+            found = self._digests[folder] = _hash(repr(texts)) if texts else ""
         return found
+
+    def by_name(self, folders: tuple[str, ...]) -> Mapping[str, Sequence[Side]]:
+        """What some folders of variables hold, by the group or the VM that it is for; the same for
+        all specs beside which they lie."""
+        digest = "/".join(map(self.digest, folders))
+        known = self._chains.get(folders)
+        if known is None or known[0] != digest:
+            found: dict[str, list[Side]] = {}
+            for folder in folders:
+                for path in self.folder(folder):
+                    name = path[len(folder) + 1 :].split("/", 1)[0]
+                    for suffix in SUFFIXES:
+                        name = name.removesuffix(suffix)
+                    found.setdefault(name, []).append(self.read(path).side)
+            known = self._chains[folders] = (digest, found)
+        return known[1]
+
+    def alone(self, path: str) -> bool:
+        """Whether a file is read as specs by itself."""
+        if self._alone[0] is not self.specs:
+            self._alone = (self.specs, frozenset(map(os.path.realpath, self.specs)))
+        return os.path.realpath(path) in self._alone[1]
 
     def variable(self, name: str) -> str | None:
         """A variable of the environment. Raises TemplateError."""
@@ -225,11 +249,11 @@ class Beside:
     def _digest(self, kind: str, name: str) -> str:
         match kind:
             case "vars":
-                return self.library.chain(self._folders(name))
+                return "/".join(map(self.library.digest, self._folders(name)))
             case "file":
                 return self.library.read(name).digest if self.library.exists(name) else "none"
             case "alone":
-                return str(os.path.realpath(name) in self.library.alone)
+                return str(self.library.alone(name))
             case "inventory":
                 return self.library.facts()[1]
             case "groups":
@@ -263,24 +287,7 @@ class Beside:
 
     def _vars(self, folder: str, name: str) -> Sequence[Side]:
         self._note("vars", folder)
-        return self._by_name(folder).get(name, ())
-
-    def _by_name(self, folder: str) -> Mapping[str, Sequence[Side]]:
-        known = self._named.get(folder)
-        if known is None:
-            found: dict[str, list[Side]] = {}
-            for directory in self._folders(folder):
-                for path in self.library.folder(directory):
-                    name = path[len(directory) + 1 :].split("/", 1)[0]
-                    for suffix in SUFFIXES:
-                        name = name.removesuffix(suffix)
-                    found.setdefault(name, []).append(self.library.read(path).side)
-            known = self._named[folder] = found
-        return known
-
-    @cached_property
-    def _named(self) -> dict[str, Mapping[str, Sequence[Side]]]:
-        return {}
+        return self.library.by_name(self._folders(folder)).get(name, ())
 
     def _folders(self, name: str) -> tuple[str, ...]:
         """The folders of that name from the root down to the file: the nearest is the last."""
@@ -325,7 +332,7 @@ class Beside:
         if not self.library.exists(found):
             raise TemplateError(f"cannot read {path}: there is no file {self.library.shown(found)}")
         self._note("alone", found)
-        if self.library.closed is None and os.path.realpath(found) in self.library.alone:
+        if self.library.closed is None and self.library.alone(found):
             folder = "includes" if spec else "vars"
             raise TemplateError(
                 f"cannot use {path} here: it is read as specs by itself; move it to a folder that "

@@ -150,7 +150,7 @@ def source_of(
                 known, findings = inventory.read(document)
                 wrong.extend(findings)
     library.inventory = known
-    library.alone = frozenset(os.path.realpath(text.file) for text in texts)
+    library.specs = [text.file for text in texts]
     by_name = {text.file: text for text in texts}
     found = [
         spec_files.read_file(one, library.around(by_name[one.file]), explain=explain)

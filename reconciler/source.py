@@ -293,7 +293,7 @@ class Source:
                 read |= self._inventory.refresh(one)
             self._library.refresh()
             self._library.inventory = self._known
-            self._library.alone = frozenset(map(os.path.realpath, listing.files))
+            self._library.specs = listing.files.keys()
             read |= self._specs.refresh(listing)
             read |= self._requests.refresh(_requested(self.settings.requests))
             if not read or files.listing(self.directory) == listing:

@@ -109,7 +109,7 @@ def test_a_root_in_the_config_lets_specs_share_files(place: Place) -> None:
 
 def test_a_file_that_is_read_by_itself_is_not_included(place: Place) -> None:
     place.write(specs__b="vms: []", specs__includes__c="vms: []")
-    place.library.alone = frozenset([os.path.realpath(place.root / "specs" / "b.yaml")])
+    place.library.specs = [str(place.root / "specs" / "b.yaml")]
     beside = place.beside()
     with pytest.raises(TemplateError, match="move it to a folder that is called `includes`"):
         beside.file("b.yaml", beside.file_name, spec=True)
