@@ -29,10 +29,9 @@ from reconciler.core.spec import (
     checked_name,
     contradictions,
 )
-from reconciler.core.template import MAX_LOOP, TemplateError, is_template, names_in
+from reconciler.core.template import MAX_LOOP, TemplateError, is_template
 from reconciler.core.variables import (
     EXTRA,
-    FUNCTIONS,
     GROUP_NAMES,
     RESERVED,
     VM_NAME,
@@ -566,17 +565,16 @@ class _Part:
         for fixed in self.looped(item, path, base):
             before = Scope(base, fixed, own)
             condition = item.get("when", True)
-            early = before.knows(_names_in_condition(condition))
-            if early and not self.wanted(condition, path, before):
-                continue
             try:
                 name = before.render(item.get(key))
             except TemplateError as error:
-                self.reading.lost = True
-                self.failed(error, *path, key)
+                # `when` may be there because this is one without a name.
+                if self.wanted(condition, path, before):
+                    self.reading.lost = True
+                    self.failed(error, *path, key)
                 continue
             scope = self.scope_of(name, fixed, own, path, before, groups)
-            if scope is not None and (early or self.wanted(condition, path, scope)):
+            if scope is not None and self.wanted(condition, path, scope):
                 yield name, scope
 
     def scope_of(
@@ -739,14 +737,6 @@ def first_template(value: object, path: Path) -> Path:
             if names_of(inner):
                 return first_template(inner, (*path, index))
     return path
-
-
-def _names_in_condition(condition: object) -> frozenset[str]:
-    if is_template(condition):
-        return names_in(str(condition)) - FUNCTIONS
-    if isinstance(condition, str):
-        return names_in(f"{{{{ {condition} }}}}") - FUNCTIONS
-    return frozenset()
 
 
 def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:

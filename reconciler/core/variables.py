@@ -258,16 +258,6 @@ class Scope:
         variables = self._prepared(f"{{{{ {expression} }}}}")
         return evaluate(expression, variables, self._known(variables))
 
-    def knows(self, names: Iterable[str]) -> bool:
-        """Whether all of these names are variables here."""
-        return all(
-            name in self._names
-            or name in self.frame.top
-            or name in self.frame.fixed
-            or name == INVENTORY
-            for name in names
-        )
-
     def _prepared(self, text: str) -> Mapping[str, object]:
         """The variables that a text needs, evaluated. Raises TemplateError."""
         if self._shares(text):

@@ -152,6 +152,17 @@ def test_the_variables_of_a_file_may_lean_on_those_of_each_vm() -> None:
     assert [one.spec.labels["x"] for one in read.vms] == ["all/ctx-1/1", "two/ctx-2/2"]
 
 
+def test_a_condition_is_what_the_layers_of_each_vm_say() -> None:
+    read = found(
+        "vms:\n"
+        "  - {loop: [1, 2], name: 'ctx-{{ item }}', state: absent, when: not skip}\n"
+        "  - {loop: [{n: a}, {}], name: '{{ item.n }}', state: absent, when: item.n is defined}\n",
+        Files({"group_vars/all": "skip: false", "host_vars/ctx-2": "skip: true"}),
+    )
+    assert lines(read.diagnostics) == []
+    assert [one.spec.name for one in read.vms] == ["ctx-1", "a"]
+
+
 def test_a_vms_own_vars_are_seen_by_those_of_the_file() -> None:
     text = "vars: {x: 'x{{ y }}', y: file}\n" + ONE.replace("state", "vars: {y: own}, state")
     assert label(text) == "xown"
