@@ -61,22 +61,30 @@ def load_settings(config: str | None, environment: Mapping[str, str]) -> Setting
 
     path = files.config_path(config, environment)
     document, base = None, os.getcwd()
-    if path is not None:
+    if path is None:
+        text = None
+    else:
         text = files.read(path)
         if text.error:
-            raise ConfigError([Diagnostic("error", text.error)])
-        document, wrong = parse(text.text, path)
-        if wrong:
-            raise ConfigError(wrong)
+            raise ConfigError([Diagnostic("error", text.error, rule="unreadable")])
         base = os.path.dirname(os.path.abspath(path))
-    return settings(
-        document,
-        environment,
-        base=base,
-        cwd=os.getcwd(),
-        host_name=os.uname().nodename,
-        root=os.geteuid() == 0,
-    )
+    try:
+        if text:
+            document, wrong = parse(text.text, text.file)
+            if wrong:
+                raise ConfigError(wrong)
+        return settings(
+            document,
+            environment,
+            base=base,
+            cwd=os.getcwd(),
+            host_name=os.uname().nodename,
+            root=os.geteuid() == 0,
+        )
+    except ConfigError as error:
+        if text:
+            error.sources[text.file] = text.text
+        raise
 
 
 class Source(Struct, frozen=True):
@@ -94,6 +102,14 @@ class Source(Struct, frozen=True):
     """What was read around them."""
     explained: tuple[Variable, ...] | None = None
     """The variables of the VM that was asked about, if a spec declares it."""
+    inventory_text: files.Text | None = None
+    """The inventory, if it is a file."""
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """File → its text, for whoever shows what is wrong with it."""
+        known = [self.inventory_text] if self.inventory_text else []
+        return {one.file: one.text for one in (*self.texts, *self.requests, *known)}
 
 
 def load_source(
@@ -138,7 +154,7 @@ def source_of(
     wrong += more
     read = {document.file for document in (*written, *asked)}
     unread = {text.file for text in (*texts, *requests) if text.file not in read}
-    known = None
+    known = text = None
     if settings.inventory:
         text = files.read(settings.inventory)
         if text.error:
@@ -160,7 +176,7 @@ def source_of(
     specs = spec_files.join(found)
     specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | unread)
     told = next((one.explained for one in found if one.explained is not None), None)
-    return Source(specs, known, tuple(texts), tuple(requests), scoped, library.given, told)
+    return Source(specs, known, tuple(texts), tuple(requests), scoped, library.given, told, text)
 
 
 def parse_all(texts: Iterable[files.Text]) -> tuple[list[Document], list[Diagnostic]]:

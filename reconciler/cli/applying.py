@@ -20,7 +20,7 @@ from reconciler.cli.progress import Display
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
 from reconciler.core.errors import Exit, HostError, ReconcilerError
-from reconciler.core.plan import Plan
+from reconciler.core.plan import Plan, diagnostics_json
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds, format_duration
 from reconciler.execute import Step
@@ -86,6 +86,7 @@ def apply(
     session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
     with session.measured(textfile) as ended:
         source = load_source(files, settings, extra=options.extra_texts(extra))
+        session.sources = source.lines
         wish = Specs.of(source, prune=prune)
         wanted = Asked(wish, wish.desire(settings, source))
         code = session.carry_out(
@@ -167,6 +168,8 @@ class Session:
             waiting=self.waiting,
             looked=self.looked,
         )
+        self.sources: Mapping[str, str] = {}
+        """File → its text, to show what a finding is about."""
         self.signal_code: int | None = None
         self.steps: list[Step] = []
         """Everything that was done, over all passes."""
@@ -361,7 +364,8 @@ class Session:
     def show(self, planned: Plan) -> str:
         out = sys.stderr if self.quiet else sys.stdout
         if not self.quiet or options.can_ask():
-            options.say(text.plan_text(planned, colour=tables.coloured(out)) + "\n", err=self.quiet)
+            said = text.plan_text(planned, colour=tables.coloured(out), sources=self.sources)
+            options.say(said + "\n", err=self.quiet)
         return text.plan_text(planned)
 
     def ask(self, planned: Plan) -> bool:
@@ -512,7 +516,7 @@ class Session:
                 }
                 for step in self.steps
             ]
-            value["diagnostics"] = outcome.plan.to_json()["diagnostics"]
+            value["diagnostics"] = diagnostics_json(outcome.plan.diagnostics, self.sources)
             options.print_json(value)
             return
         failed = [step for step in outcome.steps if not step.ok and step.reason != "PortTaken"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -14,8 +15,9 @@ from msgspec.structs import replace
 
 from reconciler.cli import options, tables
 from reconciler.cli.applying import Session
+from reconciler.cli.findings import findings
 from reconciler.core import requests as asking
-from reconciler.core.errors import Exit, HostError, InputError, nearest
+from reconciler.core.errors import Diagnostic, Exit, HostError, InputError, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import parse as parse_selector
@@ -145,7 +147,7 @@ def _ask(
     desired = desire(source, settings)(ledger).only(texts.keys())
     wrong = asking.problems(desired, files.keys())
     if wrong:
-        raise InputError(wrong)
+        raise _wrong(wrong, {**source.lines, **files})
     if texts:
         requests.prepare(folder)
         with lock.held(folder / ".lock", COMMAND, lock_timeout):
@@ -154,6 +156,18 @@ def _ask(
     for verdict in verdicts:
         options.say(verdict.said)
     return source, list(texts)
+
+
+def _wrong(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str]) -> InputError:
+    """The error, with the lines that it is about."""
+    error = InputError(diagnostics)
+    error.sources.update(sources)
+    return error
+
+
+def _told(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str]) -> list[str]:
+    colour, width = tables.coloured(sys.stderr), tables.width_of(sys.stderr)
+    return findings(diagnostics, sources, colour=colour, width=width)
 
 
 def _run(pattern: str | None, now: Seconds) -> str:
@@ -177,9 +191,9 @@ def _selected(source: Source, text: str) -> list[str]:
     """The VMs whose labels match; what cannot be read and may match is told."""
     specs = source.specs
     selection = asking.select(specs, _usable(lambda: parse_selector(text)))
-    for one in specs.diagnostics:
-        if one.severity == "error":
-            options.say(str(one), err=True)
+    wrong = [one for one in specs.diagnostics if one.severity == "error"]
+    for line in _told(wrong, source.lines):
+        options.say(line, err=True)
     for name, why in selection.left_out.items():
         options.say(f"left out: {name}: {why}", err=True)
     if not selection.names:
@@ -196,7 +210,7 @@ def _known(source: Source, vms: Sequence[str]) -> list[str]:
     known = {*declared, *specs.refused, *inventory}
     for name in vms:
         if name in specs.refused:
-            raise InputError([one for one in specs.diagnostics if one.vm in ("", name)])
+            raise _wrong([one for one in specs.diagnostics if one.vm in ("", name)], source.lines)
         if name not in known:
             hint = nearest(name, known) or f" (known: {tables.some(sorted(known)) or 'none'})"
             raise click.UsageError(
@@ -230,7 +244,8 @@ def _specs(files: Sequence[str], source: Source, vms: Collection[str], settings:
 def _list(settings: Settings) -> int:
     """What is asked for, and how each run stands."""
     ledger = current(settings)
-    documents, wrong = parse_all(requested(settings.requests))
+    texts = requested(settings.requests)
+    documents, wrong = parse_all(texts)
     specs = read([], documents)
     rows = []
     for one in specs.runs:
@@ -242,6 +257,6 @@ def _list(settings: Settings) -> int:
         click.echo("\n".join(tables.table(rows, ["VM", "RUN", "TYPE", "STATE", "WHO", "FILE"])))
     else:
         click.echo(f"Nothing is asked for in {settings.requests}.")
-    for finding in (*wrong, *specs.diagnostics):
-        click.echo(str(finding), err=True)
+    for line in _told((*wrong, *specs.diagnostics), {one.file: one.text for one in texts}):
+        click.echo(line, err=True)
     return Exit.INVALID if wrong or specs.failed else Exit.OK

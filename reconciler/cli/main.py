@@ -142,8 +142,10 @@ def run(arguments: Sequence[str]) -> int:
     except Terminated:
         return Exit.TERMINATED
     except InputError as error:
-        for one in error.diagnostics:
-            click.echo(str(one), err=True)
+        from reconciler.cli.findings import told
+
+        for line in told(error, sys.stderr):
+            click.echo(line, err=True)
         return error.exit
     except ReconcilerError as error:
         click.echo(f"error: {error}", err=True)

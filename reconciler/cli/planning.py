@@ -4,68 +4,87 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from reconciler import __version__
 from reconciler.cli import options, tables, text
 from reconciler.core.errors import Exit
 
 if TYPE_CHECKING:
+    from reconciler.core.errors import Diagnostic
     from reconciler.core.plan import Plan
 
 
 @click.command()
 @options.specs
 @options.extra_vars
-@options.output("text", "json")
+@click.option("--all", "everything", is_flag=True, help="Show more than 20 of one kind.")
+@options.output("text", "json", "sarif")
 @click.pass_obj
 def validate(
-    config: str | None, files: tuple[str, ...], extra: tuple[str, ...], output: str
+    config: str | None,
+    files: tuple[str, ...],
+    extra: tuple[str, ...],
+    everything: bool,
+    output: str,
 ) -> int:
     """Check specs, inventory and config; change nothing.
 
     Every finding of every file is shown, with file, line and column. Exit 65 if one is an error.
     """
     from reconciler.core.desired import build
+    from reconciler.core.findings import in_order
     from reconciler.core.plan import FORMAT_VERSION, diagnostics_json
     from reconciler.loop import current, load_settings, load_source
 
     settings = load_settings(config, os.environ)
     source = load_source(files, settings, extra=options.extra_texts(extra))
     desired = build(source.specs, source.inventory, settings, current(settings))
-    found = desired.diagnostics
+    found = in_order(desired.diagnostics)
     if output == "json":
-        options.print_json(
-            {"format_version": FORMAT_VERSION, "diagnostics": diagnostics_json(found)}
-        )
+        rows = diagnostics_json(found, source.lines)
+        options.print_json({"format_version": FORMAT_VERSION, "diagnostics": rows})
+    elif output == "sarif":
+        from reconciler.core.sarif import log
+
+        options.print_json(log(found, source.lines, __version__, os.getcwd()))
     else:
-        for line in text.findings(found, colour=tables.coloured(sys.stdout)):
-            click.echo(line)
-        errors = sum(one.severity == "error" for one in found)
-        warnings = len(found) - errors
+        _print(found, source.lines, each=None if everything else text.EACH)
         count = len(desired.vms)
-        click.echo(
-            f"{count} VM{'s' if count != 1 else ''} valid, {errors} error"
-            f"{'s' if errors != 1 else ''}, {warnings} warning{'s' if warnings != 1 else ''}."
-        )
+        click.echo(f"{count} VM{'s' if count != 1 else ''} valid, {text.count(found)}.")
     return Exit.INVALID if desired.failed else Exit.OK
 
 
-def _plan(config: str | None, files: tuple[str, ...], extra: tuple[str, ...], prune: bool) -> Plan:
+def _print(found: Sequence[Diagnostic], sources: Mapping[str, str], *, each: int | None) -> None:
+    width, colour = tables.width_of(sys.stdout), tables.coloured(sys.stdout)
+    for line in text.findings(found, sources, colour=colour, width=width, each=each):
+        click.echo(line)
+
+
+def _plan(
+    config: str | None, files: tuple[str, ...], extra: tuple[str, ...], prune: bool
+) -> tuple[Plan, Mapping[str, str]]:
+    """The plan, and the texts of the files that it comes from."""
     from reconciler.loop import desire, dry_run, load_settings, load_source, pruned
 
     settings = load_settings(config, os.environ)
     source = load_source(files, settings, extra=options.extra_texts(extra))
     wanted = desire(source, settings)
-    return dry_run(settings, pruned(wanted) if prune else wanted, os.environ)
+    return dry_run(settings, pruned(wanted) if prune else wanted, os.environ), source.lines
 
 
-def _show(planned: Plan, output: str, detailed: bool) -> int:
+def _show(planned: Plan, sources: Mapping[str, str], output: str, detailed: bool) -> int:
+    from reconciler.core.plan import diagnostics_json
+
     if output == "json":
-        options.print_json(planned.to_json())
+        rows = diagnostics_json(planned.diagnostics, sources)
+        options.print_json({**planned.to_json(), "diagnostics": rows})
     else:
-        click.echo(text.plan_text(planned, colour=tables.coloured(sys.stdout)))
+        colour = tables.coloured(sys.stdout)
+        click.echo(text.plan_text(planned, colour=colour, sources=sources))
     if any(one.severity == "error" for one in planned.diagnostics):
         return Exit.INVALID
     return Exit.CHANGES if detailed and planned.changes else Exit.OK
@@ -97,7 +116,7 @@ def plan(
     +  create, start     -/+ restart     =  adopt what runs
     -  stop, release     >   call        ~  wait   !  held   x  refused
     """
-    return _show(_plan(config, files, extra, prune), output, detailed_exitcode)
+    return _show(*_plan(config, files, extra, prune), output, detailed_exitcode)
 
 
 @click.command()
@@ -110,4 +129,4 @@ def diff(
     config: str | None, files: tuple[str, ...], extra: tuple[str, ...], output: str, prune: bool
 ) -> int:
     """The plan; exit 0 if there is nothing to do, 2 if there is."""
-    return _show(_plan(config, files, extra, prune), output, True)
+    return _show(*_plan(config, files, extra, prune), output, True)

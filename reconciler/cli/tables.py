@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import click
-
+from reconciler.cli.terminal import coloured as coloured
+from reconciler.cli.terminal import paint as paint
+from reconciler.cli.terminal import width_of as width_of
 from reconciler.core.desired import summary
 from reconciler.core.plan import Plan
 from reconciler.core.vm_plan import VmPlan
@@ -28,14 +28,6 @@ KEPT: Final = ("SourceUnreadable", "PruneHeld")
 """Conditions by which a VM is kept as it was, whatever the watched directory says."""
 MOST: Final = 5
 """Strangers that are named one by one."""
-
-
-def coloured(stream: Any) -> bool:
-    return bool(stream.isatty()) and not os.environ.get("NO_COLOR")
-
-
-def paint(text: str, colour: str | None, on: bool, *, bold: bool = False) -> str:
-    return click.style(text, fg=colour, bold=bold) if on and (colour or bold) else text
 
 
 def header(one: VmPlan) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from reconciler.cli.findings import EACH as EACH
+from reconciler.cli.findings import count as count
+from reconciler.cli.findings import findings as findings
 from reconciler.cli.tables import MOST, SYMBOL, foreign_notes, header, paint, some
+from reconciler.cli.terminal import width_of
 from reconciler.core.actions import Action, Create, Notify, Start
-from reconciler.core.errors import Diagnostic
 from reconciler.core.plan import Plan
 from reconciler.core.vm_plan import VmPlan
 
@@ -37,12 +39,18 @@ _DONE: Final = {
 }
 
 
-def plan_text(plan: Plan, *, colour: bool = False, width: int | None = None) -> str:
-    """The plan as a person reads it."""
+def plan_text(
+    plan: Plan,
+    *,
+    colour: bool = False,
+    width: int | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> str:
+    """The plan as a person reads it. `sources`: file → the text that a finding may be about."""
     if width is None:
-        width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 120
+        width = width_of(sys.stdout)
     blocks = ["\n".join(_vm(one, colour, width)) for one in plan.vms if one.actions]
-    lines = [str(one) for one in plan.diagnostics]
+    lines = findings(plan.diagnostics, sources or {}, colour=colour, width=width)
     notes = foreign_notes(plan)
     named = {(one.pid, port) for one in plan.foreign for port in one.ports}
     notes += [
@@ -124,13 +132,3 @@ def _row(actions: tuple[Action, ...], one: VmPlan) -> tuple[str, str, str, str]:
         subject = one.vm.sna
     what = ", ".join(part.what() for part in actions)
     return SYMBOL[action.kind], subject, what, action.why
-
-
-def findings(diagnostics: Sequence[Diagnostic], *, colour: bool) -> list[str]:
-    """Findings, errors in red."""
-    return [
-        str(one).replace("error:", paint("error:", "red", colour), 1)
-        if one.severity == "error"
-        else str(one).replace("warning:", paint("warning:", "yellow", colour), 1)
-        for one in diagnostics
-    ]

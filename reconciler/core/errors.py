@@ -50,10 +50,20 @@ class Diagnostic(Struct, frozen=True):
     place: Place | None = None
     vm: str = ""
     """Which VM it is about, where that is known."""
+    help: str = ""
+    """What to write or type, where the summary does not say it itself."""
+    rule: str = ""
+    """What kind of finding it is; empty: `findings.rule_of` tells by the summary."""
 
     def __str__(self) -> str:
+        """One line, for logs and events; `cli.findings` has the view for people."""
         where = f"{self.place}: " if self.place else ""
-        return f"{where}{self.severity}: {self.summary}"
+        return f"{where}{self.severity}: {self.sentence}"
+
+    @property
+    def sentence(self) -> str:
+        """The summary, and what helps."""
+        return f"{self.summary}; {self.help}" if self.help else self.summary
 
 
 class ReconcilerError(Exception):
@@ -70,6 +80,8 @@ class InputError(ReconcilerError):
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
         super().__init__("\n".join(map(str, diagnostics)))
         self.diagnostics = tuple(diagnostics)
+        self.sources: dict[str, str] = {}
+        """File → its text, as far as it is at hand, to show the lines that are meant."""
 
 
 class ConfigError(InputError):

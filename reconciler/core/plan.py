@@ -14,6 +14,7 @@ from reconciler.core.actual import Actual, Foreign, Listener, Server
 from reconciler.core.call import Call
 from reconciler.core.desired import Desired
 from reconciler.core.errors import Diagnostic
+from reconciler.core.findings import finding, lines, span
 from reconciler.core.ledger import Ledger
 from reconciler.core.ports import Pool
 from reconciler.core.space import Room
@@ -81,17 +82,29 @@ def foreign_json(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def diagnostics_json(diagnostics: Sequence[Diagnostic]) -> list[dict[str, Any]]:
-    return [
-        {
-            "severity": one.severity,
-            "summary": one.summary,
-            "file": one.place.file if one.place else None,
-            "line": one.place.line if one.place else None,
-            "column": one.place.column if one.place else None,
-        }
-        for one in diagnostics
-    ]
+def diagnostics_json(
+    diagnostics: Sequence[Diagnostic], sources: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Findings for programs. `sources`: file → its text, by which is known where each ends."""
+    split = {one.place.file for one in diagnostics if one.place}
+    texts = {file: lines(text) for file, text in (sources or {}).items() if file in split}
+    rows = []
+    for one in diagnostics:
+        found, place = finding(one), one.place
+        rows.append(
+            {
+                "severity": one.severity,
+                "rule": found.rule,
+                "summary": one.sentence,
+                "help": found.help or None,
+                "vm": one.vm or None,
+                "file": place.file if place else None,
+                "line": place.line if place else None,
+                "column": place.column if place else None,
+                "end_column": span(found, texts),
+            }
+        )
+    return rows
 
 
 def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan:

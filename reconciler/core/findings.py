@@ -1,0 +1,248 @@
+"""Findings taken apart, for people and programs: by what rule, what is wrong, what helps, where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from reconciler.core.errors import Diagnostic, Place
+
+RULES: Final[Mapping[str, str]] = {
+    "bad-value": "A value is of the right type and cannot be used.",
+    "clash": "Two VMs cannot both be as they are declared.",
+    "config": "The configuration, or what it names, cannot be used.",
+    "disks-unverified": "No inventory confirms that these are all disks of the VM.",
+    "duplicate-disk": "Two disks of one VM have the same key, image or export name.",
+    "duplicate-key": "A key is written twice.",
+    "duplicate-vm": "A VM is declared twice.",
+    "inventory-mismatch": "The spec names other disks than the inventory knows.",
+    "inventory-unknown": "The inventory does not know the VM, or cannot be read.",
+    "limit": "There is more of something than can be meant.",
+    "missing-key": "A key that is needed is not there.",
+    "no-run": "No run of the VM is asked for.",
+    "not-a-backup": "What is to be read or built on is no completed run.",
+    "secret-in-place": "A secret is written where only its place may be named.",
+    "superseded": "A run that was asked for was never called, and a newer one has ended.",
+    "template": "An expression cannot be evaluated.",
+    "unknown-key": "A key that nothing reads.",
+    "unknown-name": "A name that neither the config, the specs nor the inventory has.",
+    "unreadable": "A file cannot be read.",
+    "wrong-type": "A value is of another type than is meant.",
+    "yaml": "The text is no YAML that is read here.",
+}
+"""Rule → what it finds. The names are part of the interface: `validate -o json` and `-o sarif`."""
+
+WARNINGS: Final = frozenset({"disks-unverified", "no-run", "superseded"})
+"""Rules that find nothing that is wrong, but what somebody should know."""
+
+_BY_SUMMARY: Final = tuple(
+    (rule, re.compile(pattern))
+    for rule, pattern in (
+        ("yaml", r"cannot read this as YAML|cannot use the tag !!|cannot use this as a key"),
+        ("yaml", r"^cannot read .* as !!|cannot merge this|alias holds itself"),
+        ("limit", r"cannot read this: |more than [\d,]+ (characters|values)"),
+        ("unreadable", r"^(the inventory: )?cannot read "),
+        ("duplicate-key", r"is written twice"),
+        ("duplicate-vm", r"is declared twice"),
+        ("duplicate-disk", r"two disks (have|with) |has two disks "),
+        ("secret-in-place", r"a secret is never written in place|URL with a password in it"),
+        ("template", r"cannot evaluate|go round in a circle|cannot be used in \{\{|`when` must"),
+        ("template", r"a list to loop over|^this loop "),
+        ("limit", r"at most [\d,]+|has more than|declares more than|the expressions of "),
+        ("inventory-mismatch", r"the inventory knows .*One snapshot"),
+        ("inventory-unknown", r"the inventory .*(does not know|knows no)|that can be read"),
+        ("disks-unverified", r"\(DisksUnverified\)"),
+        ("no-run", r"no run is asked for"),
+        ("unknown-key", r"unknown key "),
+        ("missing-key", r"the key '.*' is missing|is empty: write|names no |needs its `image`"),
+        ("missing-key", r"is not known, and|has no size|either `of:"),
+        ("unknown-name", r"is not in the config|there is no VM "),
+        ("clash", r", as has VM |, written by VM "),
+        ("not-a-backup", r"not a backup|no completed run"),
+        ("superseded", r"superseded|never called"),
+        ("bad-value", r"expected one of "),
+        ("wrong-type", r"expected .*, found "),
+        ("config", r"cannot use .* for hub"),
+    )
+)
+"""The first that matches says the rule of a finding that does not carry one."""
+
+_MEANT: Final = re.compile(r"; (did you mean (?:'(?:[^'\\]|\\.)*'|\"[^\"]*\")\?)")
+_ADVICE: Final = re.compile(
+    r"(?:: |; )(?=(?:add|keep|leave|name|quote|remove|split|type|write|if you mean)\b(?!ing))"
+)
+_BARE: Final = re.compile(r"(?:in the inventory: )?[\w.-]*")
+"""Of `timeout: write a duration like 10s`, the advice is all that it says."""
+
+
+class Finding(Struct, frozen=True):
+    """A diagnostic, taken apart."""
+
+    rule: str
+    severity: str
+    summary: str
+    """What is wrong, without what helps."""
+    help: str
+    """What to write or type; empty: nothing more is known."""
+    place: Place | None
+    vm: str
+
+
+def finding(diagnostic: Diagnostic) -> Finding:
+    """What a diagnostic says, the suggestion and the advice apart from it."""
+    summary, helps = diagnostic.summary, [diagnostic.help] if diagnostic.help else []
+    advice = next(
+        (
+            found
+            for found in _ADVICE.finditer(summary)
+            if not _BARE.fullmatch(summary[: found.start()])
+        ),
+        None,
+    )
+    if advice:
+        helps.insert(0, summary[advice.end() :])
+        summary = summary[: advice.start()]
+    if meant := _MEANT.search(summary):
+        helps.insert(0, meant.group(1))
+        summary = summary[: meant.start()] + summary[meant.end() :]
+    return Finding(
+        rule_of(diagnostic),
+        diagnostic.severity,
+        summary,
+        "; ".join(helps),
+        diagnostic.place,
+        diagnostic.vm,
+    )
+
+
+def rule_of(diagnostic: Diagnostic) -> str:
+    """One of RULES."""
+    if diagnostic.rule:
+        return diagnostic.rule
+    for rule, pattern in _BY_SUMMARY:
+        if pattern.search(diagnostic.summary):
+            return rule
+    return "bad-value"
+
+
+def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Warnings first, then errors, so that the errors stand just above the count; within each,
+    what has no place, then file by file, from the top down."""
+
+    def key(one: Diagnostic) -> tuple[bool, str, int, int]:
+        place = one.place or Place("", 0, 0)
+        return one.severity == "error", place.file, place.line, place.column
+
+    return sorted(diagnostics, key=key)
+
+
+_BREAK: Final = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+"""Where a line ends in YAML. Source: libyaml, IS_BREAK."""
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text, as YAML counts them."""
+    return _BREAK.split(text)
+
+
+_KEY: Final = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s:,{}\[\]]+""")
+_QUOTED: Final = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'""")
+_FLOW: Final = re.compile(r"""[,\[\]{}]|:(?=\s)|\s#""")
+_BLOCK: Final = re.compile(r""":(?=\s|$)|\s#""")
+
+
+def end_of(line: str, column: int) -> int:
+    """Where that which begins at a column ends; columns count from 1, and the end is the column
+    behind it. A value that goes on below ends with the line."""
+    rest = line[column - 1 :]
+    if not rest.strip():
+        return column
+    if quoted := _QUOTED.match(rest):
+        return column + quoted.end()
+    if rest[0] in "[{":
+        return column + _bracketed(rest)
+    inside = sum(line[: column - 1].count(one) for one in "[{")
+    inside -= sum(line[: column - 1].count(one) for one in "]}")
+    stop = (_FLOW if inside > 0 else _BLOCK).search(rest, 1)
+    return column + max(1, len((rest[: stop.start()] if stop else rest).rstrip()))
+
+
+def _bracketed(text: str) -> int:
+    """Characters up to the bracket that closes the first one; to the end where none does."""
+    depth, at = 0, 0
+    while at < len(text):
+        if text[at] in "\"'" and (quoted := _QUOTED.match(text, at)):
+            at = quoted.end()
+            continue
+        depth += (text[at] in "[{") - (text[at] in "]}")
+        at += 1
+        if depth == 0:
+            return at
+    return len(text.rstrip())
+
+
+class Shown(Struct, frozen=True):
+    """A line of a file and the part of it that is meant; `start` and `end` count from 0."""
+
+    text: str
+    start: int
+    end: int
+
+
+def shown(found: Finding, everything: Sequence[str], *, private: bool = False) -> Shown | None:
+    """The line of a file that a finding is about; None: there is none, or it might hold a secret.
+
+    `private`: the file may hold what nobody is to read over a shoulder or in a log, so no more is
+    shown than the key and what is meant.
+    """
+    if found.place is None or found.rule == "secret-in-place":
+        return None
+    if private and found.rule in ("yaml", "duplicate-key"):
+        return None
+    if not 1 <= found.place.line <= len(everything):
+        return None
+    line = everything[found.place.line - 1]
+    start = min(found.place.column - 1, len(line))
+    end = end_of(line, start + 1) - 1
+    if private:
+        line, start, end = _covered(line, start, end, key=found.rule == "unknown-key")
+    return Shown(*_without_passwords(line, start, end))
+
+
+_OWN_KEY: Final = re.compile(r"\s*(?:- +)*[\w.-]*(?::\s+)?")
+
+
+def _covered(line: str, start: int, end: int, *, key: bool) -> tuple[str, int, int]:
+    """The same line with nothing in it but a value and its key."""
+    before, meant, after = line[:start], line[start:end], line[end:]
+    if not _OWN_KEY.fullmatch(before):
+        before = before[: len(before) - len(before.lstrip())] + "… "
+    if meant[:1] in "[{|>":
+        meant = meant[0]
+    if after.strip():
+        after = ": …" if key or after.startswith(":") else " …"
+    return before + meant + after, len(before), len(before) + len(meant)
+
+
+_USERINFO: Final = re.compile(r"(?<=://)[^\s/@\"']*(?=@)")
+
+
+def _without_passwords(line: str, start: int, end: int) -> tuple[str, int, int]:
+    """The same line, with what stands before the host of a URL covered."""
+    for found in reversed(list(_USERINFO.finditer(line))):
+        shorter = found.end() - found.start() - 1
+        line = f"{line[: found.start()]}…{line[found.end() :]}"
+        start -= shorter if start >= found.end() else 0
+        end -= shorter if end >= found.end() else 0
+    return line, start, max(start, end)
+
+
+def span(found: Finding, sources: Mapping[str, Sequence[str]]) -> int | None:
+    """The column behind that which is meant; None: its text is not at hand. `sources`: lines."""
+    place = found.place
+    if place is None or not 1 <= place.line <= len(sources.get(place.file, ())):
+        return None
+    return end_of(sources[place.file][place.line - 1], place.column)
