@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import unicodedata
 from typing import Any, Final
 
 import click
@@ -45,6 +44,8 @@ def safe(text: str) -> str:
 
 
 def _seen(char: str) -> str:
+    import unicodedata  # few texts need it
+
     if char in _JOINERS or unicodedata.category(char) not in _UNSEEN:
         return char
     number = ord(char)

@@ -14,7 +14,6 @@ from reconciler.core.actual import Actual, Foreign, Listener, Server
 from reconciler.core.call import Call
 from reconciler.core.desired import Desired
 from reconciler.core.errors import Diagnostic
-from reconciler.core.findings import finding, lines, span
 from reconciler.core.ledger import Ledger
 from reconciler.core.ports import Pool
 from reconciler.core.space import Room
@@ -86,6 +85,8 @@ def diagnostics_json(
     diagnostics: Sequence[Diagnostic], sources: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """Findings for programs. `sources`: file → its text, by which is known where each ends."""
+    from reconciler.core.findings import finding, lines, span  # `status` has none to tell
+
     split = {one.place.file for one in diagnostics if one.place}
     texts = {file: lines(text) for file, text in (sources or {}).items() if file in split}
     rows = []

@@ -59,8 +59,10 @@ def test_a_broken_file_is_explained_and_the_other_file_goes_on(
     (site.specs / "good.yaml").write_text(GOOD)
     said = site.run("validate", code=65)
     assert f"{where}: error: " in said, said
-    assert what in said, said
+    for part in what.split("; "):  # what helps stands in a line of its own
+        assert part in said, said
     found = site.json("validate", code=65)["diagnostics"]
+    assert any(what in one["summary"] for one in found)
     first = next(one for one in found if one["severity"] == "error")
     assert f"bad.yaml:{first['line']}:{first['column']}" == where
     site.apply(code=65)
@@ -73,7 +75,8 @@ def test_all_errors_of_all_files_come_at_once(site: Site, appliance: Appliance) 
     said = site.run("validate", code=65)
     for index, (name, _, _, what) in enumerate(BAD):
         assert f"bad{index}.yaml" in said, name
-        assert what in said, name
+        for part in what.split("; "):
+            assert part in said, name
 
 
 def test_a_file_that_is_not_text(site: Site, appliance: Appliance) -> None:
@@ -208,7 +211,8 @@ def test_an_inventory_that_is_required_must_know_the_vm(site: Site, appliance: A
     site.write_config(inventory={"file": "inventory.yaml", "required": True})
     site.spec(site.vm("ctx-12"))
     said = site.apply(code=65)
-    assert "does not know this VM; did you mean 'ctx-1'?" in said
+    assert "does not know this VM" in said
+    assert "= did you mean 'ctx-1'?" in said
 
 
 def test_a_changed_spec_of_a_run_that_was_asked_for_shows_both_sides(
