@@ -108,8 +108,9 @@ class Source(Struct, frozen=True):
     @property
     def lines(self) -> dict[str, str]:
         """File → its text, for whoever shows what is wrong with it."""
+        beside = (*self.given.extra, *self.given.texts.values()) if self.given else ()
         known = [self.inventory_text] if self.inventory_text else []
-        return {one.file: one.text for one in (*self.texts, *self.requests, *known)}
+        return {one.file: one.text for one in (*beside, *self.texts, *self.requests, *known)}
 
 
 def load_source(
