@@ -80,6 +80,18 @@ _CHECKED_BY: Final[Mapping[object, _Schema]] = {
 }
 """The function that checks a value → what it lets pass, besides its type."""
 
+_WRITTEN: Final[Mapping[str, _Schema]] = {
+    "ApiModel.tls": {
+        "type": ["object", "null"],
+        "additionalProperties": False,
+        "properties": {
+            "cert": {"type": "string", "description": "The path of the certificate."},
+            "key": {"type": "string", "description": "The path of its key."},
+        },
+    }
+}
+"""Model and key → what it takes, where not every pydantic can tell."""
+
 SAYS: Final[Mapping[str, str]] = {
     "AddressSpec.name": "The VM's name in vCenter; default: the inventory's, else the VM context.",
     "AddressSpec.path": "Its inventory path in vCenter, such as /DC1/vm/pgtest1.",
@@ -256,6 +268,9 @@ def _described(model: str, found: _Schema) -> None:
     """What an editor says of each key; titles that only repeat the key are left out."""
     for key, one in found.get("properties", {}).items():
         one.pop("title", None)
+        if f"{model}.{key}" in _WRITTEN:
+            one.clear()
+            one.update(_WRITTEN[f"{model}.{key}"])
         said = SAYS.get(f"{model}.{key}", "")
         if "description" in one:
             said = f"{said} {one['description']}".strip()

@@ -61,7 +61,11 @@ def test_it_is_a_schema_of_draft_7(kind: str) -> None:
 
 def test_the_files_are_what_the_command_prints() -> None:
     for path, text in generated.everything().items():
-        assert path.read_text() == text, f"`python -m tests.generated` writes {path}"
+        said = f"`python -m tests.generated` writes {path}"
+        if path.suffix == ".json":  # the order of keys is that of one version of pydantic
+            assert json.loads(path.read_text()) == json.loads(text), said
+        else:
+            assert path.read_text() == text, said
 
 
 def written() -> Iterator[tuple[str, Path]]:
