@@ -50,7 +50,7 @@ _BY_SUMMARY: Final = tuple(
         ("duplicate-disk", r"two disks (have|with) |has two disks "),
         ("secret-in-place", r"a secret is never written in place|URL with a password in it"),
         ("template", r"cannot evaluate|go round in a circle|cannot be used in \{\{|`when` must"),
-        ("template", r"a list to loop over|^this loop "),
+        ("template", r"a list to loop over"),
         ("limit", r"at most [\d,]+|has more than|declares more than|the expressions of "),
         ("inventory-mismatch", r"the inventory knows .*One snapshot"),
         ("inventory-unknown", r"the inventory .*(does not know|knows no)|that can be read"),
@@ -95,11 +95,7 @@ def finding(diagnostic: Diagnostic) -> Finding:
     """What a diagnostic says, the suggestion and the advice apart from it."""
     summary, helps = diagnostic.summary, [diagnostic.help] if diagnostic.help else []
     advice = next(
-        (
-            found
-            for found in _ADVICE.finditer(summary)
-            if not _BARE.fullmatch(summary[: found.start()])
-        ),
+        (found for found in _ADVICE.finditer(summary) if _whole(summary[: found.start()])),
         None,
     )
     if advice:
@@ -116,6 +112,11 @@ def finding(diagnostic: Diagnostic) -> Finding:
         diagnostic.place,
         diagnostic.vm,
     )
+
+
+def _whole(text: str) -> bool:
+    """Whether a sentence may end here: more than a key is said, and no bracket is open."""
+    return not _BARE.fullmatch(text) and text.count("(") == text.count(")")
 
 
 def rule_of(diagnostic: Diagnostic) -> str:
