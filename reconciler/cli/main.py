@@ -40,6 +40,8 @@ COMMANDS: Final = {
     "approve": ("source", "Let one revision of the directory remove many VMs."),
     "state": ("state", "Back up, restore and look into what the hub remembers."),
     "schema": ("schema", "Print what may be written as a JSON Schema, for editors."),
+    "completion": ("completion", "Print the script by which a shell completes this command."),
+    "man": ("manual", "Print a manual page."),
     "render": ("render", "Print systemd units, made from the config."),
     "version": ("looking", "Show the version."),
 }

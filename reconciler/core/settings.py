@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
+from reconciler.core.places import state_directory as state_directory
 from reconciler.core.units import Bytes, Endpoint, PortRange, Seconds
 
 
@@ -247,20 +248,3 @@ def below(root: str, path: str) -> bool:
 
 
 CONFIG_NAMES: Final = ("hub", "state", "repositories", "ports", "qemu_nbd", "snas", "vcenters")
-
-
-def state_directory(written: object, environment: Mapping[str, str], *, root: bool) -> str:
-    """Where the state lives: config, $RECONCILER_STATE, $STATE_DIRECTORY, or the usual place.
-
-    `written` is the config's `state`, absolute already; the environment goes before it.
-    """
-    if environment.get("RECONCILER_STATE"):
-        return environment["RECONCILER_STATE"]
-    if isinstance(written, str) and written:
-        return written
-    if environment.get("STATE_DIRECTORY"):
-        return environment["STATE_DIRECTORY"].split(":")[0]
-    if root:
-        return "/var/lib/reconciler"
-    home = environment.get("XDG_STATE_HOME") or f"{environment.get('HOME', '/tmp')}/.local/state"  # noqa: S108
-    return f"{home}/reconciler"

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from reconciler.core.errors import Exit, HostError
 from reconciler.core.settings import Secret, SecretRef
+from reconciler.host.places import config_path as config_path
 
 MAX_SECRET: Final = 65_536
 MAX_FILE: Final = 64 << 20
@@ -238,24 +239,6 @@ def _decoded(name: str, data: bytes) -> Text:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         return Text(name, error=f"cannot read {name}: line {line} is not UTF-8 text")
-
-
-def config_path(given: str | None, environment: Mapping[str, str]) -> str | None:
-    """The first configuration that is named or exists; None: the built-in defaults."""
-    for named in (given, environment.get("RECONCILER_CONFIG")):
-        if named:
-            return named
-    home = environment.get("XDG_CONFIG_HOME") or os.path.join(
-        environment.get("HOME", "/"), ".config"
-    )
-    for usual in (
-        "reconciler.yaml",
-        os.path.join(home, "reconciler", "config.yaml"),
-        "/etc/reconciler/config.yaml",
-    ):
-        if os.path.exists(usual):
-            return usual
-    return None
 
 
 def secret(ref: SecretRef, environment: Mapping[str, str]) -> Secret:
