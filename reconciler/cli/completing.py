@@ -92,7 +92,7 @@ def answer(shell: str, words: Sequence[str], environment: Mapping[str, str]) -> 
     elif current.startswith("-") and not line.plain:
         return _told(shell, _options(line), current)
     elif COMMANDS[line.path][3]:
-        return _told(shell, _below(line.path), current)
+        return _told(shell, () if line.given else _below(line.path), current)
     else:
         kind = COMMANDS[line.path][2]
         if line.given and not kind.endswith("*"):

@@ -19,8 +19,8 @@ _reconciler() {
     kind=${words%%$'\n'*}
     [[ $current == = ]] && current=
     case $kind in
-        files) compopt -o filenames; COMPREPLY=($(compgen -f -- "$current")) ;;
-        dirs) compopt -o filenames; COMPREPLY=($(compgen -d -- "$current")) ;;
+        files) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$current")) ;;
+        dirs) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -d -- "$current")) ;;
         words) [[ $words == *$'\n'* ]] && COMPREPLY=(${words#*$'\n'}) ;;
     esac
     return 0
