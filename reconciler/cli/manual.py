@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,8 @@ def _lines(context: click.Context) -> Iterator[str]:
     yield from (".SH SYNOPSIS", f"\\fB{_text(path)}\\fR {_text(usage)}")
     yield ".SH DESCRIPTION"
     yield from _paragraphs(inspect.cleandoc(command.help or ""))
-    records = [one.get_help_record(context) for one in command.get_params(context)]
+    options_ = [one for one in command.get_params(context) if isinstance(one, click.Option)]
+    records = [one.get_help_record(context) for one in options_]
     if records:
         yield ".SH OPTIONS"
         for record in filter(None, records):
@@ -145,7 +147,7 @@ def _see_also(context: click.Context) -> str:
 
 
 def _item(name: str, meaning: str) -> Iterator[str]:
-    yield from (".TP", f"\\fB{_text(name)}\\fR", _text(meaning) or "\\&")
+    yield from (".TP", f"\\fB{_text(name)}\\fR", _filled(meaning) or "\\&")
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -158,7 +160,13 @@ def _paragraphs(text: str) -> Iterator[str]:
             yield from (_text(line) for line in part.split("\n")[1:])
             yield ".fi"
         else:
-            yield _text(" ".join(part.split()))
+            yield _filled(part)
+
+
+def _filled(text: str) -> str:
+    """A paragraph, in lines that people can read too."""
+    parts = textwrap.wrap(_text(text), 76, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(f"\\&{part}" if part.startswith(".") else part for part in parts)
 
 
 def _text(text: str) -> str:
