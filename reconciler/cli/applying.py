@@ -61,6 +61,7 @@ DRAIN_LOOK: Final[Seconds] = 0.5
     help="Write how it went there, for node_exporter's textfile collector.",
 )
 @options.output("text", "json")
+@options.quiet
 @click.pass_obj
 def apply(
     config: str | None,
@@ -107,6 +108,7 @@ def apply(
 )
 @options.drain_timeout
 @options.lock_timeout
+@options.quiet
 @click.pass_obj
 def stop(
     config: str | None,
@@ -133,7 +135,7 @@ def stop(
         yes = True
     outcome = session.apply(wanted, yes=yes, order=True)
     if outcome is None:
-        click.echo("nothing was changed", err=True)
+        options.say("nothing was changed", err=True)
         return Exit.OK
     outcome = session.drain(wanted, outcome, drain_timeout, order=True)
     session.report(outcome, "text")
@@ -223,7 +225,7 @@ class Session:
         with ears or nullcontext():
             outcome = self.apply(wanted, yes=yes)
             if outcome is None:
-                click.echo("nothing was changed", err=True)
+                options.say("nothing was changed", err=True)
                 return Exit.OK
             outcome = self.drain(wanted, outcome, drain)
             code: int = outcome.exit_code()
@@ -362,6 +364,12 @@ class Session:
         options.say(f"waiting for {holder} …", err=True)
 
     def show(self, planned: Plan) -> str:
+        if options.Manner.quiet:
+            errors = [one for one in planned.diagnostics if one.severity == "error"]
+            colour, width = tables.coloured(sys.stderr), tables.width_of(sys.stderr)
+            for line in text.findings(errors, self.sources, colour=colour, width=width):
+                options.say(line, error=True)
+            return text.plan_text(planned)
         out = sys.stderr if self.quiet else sys.stdout
         if not self.quiet or options.can_ask():
             said = text.plan_text(planned, colour=tables.coloured(out), sources=self.sources)
@@ -369,6 +377,8 @@ class Session:
         return text.plan_text(planned)
 
     def ask(self, planned: Plan) -> bool:
+        if options.Manner.quiet:
+            raise click.UsageError("--quiet asks nothing: add -y to apply this plan")
         if not options.can_ask():
             raise click.UsageError("cannot ask without a terminal: add -y to apply this plan")
         return click.confirm("Apply this?", default=False, err=True)
@@ -440,6 +450,7 @@ class Session:
                             f"not waiting any longer than {format_duration(timeout or 0)}; still "
                             f"open: {', '.join(sorted(waits))}",
                             err=True,
+                            error=True,
                         )
                         return outcome, True
                     if self.applier.stopping.is_set():
@@ -533,7 +544,7 @@ class Session:
             if one.lost_run:
                 lines.append(f"{one.name}: {one.lost_run}")
         for line in dict.fromkeys(lines):
-            options.say(line)
+            options.say(line, error=True)
         fine = sum(verdict is Exit.OK for verdict in verdicts.values())
         total = len(outcome.plan.vms)
         if done or failed or lines:

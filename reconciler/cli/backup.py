@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from msgspec.structs import replace
@@ -19,6 +19,7 @@ from reconciler.cli.findings import findings
 from reconciler.core import requests as asking
 from reconciler.core.errors import Diagnostic, Exit, HostError, InputError, nearest
 from reconciler.core.ledger import Ledger
+from reconciler.core.plan import FORMAT_VERSION, diagnostics_json
 from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import parse as parse_selector
 from reconciler.core.settings import Settings
@@ -33,6 +34,7 @@ from reconciler.loop import Source, current, desire, load_settings, load_source,
 T = TypeVar("T")
 
 COMMAND: Final = "reconciler backup"
+NOT_YET: Final = "not applied yet"
 _BEFORE_ALL: Final = (Exit.TIMED_OUT, Exit.INTERRUPTED, Exit.TERMINATED)
 """Exit codes that go before an invalid spec."""
 
@@ -56,6 +58,8 @@ _BEFORE_ALL: Final = (Exit.TIMED_OUT, Exit.INTERRUPTED, Exit.TERMINATED)
 @click.option("--timeout", type=options.Duration(), help="With --wait: how long. [default: ever]")
 @click.option("--list", "listing", is_flag=True, help="Show what is asked for; change nothing.")
 @options.lock_timeout
+@options.output("text", "json")
+@options.quiet
 @click.pass_obj
 def backup(
     config: str | None,
@@ -71,6 +75,7 @@ def backup(
     timeout: float | None,
     listing: bool,
     lock_timeout: float,
+    output: str,
 ) -> int:
     """Ask for a run of VMs, beside their specs.
 
@@ -80,7 +85,7 @@ def backup(
     """
     settings = load_settings(config, os.environ)
     if listing:
-        return _list(settings)
+        return _list(settings, output)
     if bool(vms) == bool(selector):
         raise click.UsageError("name the VMs, or choose them by label with -l: one of the two")
     if at_once and not yes and not options.can_ask():
@@ -99,19 +104,28 @@ def backup(
     names = _selected(source, selector) if selector else _known(source, vms)
     by = asking.one_line(options.who(COMMAND))
     asked = [RunSpec.model_validate({"vm": vm, "run": run, "type": kind, "by": by}) for vm in names]
-    source, fresh = _ask(asked, source, ledger, settings, now, lock_timeout)
+    text = output == "text"
+    source, verdicts = _ask(asked, source, ledger, settings, now, lock_timeout)
+    fresh = [one.vm for one, verdict in zip(asked, verdicts, strict=True) if verdict.write]
+    if text:
+        for verdict in verdicts:
+            options.say(verdict.said)
     code: int = Exit.OK
     if at_once:
         going = _going(asked, source, current(settings))
         if going:
             wish = replace(Specs.of(source), only=tuple(sorted(going)))
-            code = Session(settings, COMMAND, lock_timeout).carry_out(
+            code = Session(settings, COMMAND, lock_timeout, quiet=not text).carry_out(
                 Asked(wish, wish.desire(settings, source)),
-                "text",
+                output,
                 yes=yes,
                 wait=wait,
                 timeout=timeout,
             )
+        elif not text:
+            options.print_json(_asked(run, asked, verdicts))
+    elif not text:
+        options.print_json(_asked(run, asked, verdicts))
     elif fresh:
         options.say(f"next: reconciler apply{_specs(files, source, fresh, settings)}")
     if selector and failed and code not in _BEFORE_ALL:
@@ -126,11 +140,11 @@ def _ask(
     settings: Settings,
     now: Seconds,
     lock_timeout: Seconds,
-) -> tuple[Source, list[str]]:
-    """Write down what is to be written, all or nothing, and say what came of each.
+) -> tuple[Source, Sequence[asking.Verdict]]:
+    """Write down what is to be written, all or nothing.
 
-    What is asked for with it, and the VMs of which a request was written. Raises HostError,
-    InputError, LockError; then nothing is.
+    What is asked for with it, and what came of each. Raises HostError, InputError, LockError; then
+    nothing is.
     """
     verdicts = asking.weigh(asked, source.specs, source.inventory, ledger)
     refused = [verdict.said for verdict in verdicts if verdict.refused]
@@ -153,9 +167,21 @@ def _ask(
         with lock.held(folder / ".lock", COMMAND, lock_timeout):
             requests.write(folder, texts)
         source = replace(source, requests=tuple(requested(settings.requests)))
-    for verdict in verdicts:
-        options.say(verdict.said)
-    return source, list(texts)
+    return source, verdicts
+
+
+def _asked(
+    run: str, asked: Sequence[RunSpec], verdicts: Sequence[asking.Verdict]
+) -> Mapping[str, Any]:
+    """What came of each, for programs."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": run,
+        "asked": [
+            {"vm": one.vm, "type": one.type, "written": verdict.write, "message": verdict.said}
+            for one, verdict in zip(asked, verdicts, strict=True)
+        ],
+    }
 
 
 def _wrong(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str]) -> InputError:
@@ -193,7 +219,7 @@ def _selected(source: Source, text: str) -> list[str]:
     selection = asking.select(specs, _usable(lambda: parse_selector(text)))
     wrong = [one for one in specs.diagnostics if one.severity == "error"]
     for line in _told(wrong, source.lines):
-        options.say(line, err=True)
+        options.say(line, err=True, error=True)
     for name, why in selection.left_out.items():
         options.say(f"left out: {name}: {why}", err=True)
     if not selection.names:
@@ -241,7 +267,7 @@ def _specs(files: Sequence[str], source: Source, vms: Collection[str], settings:
     return "".join(f" -f {file}" for file in (*files, *alone))
 
 
-def _list(settings: Settings) -> int:
+def _list(settings: Settings, output: str) -> int:
     """What is asked for, and how each run stands."""
     ledger = current(settings)
     texts = requested(settings.requests)
@@ -251,10 +277,24 @@ def _list(settings: Settings) -> int:
     for one in specs.runs:
         spec = one.spec
         call = ledger.latest(spec.vm, spec.run)
-        state = str(call.state) if call else "not applied yet"
+        state = str(call.state) if call else NOT_YET
         rows.append([spec.vm, spec.run, spec.type, state, spec.by or "-", one.document.file])
+    if output == "json":
+        keys = ("vm", "run", "type", "state", "who", "file")
+        listed: list[dict[str, Any]] = [dict(zip(keys, row, strict=True)) for row in rows]
+        for found in listed:
+            found |= {
+                "state": None if found["state"] == NOT_YET else found["state"],
+                "who": None if found["who"] == "-" else found["who"],
+            }
+        told = diagnostics_json((*wrong, *specs.diagnostics), {one.file: one.text for one in texts})
+        options.print_json(
+            {"format_version": FORMAT_VERSION, "requests": listed, "diagnostics": told}
+        )
+        return Exit.INVALID if wrong or specs.failed else Exit.OK
     if rows:
-        click.echo("\n".join(tables.table(rows, ["VM", "RUN", "TYPE", "STATE", "WHO", "FILE"])))
+        heads = ["VM", "RUN", "TYPE", "STATE", "WHO", "FILE"]
+        click.echo("\n".join(tables.table(rows, heads, tables.limit(sys.stdout))))
     else:
         click.echo(f"Nothing is asked for in {settings.requests}.")
     for line in _told((*wrong, *specs.diagnostics), {one.file: one.text for one in texts}):

@@ -33,6 +33,7 @@ _MEANING: Final[Mapping[Verdict, str]] = {
 @click.option("--reason", required=True, help="Why you know; it is written down.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @options.lock_timeout
+@options.quiet
 @click.pass_obj
 def resolve(
     config: str | None, vm: str, answer: Verdict | None, reason: str, yes: bool, lock_timeout: float
@@ -48,23 +49,24 @@ def resolve(
     session = Session(settings, "reconciler resolve", lock_timeout)
     call = open_call(current(settings), vm)
     answerable(call, answer)
-    click.echo(
+    options.say(
         f"{vm}, run {call.run}, attempt {call.attempt} ({call.state}): {_MEANING[answer]}.",
         err=True,
     )
     if call.state is CallState.ACCEPTED and answer == "accepted":
-        click.echo("it is ACCEPTED already: nothing to do", err=True)
+        options.say("it is ACCEPTED already: nothing to do", err=True)
         return Exit.OK
     if not yes and not options.confirmed("Say so?"):
         return Exit.OK
     session.order(Resolve(vms=(vm,), verdict=answer, reason=reason, key=call.key, state=call.state))
-    click.echo("next: reconciler apply")
+    options.say("next: reconciler apply")
     return Exit.OK
 
 
 @click.command()
 @click.argument("vm", metavar="VM")
 @options.lock_timeout
+@options.quiet
 @click.pass_obj
 def retry(config: str | None, vm: str, lock_timeout: float) -> int:
     """Ask again for a run that was refused or could not be sent.
@@ -74,6 +76,6 @@ def retry(config: str | None, vm: str, lock_timeout: float) -> int:
     settings = load_settings(config, os.environ)
     session = Session(settings, "reconciler retry", lock_timeout)
     for line in session.order(Retry(vms=(vm,))):
-        click.echo(line)
-    click.echo("next: reconciler apply")
+        options.say(line)
+    options.say("next: reconciler apply")
     return Exit.OK

@@ -6,10 +6,10 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
-from reconciler.cli.terminal import WIDTH, cells, coloured, paint, safe, source, width_of
-from reconciler.core.errors import ConfigError, Diagnostic, InputError
+from reconciler.cli.terminal import WIDTH, cells, paint, safe, source
+from reconciler.core.errors import Diagnostic
 from reconciler.core.findings import Finding, Shown, finding, in_order, lines, shown
 
 EACH: Final = 20
@@ -52,18 +52,6 @@ def findings(
                 more = f"{count - each:,} more {rule} {severity}{'s' if count > each + 1 else ''}"
                 out.append(f"… and {more}: `reconciler validate --all` shows all")
     return out
-
-
-def told(error: InputError, stream: Any) -> list[str]:
-    """What an error holds; of a configuration, no more is shown than what is meant."""
-    return findings(
-        error.diagnostics,
-        error.sources,
-        colour=coloured(stream),
-        width=width_of(stream),
-        private=error.sources.keys() if isinstance(error, ConfigError) else (),
-        each=None,
-    )
 
 
 def count(diagnostics: Sequence[Diagnostic]) -> str:

@@ -36,17 +36,18 @@ def history(config: str | None, vm: str, limit: int, output: str) -> None:
     if output == "json":
         options.print_json(document(vm, shown, len(found), ledger.hub, now))
     elif found:
-        click.echo(_text(shown, now, colour=tables.coloured(sys.stdout)))
+        width = tables.limit(sys.stdout)
+        click.echo(_text(shown, now, colour=tables.coloured(sys.stdout), width=width))
         if len(found) > limit:
             click.echo(f"{len(found) - limit} older: --limit {len(found)} shows all")
     else:
         click.echo(f"No run of {vm} was ever asked for.")
 
 
-def _text(shown: Sequence[Call], now: Seconds, *, colour: bool) -> str:
+def _text(shown: Sequence[Call], now: Seconds, *, colour: bool, width: int | None = None) -> str:
     """A line per run, and below it what is too long for one."""
     heads = ["RUN", "TYPE", "STATE", "ASKED", "CALLED", "ENDED", "TOOK", "WHO"]
-    lines = tables.table([_row(call, now) for call in shown], heads)
+    lines = tables.table([_row(call, now) for call in shown], heads, width)
     out = [tables.paint(lines[0], None, colour, bold=True)]
     for line, call in zip(lines[1:], shown, strict=True):
         out.append(line)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from msgspec.structs import replace
@@ -22,25 +22,29 @@ from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
-from reconciler.core.plan import Plan
+from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import Settings, state_directory
 from reconciler.core.status import by_type, conditions, disks, document, progress_text, since
-from reconciler.core.units import format_duration
+from reconciler.core.units import format_duration, stamp
 from reconciler.core.vm_plan import VmPlan, new_run
 from reconciler.host import files, lock, proc, store
 from reconciler.look import Observer
 
 
 @click.command()
-def version() -> None:
+@options.output("text", "json")
+def version(output: str) -> None:
     """Show the version."""
-    click.echo(f"reconciler {__version__}")
+    if output == "json":
+        options.print_json({"format_version": FORMAT_VERSION, "version": __version__})
+    else:
+        click.echo(f"reconciler {__version__}")
 
 
 @click.command()
 @click.argument("vms", nargs=-1, metavar="[VM…]")
-@options.output("table", "wide", "json", "name")
+@options.output("text", "wide", "json", "name", "table")
 @click.option(
     "-w", "--watch", "watching", is_flag=True, help="Show it again when it changes, until Ctrl-C."
 )
@@ -95,7 +99,9 @@ def show_status(config: str | None, vms: Collection[str], output: str) -> None:
         wide = output == "wide"
         progress = {job: progress_text(said, now) for job, said in ledger.telemetry.items()}
         colour = tables.coloured(sys.stdout)
-        click.echo(tables.status_text(value, progress, wide=wide, colour=colour))
+        width = tables.limit(sys.stdout)
+        said = tables.status_text(value, progress, wide=wide, colour=colour, width=width)
+        click.echo(said)
     else:
         click.echo("No VM is exported.")
     for note in tables.foreign_notes(plan):
@@ -113,8 +119,9 @@ def show_status(config: str | None, vms: Collection[str], output: str) -> None:
 
 @click.command()
 @click.argument("vm", metavar="VM")
+@options.output("text", "json")
 @click.pass_obj
-def explain(config: str | None, vm: str) -> None:
+def explain(config: str | None, vm: str, output: str) -> None:
     """What one VM waits for, since when, the last error, and what to type next."""
     state = directory(config)
     ledger, holder = read(state)
@@ -124,6 +131,9 @@ def explain(config: str | None, vm: str) -> None:
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
     plan, actual, now = looked(ledger, [vm])
     one = plan.vms[0]
+    if output == "json":
+        options.print_json(explained(plan, actual, ledger, now, holder, state))
+        return
     click.echo(tables.header(one))
     found = by_type(conditions(one, actual, ledger))
     ready = found["Ready"]
@@ -171,6 +181,30 @@ def explain(config: str | None, vm: str) -> None:
             click.echo(f"    {ago} ago{disk}: {event.reason}: {event.message}{times}")
     requests = Settings.from_json(ledger.settings).requests
     click.echo(f"next: {next_command(one, plan, ready.reason, requests)}")
+
+
+def explained(
+    plan: Plan, actual: Actual, ledger: Ledger, now: float, holder: str, state: Path
+) -> dict[str, Any]:
+    """What one VM waits for, as a document: its status, and what would be done about it."""
+    from reconciler.cli.telling import to_json
+
+    one = plan.vms[0]
+    whole = document(plan, actual, ledger, now)
+    ready = by_type(conditions(one, actual, ledger))["Ready"]
+    requests = Settings.from_json(ledger.settings).requests
+    changes = plan.to_json()["changes"]
+    return {
+        "format_version": FORMAT_VERSION,
+        "hub": whole["hub"],
+        "vm": whole["vms"][0],
+        "since": stamp(since(one.name, ready, ledger, now)),
+        "actions": [change for change in changes if change["vm"] == one.name],
+        "retry_at": stamp(one.call.retry_at) if one.call and one.call.retry_at > now else None,
+        "changed_by": holder or None,
+        "events": [to_json(event) for event in store.events(state, one.name, 5)],
+        "next": next_command(one, plan, ready.reason, requests),
+    }
 
 
 def heard(call: Call, one: VmPlan, actual: Actual, ledger: Ledger, now: float) -> Iterator[str]:

@@ -131,6 +131,8 @@ def _terminated(_signal: int, _frame: FrameType | None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing is raised."""
     signal.signal(signal.SIGTERM, _terminated)
+    if known := sys.modules.get("reconciler.cli.options"):
+        known.Manner.output, known.Manner.quiet = "text", False
     try:
         result = cli.main(list(arguments), prog_name="reconciler", standalone_mode=False)
         return int(result) if isinstance(result, int) else Exit.OK
@@ -145,12 +147,16 @@ def run(arguments: Sequence[str]) -> int:
     except Terminated:
         return Exit.TERMINATED
     except InputError as error:
-        from reconciler.cli.findings import told
+        from reconciler.cli.failing import as_document, told
 
+        as_document(error)
         for line in told(error, sys.stderr):
             click.echo(line, err=True)
         return error.exit
     except ReconcilerError as error:
+        from reconciler.cli.failing import as_document
+
+        as_document(error)
         click.echo(f"error: {error}", err=True)
         return error.exit
     except click.ClickException as error:

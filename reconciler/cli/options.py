@@ -69,11 +69,45 @@ def _extra(written: str) -> Text:
     return Text(f"-e {key}", f"{key}: {json.dumps(value)}")
 
 
+class Manner:
+    """How this command line wants to be spoken to; what fails is told after its command is left."""
+
+    output = "text"
+    quiet = False
+
+
 def output(*kinds: str) -> Callable[[F], F]:
     """-o, the first kind being the default."""
+
+    def note(_ctx: click.Context, _option: click.Parameter, value: str) -> str:
+        Manner.output = value
+        return value
+
     return click.option(
-        "-o", "--output", type=click.Choice(kinds), default=kinds[0], show_default=True
+        "-o",
+        "--output",
+        type=click.Choice(kinds),
+        default=kinds[0],
+        show_default=True,
+        callback=note,
+        help="How to print it.",
     )
+
+
+def quiet(command: F) -> F:
+    """-q."""
+
+    def note(_ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+        Manner.quiet = value
+
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=note,
+        help="Say nothing but errors; the exit code tells.",
+    )(command)
 
 
 def lock_timeout(command: F) -> F:
@@ -114,8 +148,15 @@ class Duration(_FloatType):
             self.fail(str(error), param, ctx)
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """Print while work goes on. A closed pipe or a full disk under the output stops no backup."""
+def say(text: str, *, err: bool = False, error: bool = False) -> None:
+    """Print while work goes on. A closed pipe or a full disk under the output stops no backup.
+
+    `error`: it is said with --quiet too, and then on stderr.
+    """
+    if Manner.quiet:
+        if not error:
+            return
+        err = True
     with contextlib.suppress(OSError):
         click.echo(text, err=err)
 
@@ -124,6 +165,8 @@ def print_json(value: object) -> None:
     """A document on stdout."""
     import json
 
+    if Manner.quiet:
+        return
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
@@ -140,6 +183,8 @@ def who(command: str) -> str:
 
 def confirmed(question: str) -> bool:
     """What a person answers; without a terminal there is nobody to ask, and -y must say it."""
+    if Manner.quiet:
+        raise click.UsageError("--quiet asks nothing: add -y")
     if not can_ask():
         raise click.UsageError("cannot ask without a terminal: add -y")
     return click.confirm(question, default=False, err=True)

@@ -24,6 +24,7 @@ from reconciler.orders import Pause, Resume
     "--until", metavar="WHEN", help="When it ends by itself: 2h, or 2026-11-26T06:00 (local time)."
 )
 @options.lock_timeout
+@options.quiet
 @click.pass_obj
 def pause(
     config: str | None,
@@ -45,7 +46,7 @@ def pause(
     names = _named(settings, vms, every=every)
     order = Pause(vms=names, reason=reason.strip(), until=moment, every=every)
     for line in Session(settings, "reconciler pause", lock_timeout).order(order):
-        click.echo(line)
+        options.say(line)
     return Exit.OK
 
 
@@ -53,6 +54,7 @@ def pause(
 @click.argument("vms", nargs=-1, metavar="VM…")
 @click.option("--all", "every", is_flag=True, help="Every VM, whatever it was paused by.")
 @options.lock_timeout
+@options.quiet
 @click.pass_obj
 def resume(config: str | None, vms: tuple[str, ...], every: bool, lock_timeout: float) -> int:
     """Have paused VMs as the specs say again."""
@@ -60,7 +62,7 @@ def resume(config: str | None, vms: tuple[str, ...], every: bool, lock_timeout: 
     names = _named(settings, vms, every=every)
     session = Session(settings, "reconciler resume", lock_timeout)
     for line in session.order(Resume(vms=names, every=every)):
-        click.echo(line)
+        options.say(line)
     return Exit.OK
 
 

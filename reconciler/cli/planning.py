@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @options.extra_vars
 @click.option("--all", "everything", is_flag=True, help="Show more than 20 of one kind.")
 @options.output("text", "json", "sarif")
+@options.quiet
 @click.pass_obj
 def validate(
     config: str | None,
@@ -54,14 +55,20 @@ def validate(
     else:
         _print(found, source.lines, each=None if everything else text.EACH)
         count = len(desired.vms)
-        click.echo(f"{count} VM{'s' if count != 1 else ''} valid, {text.count(found)}.")
+        options.say(f"{count} VM{'s' if count != 1 else ''} valid, {text.count(found)}.")
     return Exit.INVALID if desired.failed else Exit.OK
 
 
-def _print(found: Sequence[Diagnostic], sources: Mapping[str, str], *, each: int | None) -> None:
-    width, colour = tables.width_of(sys.stdout), tables.coloured(sys.stdout)
+def _print(
+    found: Sequence[Diagnostic], sources: Mapping[str, str], *, each: int | None = text.EACH
+) -> None:
+    quiet = options.Manner.quiet
+    if quiet:
+        found = [one for one in found if one.severity == "error"]
+    out = sys.stderr if quiet else sys.stdout
+    width, colour = tables.width_of(out), tables.coloured(out)
     for line in text.findings(found, sources, colour=colour, width=width, each=each):
-        click.echo(line)
+        click.echo(line, err=quiet)
 
 
 def _plan(
@@ -82,6 +89,8 @@ def _show(planned: Plan, sources: Mapping[str, str], output: str, detailed: bool
     if output == "json":
         rows = diagnostics_json(planned.diagnostics, sources)
         options.print_json({**planned.to_json(), "diagnostics": rows})
+    elif options.Manner.quiet:
+        _print(planned.diagnostics, sources)
     else:
         colour = tables.coloured(sys.stdout)
         click.echo(text.plan_text(planned, colour=colour, sources=sources))
@@ -101,6 +110,7 @@ _PRUNE = click.option(
 @options.output("text", "json")
 @click.option("--detailed-exitcode", is_flag=True, help="Exit 2 if there is something to do.")
 @_PRUNE
+@options.quiet
 @click.pass_obj
 def plan(
     config: str | None,
@@ -124,6 +134,7 @@ def plan(
 @options.extra_vars
 @options.output("text", "json")
 @_PRUNE
+@options.quiet
 @click.pass_obj
 def diff(
     config: str | None, files: tuple[str, ...], extra: tuple[str, ...], output: str, prune: bool

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import click
-
-from reconciler.cli.options import say
+from reconciler.cli.options import Manner, say
+from reconciler.cli.terminal import coloured, paint
 from reconciler.core.call import CallState
 from reconciler.execute import Step
 
@@ -52,22 +51,21 @@ class Display:
 
     def step(self, step: Step) -> None:
         """One action has ended."""
-        if not self.enabled:
+        if not self.enabled or (Manner.quiet and step.ok):
             return
         disk = f" disk {step.action.disk}" if step.action.disk is not None else ""
         mark = "ok " if step.ok else "ERR"
         line = f"{mark} {step.action.vm}{disk}: {step.message}"
         colour = None if step.ok else "red"
-        if self.live and colour and not os.environ.get("NO_COLOR"):
-            line = click.style(line, fg=colour)
+        line = paint(line, colour, coloured(sys.stderr))
         if self.progress:
             self.progress.console.print(line, highlight=False, markup=False)
         else:
-            say(line, err=True)
+            say(line, err=True, error=not step.ok)
 
     def running(self, plan: Plan, actual: Actual, telemetry: Mapping[str, Telemetry]) -> None:
         """How far the appliances are, by their own word."""
-        if not self.enabled:
+        if not self.enabled or Manner.quiet:
             return
         for one in plan.vms:
             call = one.call

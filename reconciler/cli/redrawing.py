@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import sys
 import time
@@ -26,7 +27,7 @@ class Page(io.StringIO):
 def redraw(show: Callable[[], None], every: Seconds) -> None:
     """Show what `show` prints, again whenever that is something else, until somebody ends us."""
     out, before = sys.stdout, None
-    screen = out.isatty()
+    screen = out.isatty() and os.environ.get("TERM") != "dumb"
     try:
         if screen:
             out.write(NO_WRAP)

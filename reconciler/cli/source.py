@@ -17,6 +17,7 @@ from reconciler.orders import Approve
 @click.argument("revision", metavar="REVISION")
 @click.option("--reason", default="", help="Why; it is written down.")
 @options.lock_timeout
+@options.quiet
 @click.pass_obj
 def approve(config: str | None, revision: str, reason: str, lock_timeout: float) -> int:
     """Let one revision of the watched directory remove more VMs than `loop.max_delete` allows.
@@ -27,5 +28,5 @@ def approve(config: str | None, revision: str, reason: str, lock_timeout: float)
     settings = load_settings(config, os.environ)
     session = Session(settings, "reconciler approve", lock_timeout)
     for line in session.order(Approve(revision=revision, reason=reason)):
-        click.echo(line)
+        options.say(line)
     return Exit.OK

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from reconciler.cli.terminal import cells, padded, safe
 from reconciler.cli.terminal import coloured as coloured
+from reconciler.cli.terminal import limit as limit
 from reconciler.cli.terminal import paint as paint
 from reconciler.cli.terminal import width_of as width_of
 from reconciler.core.desired import summary
@@ -101,18 +103,42 @@ def _where(one: Any) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
-    """Columns as wide as they need to be."""
-    everything = [heads, *rows]
-    widths = [max(len(row[i]) for row in everything) for i in range(len(heads))]
+def table(
+    rows: Sequence[Sequence[str]], heads: Sequence[str], width: int | None = None
+) -> list[str]:
+    """The heads, then the rows, in columns as wide as they need to be.
+
+    `width`: where they need more columns than that, a row is a block: its first cell, and below it
+    the others, each with its head.
+    """
+    shown = [[safe(cell) for cell in row] for row in rows]
+    widths = [max(map(cells, column)) for column in zip(heads, *shown, strict=True)]
+    if width is not None and sum(widths) + 3 * (len(widths) - 1) > width:
+        most = max(map(len, heads[1:]), default=0)
+        return [
+            heads[0],
+            *(
+                "\n".join([row[0], *_block(zip(heads[1:], row[1:], strict=True), most)])
+                for row in shown
+            ),
+        ]
     return [
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in everything
+        "   ".join(padded(cell, one) for cell, one in zip(row, widths, strict=True)).rstrip()
+        for row in [heads, *shown]
     ]
 
 
+def _block(pairs: Iterable[tuple[str, str]], most: int) -> Iterable[str]:
+    return (f"    {head.lower():<{most}}  {cell}" for head, cell in pairs if cell not in ("", "-"))
+
+
 def status_text(
-    document: Mapping[str, Any], progress: Mapping[str, str], *, wide: bool, colour: bool
+    document: Mapping[str, Any],
+    progress: Mapping[str, str],
+    *,
+    wide: bool,
+    colour: bool,
+    width: int | None = None,
 ) -> str:
     """A block per VM: how it stands, how far it is (by job id), and a line per disk."""
     rows = []
@@ -132,7 +158,7 @@ def status_text(
                 _call(call, vm["run"]) if call else "-",
             ]
         )
-    lines = table(rows, ["VM", "RUN", "READY", "REASON", "DISKS", "CALL"])
+    lines = table(rows, ["VM", "RUN", "READY", "REASON", "DISKS", "CALL"], width)
     out = [paint(lines[0], None, colour, bold=True)]
     for line, vm in zip(lines[1:], document["vms"], strict=True):
         ready = next(one for one in vm["conditions"] if one["type"] == "Ready")

@@ -37,6 +37,11 @@ def width_of(stream: Any) -> int:
     return max(20, shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
+def limit(stream: Any) -> int | None:
+    """Columns that a table may take; None: nobody looks at a terminal, so as many as it needs."""
+    return width_of(stream) if stream.isatty() else None
+
+
 def safe(text: str) -> str:
     r"""A text in which every character that would do something to a terminal is written out, as
     `\x1b` or `\u202e`."""

@@ -10,7 +10,7 @@ from reconciler.cli.findings import EACH as EACH
 from reconciler.cli.findings import count as count
 from reconciler.cli.findings import findings as findings
 from reconciler.cli.tables import MOST, SYMBOL, foreign_notes, header, paint, some
-from reconciler.cli.terminal import width_of
+from reconciler.cli.terminal import cells, padded, width_of
 from reconciler.core.actions import Action, Create, Notify, Start
 from reconciler.core.plan import Plan
 from reconciler.core.vm_plan import VmPlan
@@ -25,6 +25,8 @@ _COLOUR: Final = {
     "x": "red",
     ">": "cyan",
 }
+NARROW: Final = 60
+"""Columns below which what is said stands below its subject, and not beside it."""
 _DONE: Final = {
     "create": "to create",
     "start": "to start",
@@ -90,24 +92,31 @@ def total(plan: Plan) -> str:
 
 
 def _vm(one: VmPlan, colour: bool, width: int) -> Iterable[str]:
-    yield paint(header(one), None, colour, bold=True)
+    for number, part in enumerate(_wrapped(header(one), width)):
+        yield paint(part if not number else f"    {part}", None, colour, bold=True)
     rows = [_row(action, one) for action in _joined(one.actions)]
-    subjects = max(len(row[1]) for row in rows)
-    whats = max((len(row[2]) for row in rows if len(row[2]) <= 60), default=0)
+    subjects = max(cells(row[1]) for row in rows)
+    whats = max((cells(row[2]) for row in rows if cells(row[2]) <= 60), default=0)
+    indent = " " * (4 + subjects + 3 if width >= NARROW else 6)
+    room = max(20, width - len(indent))
     for symbol, subject, what, why in rows:
         mark = paint(f"{symbol:>3}", _COLOUR[symbol], colour)
-        line = f"{mark} {subject:<{subjects}}   {what:<{whats}}"
-        plain = len(f"{symbol:>3} {subject:<{subjects}}   {what:<{whats}}")
-        if plain + 3 + len(why) <= width:
-            yield f"{line}   {paint(why, 'bright_black', colour)}".rstrip()
+        plain = f" {padded(subject, subjects)}   {padded(what, whats)}"
+        if 3 + cells(plain) + 3 + cells(why) <= width:
+            yield f"{mark}{plain}   {paint(why, 'bright_black', colour)}".rstrip()
+            continue
+        if 3 + cells(plain.rstrip()) <= width:
+            yield f"{mark}{plain}".rstrip()
         else:
-            yield line.rstrip()
-            indent = " " * (4 + subjects + 3)
-            for part in _wrapped(why, max(40, width - len(indent))):
-                yield f"{indent}{paint(part, 'bright_black', colour)}"
+            yield f"{mark} {subject}"
+            yield from (f"{indent}{part}" for part in _wrapped(what, room))
+        for part in _wrapped(why, room):
+            yield f"{indent}{paint(part, 'bright_black', colour)}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:
+    if cells(text) <= width:
+        return [text]
     import textwrap
 
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)

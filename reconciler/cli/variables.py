@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,7 +42,9 @@ def variables(
         wrong = [one for one in source.specs.diagnostics if one.severity == "error"]
         about = [one for one in wrong if one.vm == vm] or wrong
         if about:
-            raise InputError(about)
+            error = InputError(about)
+            error.sources.update(source.lines)
+            raise error
         known = [one.spec.name for one in source.specs.vms]
         raise UsageError(f"no spec that is read here declares a VM {vm!r}{nearest(vm, known)}")
     if output == "json":
@@ -49,7 +52,7 @@ def variables(
         options.print_json({"format_version": FORMAT_VERSION, "vm": vm, "vars": found})
     else:
         rows = [(one.name, _value(one), _origin(one)) for one in source.explained]
-        for line in tables.table(rows, ("NAME", "VALUE", "FROM")):
+        for line in tables.table(rows, ("NAME", "VALUE", "FROM"), tables.limit(sys.stdout)):
             click.echo(line)
     return Exit.ERROR if any(one.error for one in source.explained) else Exit.OK
 

@@ -12,6 +12,7 @@ import click
 from reconciler.cli import options, tables
 from reconciler.cli.looking import directory, looked, read
 from reconciler.core.errors import Exit, nearest
+from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.units import Seconds, format_duration
 from reconciler.core.waiting import WISHES, Stand, Wish, stand
 
@@ -30,9 +31,16 @@ EVERY: Final[Seconds] = 0.5
 )
 @click.option("--run", default="", help="Of this run, also if it is not applied yet.")
 @click.option("--timeout", type=options.Duration(), help="How long. [default: ever]")
+@options.output("text", "json")
+@options.quiet
 @click.pass_obj
 def wait(
-    config: str | None, vms: tuple[str, ...], wish: Wish, run: str, timeout: Seconds | None
+    config: str | None,
+    vms: tuple[str, ...],
+    wish: Wish,
+    run: str,
+    timeout: Seconds | None,
+    output: str,
 ) -> int:
     """Stay until VMs are what you wait for. Only looks, and changes nothing.
 
@@ -50,11 +58,15 @@ def wait(
                 options.say(f"... {name}: {one.why}", err=True)
         lost = [name for name, one in found.items() if one.never]
         if lost:
-            options.say(f"cannot become {wish} any more: {tables.some(lost)}", err=True)
+            said = f"cannot become {wish} any more: {tables.some(lost)}"
+            options.say(said, err=True, error=True)
+            _document(found, wish, output)
             return Exit.ERROR
         if all(one.met for one in found.values()):
+            _document(found, wish, output)
             for name, one in found.items():
-                click.echo(f"{name} is {wish}: {one.why}")
+                if output == "text":
+                    options.say(f"{name} is {wish}: {one.why}")
             return Exit.OK
         left = EVERY if deadline is None else deadline - time.monotonic()
         if left <= 0:
@@ -64,9 +76,21 @@ def wait(
                 f"not waiting any longer than {format_duration(timeout)} for {wish} of: "
                 f"{', '.join(open_)}",
                 err=True,
+                error=True,
             )
+            _document(found, wish, output)
             return Exit.TIMED_OUT
         time.sleep(min(EVERY, left))
+
+
+def _document(found: Mapping[str, Stand], wish: Wish, output: str) -> None:
+    """How it ended, for programs."""
+    if output == "json":
+        rows = [
+            {"vm": name, "met": one.met, "never": one.never, "message": one.why}
+            for name, one in found.items()
+        ]
+        options.print_json({"format_version": FORMAT_VERSION, "for": wish, "vms": rows})
 
 
 def stands(state: Path, vms: tuple[str, ...], wish: Wish, run: str) -> Mapping[str, Stand]:

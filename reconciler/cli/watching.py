@@ -174,6 +174,7 @@ def watch(
 
 
 @click.command()
+@options.quiet
 @click.pass_obj
 def reload(config: str | None) -> int:
     """Have the daemon read its config again; a bad one is refused, and it keeps the old."""
@@ -182,5 +183,5 @@ def reload(config: str | None) -> int:
     if holder is None or "watch" not in holder.command:
         raise HostError(f"no daemon watches for hub {settings.hub} ({settings.state})")
     os.kill(holder.pid, signal.SIGHUP)
-    click.echo(f"asked {holder} to read its config again; see its log, or reconciler events")
+    options.say(f"asked {holder} to read its config again; see its log, or reconciler events")
     return Exit.OK
