@@ -140,7 +140,9 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
                 f"VM {name}: no run is asked for, so nothing of it is exported: write `backup: "
                 f"{{run: NAME}}`, or type `reconciler backup {name} --run NAME`"
             )
-            diagnostics.append(Diagnostic("warning", text, declared.place("name"), name))
+            diagnostics.append(
+                Diagnostic("warning", text, declared.place("name"), name, rule="no-run")
+            )
             idle.append(name)
             continue
         wrong = list(run_contradictions(declared))
@@ -162,6 +164,7 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
                     "(DisksUnverified); a disk that is missing here is missing in the backup",
                     declared.place("disks"),
                     name,
+                    rule="disks-unverified",
                 )
             )
     clashes = list(_clashes(vms))
@@ -460,7 +463,8 @@ def _clashes(vms: Mapping[str, tuple[Vm, Declared]]) -> list[tuple[str, Diagnost
         for name, against in ((one, other), (other, one)):
             declared = vms[name][1]
             text = f"VM {name}: {summary} VM {against} ({vms[against][0].place})"
-            found.append((name, Diagnostic("error", text, declared.place(*path), name)))
+            place = declared.place(*path)
+            found.append((name, Diagnostic("error", text, place, name, rule="clash")))
 
     for name, (vm, _) in vms.items():
         if vm.exported and vm.purpose == "backup":

@@ -14,6 +14,7 @@ RULES: Final[Mapping[str, str]] = {
     "bad-value": "A value is of the right type and cannot be used.",
     "clash": "Two VMs cannot both be as they are declared.",
     "config": "The configuration, or what it names, cannot be used.",
+    "contradiction": "Two things are written that cannot both be meant.",
     "disks-unverified": "No inventory confirms that these are all disks of the VM.",
     "duplicate-disk": "Two disks of one VM have the same key, image or export name.",
     "duplicate-key": "A key is written twice.",
@@ -44,13 +45,21 @@ _BY_SUMMARY: Final = tuple(
         ("yaml", r"cannot read this as YAML|cannot use the tag !!|cannot use this as a key"),
         ("yaml", r"^cannot read .* as !!|cannot merge this|alias holds itself"),
         ("limit", r"cannot read this: |more than [\d,]+ (characters|values)"),
-        ("unreadable", r"^(the inventory: )?cannot read "),
+        ("unreadable", r"^(the inventory: )?cannot read |cannot be read (now|and)"),
         ("duplicate-key", r"is written twice"),
         ("duplicate-vm", r"is declared twice"),
         ("duplicate-disk", r"two disks (have|with) |has two disks "),
         ("secret-in-place", r"a secret is never written in place|URL with a password in it"),
         ("template", r"cannot evaluate|go round in a circle|cannot be used in \{\{|`when` must"),
-        ("template", r"a list to loop over"),
+        (
+            "template",
+            r"a list to loop over|cannot be a variable|cannot look up|^loop_var|`loop_var`",
+        ),
+        (
+            "contradiction",
+            r"but the run is full|`of` names what|a restore makes no backup|no images",
+        ),
+        ("contradiction", r" is asked for, but "),
         ("limit", r"at most [\d,]+|has more than|declares more than|the expressions of "),
         ("inventory-mismatch", r"the inventory knows .*One snapshot"),
         ("inventory-unknown", r"the inventory .*(does not know|knows no)|that can be read"),
@@ -62,7 +71,7 @@ _BY_SUMMARY: Final = tuple(
         ("unknown-name", r"is not in the config|there is no VM "),
         ("clash", r", as has VM |, written by VM "),
         ("not-a-backup", r"not a backup|no completed run"),
-        ("superseded", r"superseded|never called"),
+        ("superseded", r"supersedes it"),
         ("bad-value", r"expected one of "),
         ("wrong-type", r"expected .*, found "),
         ("config", r"cannot use .* for hub"),
@@ -72,7 +81,7 @@ _BY_SUMMARY: Final = tuple(
 
 _MEANT: Final = re.compile(r"; (did you mean (?:'(?:[^'\\]|\\.)*'|\"[^\"]*\")\?)")
 _ADVICE: Final = re.compile(
-    r"(?:: |; )(?=(?:add|keep|leave|name|quote|remove|split|type|write|if you mean)\b(?!ing))"
+    r"(?:: |; )(?=(?:add|keep|leave|mend|name|quote|remove|split|type|write|if you mean)\b(?!ing))"
 )
 _BARE: Final = re.compile(r"(?:in the inventory: )?[\w.-]*")
 """Of `timeout: write a duration like 10s`, the advice is all that it says."""

@@ -114,7 +114,7 @@ def superseded(runs: Sequence[Asked], ledger: Ledger) -> tuple[Diagnostic, ...]:
                 f"{newer.spec.run} ({newer.place('run')}) supersedes it, and has ended; remove the "
                 "one that is not meant"
             )
-            found.append(Diagnostic("warning", summary, one.place("run"), name))
+            found.append(Diagnostic("warning", summary, one.place("run"), name, rule="superseded"))
     return tuple(found)
 
 
@@ -132,7 +132,7 @@ def _unfit(own: Declared, entry: Asked) -> Diagnostic:
         f"a run of {entry.spec.vm} is asked for, but {unfit(own)}: remove one of the two; nothing "
         "of this VM is changed"
     )
-    return Diagnostic("error", summary, entry.place("vm"), entry.spec.vm)
+    return Diagnostic("error", summary, entry.place("vm"), entry.spec.vm, rule="contradiction")
 
 
 def _unsure(one: Declared, specs: Specs, ledger: Ledger) -> Diagnostic | None:
@@ -152,7 +152,7 @@ def _unsure(one: Declared, specs: Specs, ledger: Ledger) -> Diagnostic | None:
         f"VM {name}: the run {run} was asked for at {place}, and {file} cannot be read now: "
         "mend it; nothing of this VM is changed meanwhile"
     )
-    return Diagnostic("error", summary, one.place("backup"), name)
+    return Diagnostic("error", summary, one.place("backup"), name, rule="unreadable")
 
 
 def _unknown(entry: Asked, specs: Specs, inventory: Inventory | None) -> Diagnostic | None:
@@ -162,18 +162,20 @@ def _unknown(entry: Asked, specs: Specs, inventory: Inventory | None) -> Diagnos
     if name in known and not specs.unread:
         return None
     if name in known:
+        rule = "unreadable"
         summary = (
             f"the run {entry.spec.run} is asked for a VM {name} that no spec declares, and "
             f"{', '.join(sorted(specs.unread))} cannot be read and may declare it: mend that first"
         )
     else:
+        rule = "unknown-name"
         names = {*known, *(one.spec.name for one in specs.vms), *specs.refused}
         unknown = "the inventory does not know it" if inventory else "no inventory can be read"
         summary = (
             f"there is no VM {name!r}: no spec that is read here declares it, and {unknown}"
             f"{nearest(name, names)}"
         )
-    return Diagnostic("error", summary, entry.place("vm"), name)
+    return Diagnostic("error", summary, entry.place("vm"), name, rule=rule)
 
 
 def _from_inventory(entry: Asked) -> Declared:
