@@ -44,6 +44,7 @@ _BY_SUMMARY: Final = tuple(
     for rule, pattern in (
         ("yaml", r"cannot read this as YAML|cannot use the tag !!|cannot use this as a key"),
         ("yaml", r"^cannot read .* as !!|cannot merge this|alias holds itself"),
+        ("template", r"cannot read .*\{\{|cannot read the pattern|cannot repeat this"),
         ("limit", r"cannot read this: |more than [\d,]+ (characters|values)"),
         ("unreadable", r"^(the inventory: )?cannot read |cannot be read (now|and)"),
         ("duplicate-key", r"is written twice"),
@@ -81,7 +82,8 @@ _BY_SUMMARY: Final = tuple(
 
 _MEANT: Final = re.compile(r"; (did you mean (?:'(?:[^'\\]|\\.)*'|\"[^\"]*\")\?)")
 _ADVICE: Final = re.compile(
-    r"(?:: |; )(?=(?:add|keep|leave|mend|name|quote|remove|split|type|write|if you mean)\b(?!ing))"
+    r"(?:: |; )(?=(?:add|give|keep|leave|mend|move|name|quote|remove|split|type|write|if you mean|"
+    r"if that is meant|the next one up|`\| list` makes)\b)"
 )
 _BARE: Final = re.compile(r"(?:in the inventory: )?[\w.-]*")
 """Of `timeout: write a duration like 10s`, the advice is all that it says."""
@@ -170,6 +172,8 @@ def end_of(line: str, column: int) -> int:
     rest = line[column - 1 :]
     if not rest.strip():
         return column
+    if rest[0].isspace():
+        return column + 1
     if quoted := _QUOTED.match(rest):
         return column + quoted.end()
     if rest[0] in "[{":
@@ -178,6 +182,12 @@ def end_of(line: str, column: int) -> int:
     inside -= sum(line[: column - 1].count(one) for one in "]}")
     stop = (_FLOW if inside > 0 else _BLOCK).search(rest, 1)
     return column + max(1, len((rest[: stop.start()] if stop else rest).rstrip()))
+
+
+def _end(found: Finding, line: str, column: int) -> int:
+    """The same for a finding: where YAML cannot be read on, there is no word that is meant."""
+    end = end_of(line, column)
+    return min(end, column + 1) if found.summary.startswith("cannot read this as YAML") else end
 
 
 def _bracketed(text: str) -> int:
@@ -216,7 +226,7 @@ def shown(found: Finding, everything: Sequence[str], *, private: bool = False) -
         return None
     line = everything[found.place.line - 1]
     start = min(found.place.column - 1, len(line))
-    end = end_of(line, start + 1) - 1
+    end = _end(found, line, start + 1) - 1
     if private:
         line, start, end = _covered(line, start, end, key=found.rule == "unknown-key")
     return Shown(*_without_passwords(line, start, end))
@@ -255,4 +265,4 @@ def span(found: Finding, sources: Mapping[str, Sequence[str]]) -> int | None:
     place = found.place
     if place is None or not 1 <= place.line <= len(sources.get(place.file, ())):
         return None
-    return end_of(sources[place.file][place.line - 1], place.column)
+    return _end(found, sources[place.file][place.line - 1], place.column)
