@@ -174,6 +174,8 @@ def end_of(line: str, column: int) -> int:
         return column
     if rest[0].isspace():
         return column + 1
+    if item := re.match("(?:- +)+(?=[^ ])", rest):
+        return end_of(line, column + item.end())
     if quoted := _QUOTED.match(rest):
         return column + quoted.end()
     if rest[0] in "[{":

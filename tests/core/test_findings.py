@@ -71,6 +71,7 @@ def test_a_finding_is_shown_as_compilers_do() -> None:
         (5, 19, "'it''s'"),
         (5, 28, "b"),
         (5, 31, '"x, y"'),
+        (2, 3, "- name"),
     ],
 )
 def test_what_is_meant_is_underlined(line: int, column: int, meant: str) -> None:
