@@ -10,7 +10,7 @@ from reconciler.cli.findings import EACH as EACH
 from reconciler.cli.findings import count as count
 from reconciler.cli.findings import findings as findings
 from reconciler.cli.tables import MOST, SYMBOL, foreign_notes, header, paint, some
-from reconciler.cli.terminal import cells, padded, width_of
+from reconciler.cli.terminal import WIDTH, cells, padded, width_of
 from reconciler.core.actions import Action, Create, Notify, Start
 from reconciler.core.plan import Plan
 from reconciler.core.vm_plan import VmPlan
@@ -69,9 +69,11 @@ def plan_text(
     quiet = [one for one in quiet if not one.lost_run]
     if quiet and blocks:
         notes.append(f"as declared: {some([one.name for one in quiet])}")
-    if notes:
-        parts.append("\n".join(notes))
-    parts.append(total(plan))
+    notes.append("")
+    notes.append(total(plan))
+    if width < WIDTH:  # a terminal would break them anywhere
+        notes = ["\n    ".join(_wrapped(one, width - 4)) for one in notes]
+    parts.append("\n".join(notes).lstrip("\n"))
     return "\n\n".join(parts)
 
 

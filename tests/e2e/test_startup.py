@@ -55,7 +55,7 @@ def loaded(site: Site, *arguments: str) -> set[str]:
         (["state", "--help"], 95),
         (["state", "info"], 95),
         (["events"], 95),
-        (["events", "-o", "json"], 95),
+        (["events", "-o", "json"], 98),
     ],
 )
 def test_light_commands_load_little(site: Site, arguments: list[str], most: int) -> None:
