@@ -54,6 +54,7 @@ from reconciler.host import (
     sockets,
     trial,
 )
+from reconciler.host.store import NAME as STORE
 from reconciler.host.store import copies, newest_events
 from reconciler.look import Observer
 
@@ -186,9 +187,8 @@ class Doctor:
         if code:
             yield failed("qemu.nbd", title, f"{binary} --version: {said or code}", installs)
             return
-        yield ok(
-            "qemu.nbd", title, f"{binary}, {said.splitlines()[0] if said else 'of no version'}"
-        )
+        said = said or "it does not say which version"
+        yield ok("qemu.nbd", title, f"{binary}, {said.splitlines()[0].removeprefix(f'{binary} ')}")
         title = "qemu-img"
         _sweep()
         with self._folder() as folder:
@@ -380,7 +380,7 @@ class Doctor:
     @cached_property
     def _memory(self) -> Remembered:
         directory = Path(self.settings.state)
-        facts = copies.facts(directory / copies.NAME)
+        facts = copies.facts(directory / STORE)
         if facts is None:
             return Remembered()
         events = newest_events(directory, limit=1)
@@ -451,7 +451,7 @@ class Doctor:
         yield doctor.listening(str(listen), why_not, ours, holder)
 
     def _kept(self) -> dict[int, int]:
-        """The sockets of the processes of this hub that may take callbacks, known by their locks."""
+        """The sockets of the processes of this hub that take callbacks, known by their locks."""
         keepers = [self.holder, asked(self.settings.state, self._server)]
         return {inode: one.pid for one in keepers if one for inode in proc.socket_inodes(one.pid)}
 
@@ -500,7 +500,7 @@ class Doctor:
         yield doctor.clock(machine.clock(), newest)
 
     def _limits(self) -> Iterator[Check]:
-        pid, whose = os.getpid(), "this shell; a service has its own"
+        pid, whose = os.getpid(), "a process of this shell"
         if self.holder and (Path(self.settings.state) / CONTROL).exists():
             pid, whose = self.holder.pid, f"the daemon (pid {self.holder.pid})"
         watch = ""
@@ -586,9 +586,9 @@ def side_by_side(
 
 
 def asked(root: str, question: Callable[[], T], deadline: Seconds = patience.QUIET) -> T:
-    """What storage answers to a question; it is touched first, by a process that can be left behind.
+    """What storage answers to a question. Raises HostError where it gives no answer in time.
 
-    Raises HostError where it gives no answer in time.
+    It is touched first, by a process that can be left behind.
     """
     if root not in patience.touched([root]):
         raise HostError(f"{patience.silence(root)} within {patience.QUIET:g} s", "StorageHangs")

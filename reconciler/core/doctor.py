@@ -151,7 +151,7 @@ def runtime(
     python: tuple[int, ...], least: tuple[int, ...], libraries: Mapping[str, tuple[str, str]]
 ) -> Check:
     """`libraries`: name → (version that is there, or empty; the oldest that is allowed)."""
-    title = "Python and libraries"
+    title = "Python"
     version = ".".join(map(str, python))
     wrong = [f"{name} {there or 'is missing'}" for name, (there, oldest) in libraries.items()
              if not there or numbers(there) < numbers(oldest)]  # fmt: skip
@@ -285,7 +285,7 @@ def _free(found: Ports) -> Check:
 
 
 def _ephemeral(found: Ports) -> Check:
-    title = "port range and the kernel's own"
+    title = "the kernel's ports"
     if found.ephemeral is None:
         said = "the kernel does not tell net.ipv4.ip_local_port_range"
         return unknown("ports.ephemeral", title, said)
@@ -368,7 +368,7 @@ def repository(
     """A place for images. `direct`: servers open images past the page cache."""
     base = f"repository.{name}"
     title = f"repository {name}"
-    room = yield from _there(base, title, found, "the first backup makes it")
+    room = yield from _there(base, title, found, Status.WARNING)
     if room is None:
         return
     yield from _writable(base, title, found, user, direct=direct)
@@ -389,8 +389,13 @@ def repository(
     yield _file_system(base, title, found)
 
 
-def _there(base: str, title: str, found: Storage, made: str) -> Generator[Check, None, Room | None]:
-    """What is at the path; returned is that only if it is a directory."""
+def _there(
+    base: str, title: str, found: Storage, missing: Status
+) -> Generator[Check, None, Room | None]:
+    """What is at the path; returned is that only if it is a directory.
+
+    `missing`: what it is if it is not there and can be made.
+    """
     room, path = found.room, found.path
     where = f"{base}.directory"
     if found.hangs or room is None:
@@ -402,8 +407,9 @@ def _there(base: str, title: str, found: Storage, made: str) -> Generator[Check,
         said = f"{path} does not exist, and cannot be made in {room.nearest}"
         yield failed(where, title, said, f"mkdir -p {path}, and give it to who runs reconciler")
     elif not room.exists:
-        said = f"{path} does not exist; {made}, on the file system of {room.nearest}"
-        yield warning(where, title, said, f"mount what belongs there, or: mkdir -p {path}")
+        said = f"{path} does not exist; it is made when needed, on what {room.nearest} is on"
+        fix = f"mount what belongs there, or: mkdir -p {path}" if missing != Status.OK else ""
+        yield Check(where, title, missing, said, fix)
     elif not room.directory:
         yield failed(where, title, f"{path} is no directory", "name a directory in the config")
     else:
@@ -419,8 +425,9 @@ def _writable(
     room, trial, path = found.room, found.trial, found.path
     where = f"{base}.writes"
     if room and room.read_only:
-        yield failed(where, title, f"{path} is on a file system that is mounted read-only",
-                     f"mount -o remount,rw {found.mount.point if found.mount else path}")  # fmt: skip
+        point = found.mount.point if found.mount else path
+        said = f"{path} is on a file system that is mounted read-only"
+        yield failed(where, title, said, f"mount -o remount,rw {point}")
         return
     if trial is None:
         yield unknown(where, title, "nothing was tried")
@@ -482,7 +489,7 @@ def state(
 ) -> Iterator[Check]:
     """Where the hub remembers. `holder`: who holds its lock, in words; empty: nobody."""
     base, title, path = "state", "state directory", found.path
-    room = yield from _there(base, title, found, "the first apply makes it")
+    room = yield from _there(base, title, found, Status.OK)
     if room is None:
         return
     if room.mode & 0o022:
@@ -587,7 +594,7 @@ def secret(what: str, where: str, error: str) -> Check:
 
 def listening(address: str, why_not: str, ours: str, holder: str) -> Check:
     """Whether callbacks can be taken. `ours`: the process of this hub that has the address."""
-    id_, title = "api", "address for callbacks"
+    id_, title = "api", "callbacks"
     if ours:
         return ok(id_, title, f"{address}: held by {ours}, which is ours")
     if not why_not:
@@ -682,44 +689,57 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 def limits(found: Limits, exports: int, whose: str, watch: str) -> Iterator[Check]:
     """For so many exports at once. `watch`: why a directory cannot be watched; empty: it can."""
-    title = f"limits of {whose}"
     files = max(IDLE_FILES + FILES * exports, SERVER_FILES)
+    title = "open files"
     if found.files is not None and found.files < files:
-        said = f"{found.files} open files, and {exports} exports need {files}"
+        said = f"{whose} may have {found.files}, and {exports} exports need {files}"
         fix = f"LimitNOFILE={files * 2} in the unit, or: ulimit -n {files * 2}"
         yield failed("limits.files", title, said, fix)
     else:
-        most = "any number of" if found.files is None else str(found.files)
-        yield ok("limits.files", title, f"{most} open files; {exports} exports need {files}")
+        most = "any number" if found.files is None else str(found.files)
+        said = f"{whose} may have {most}; {exports} exports need {files}"
+        yield ok("limits.files", title, said)
     tasks = IDLE_TASKS + TASKS * exports
-    for name, most, what, fix in (
-        ("tasks", found.tasks, "the control group's pids.max",
-         "TasksMax=infinity in the unit; of a container: --pids-limit -1"),
-        ("processes", found.processes, "RLIMIT_NPROC", f"ulimit -u {tasks * 2}"),
-        ("pids", found.pid_max, "kernel.pid_max", "sysctl -w kernel.pid_max=4194304"),
-        ("threads", found.threads_max, "kernel.threads-max",
-         f"sysctl -w kernel.threads-max={tasks * 4}"),
-    ):  # fmt: skip
-        if most is not None and most < tasks:
-            said = f"{what} is {most}, and {exports} exports that are written take {tasks} threads"
-            yield warning(f"limits.{name}", title, said, fix)
-    known = [one for one in (found.tasks, found.processes, found.pid_max, found.threads_max) if one]
-    if known and min(known) >= tasks:
-        said = f"{min(known)} threads; {exports} exports that are written take {tasks}"
+    title = "threads"
+    known = [one for one in _threads(found, tasks) if one[1] is not None]
+    for id_, most_threads, what, fix in known:
+        if most_threads is not None and most_threads < tasks:
+            said = (
+                f"{what} of {whose} is {most_threads}, and {exports} exports that are all written "
+                f"at once take {tasks}"
+            )
+            yield warning(id_, title, said, fix)
+    least = min((one[1] or 0 for one in known), default=None)
+    if least is None:
+        yield unknown("limits.tasks", title, "nothing tells how many there may be")
+    elif least >= tasks:
+        said = f"{whose} may have {least}; {exports} exports that are all written take {tasks}"
         yield ok("limits.tasks", title, said)
     yield _watching(found, watch)
 
 
+def _threads(found: Limits, tasks: int) -> list[tuple[str, int | None, str, str]]:
+    """(id, the most, what says so, fix) of all that limits threads."""
+    group = "TasksMax=infinity in the unit; of a container: --pids-limit -1"
+    machine = f"sysctl -w kernel.threads-max={tasks * 4}"
+    return [
+        ("limits.tasks", found.tasks, "the control group's pids.max", group),
+        ("limits.processes", found.processes, "RLIMIT_NPROC", f"ulimit -u {tasks * 2}"),
+        ("limits.pids", found.pid_max, "kernel.pid_max", "sysctl -w kernel.pid_max=4194304"),
+        ("limits.threads", found.threads_max, "kernel.threads-max", machine),
+    ]
+
+
 def _watching(found: Limits, watch: str) -> Check:
     id_, title = "limits.inotify", "watching directories"
+    more = "sysctl -w fs.inotify.max_user_watches=524288"
     if watch:
-        return failed(id_, title, watch, "sysctl -w fs.inotify.max_user_instances=1024 "
-                      "fs.inotify.max_user_watches=524288")  # fmt: skip
+        return failed(id_, title, watch, f"{more} fs.inotify.max_user_instances=1024")
     if found.watches is not None and found.watches < WATCHES:
-        said = f"{found.watches} watches (fs.inotify.max_user_watches), one for each directory"
-        return warning(id_, title, said, "sysctl -w fs.inotify.max_user_watches=524288")
-    some = f"{found.watches} directories" if found.watches is not None else "it was tried"
-    return ok(id_, title, f"works; {some} at most per user" if found.watches else f"works; {some}")
+        said = f"{found.watches} at most (fs.inotify.max_user_watches), and each is one"
+        return warning(id_, title, said, more)
+    most = f"; {found.watches} of them at most, for all of this user" if found.watches else ""
+    return ok(id_, title, f"a trial watch works{most}")
 
 
 class Confinement(Struct, frozen=True, kw_only=True):
