@@ -111,6 +111,22 @@ def test_it_works_beside_a_daemon_and_knows_what_is_the_daemons(
     assert "held by pid" in checks["state.lock"]["observed"]
 
 
+def test_a_socket_that_the_daemon_keeps_for_a_dead_server_is_ours(
+    site: Site, appliance: Appliance
+) -> None:
+    path = wrapper(site, RUN)
+    site.spec(site.vm("ctx-1"))
+    with watching(site) as daemon:
+        until(lambda: site.servers(), "a server")
+        Path(path).write_text("#!/bin/sh\nexit 1\n")
+        site.kill(next(iter(site.servers())).pid)
+        until(lambda: daemon.said("StartFailed"), "a start that fails")
+        assert site.listening()
+        checks = told(site, "--only", "ports", code=0)
+    assert checks["ports.free"]["status"] == "ok", checks
+    assert "9 free, 1 in use by this hub" in checks["ports.free"]["observed"]
+
+
 @pytest.mark.parametrize(
     "options", [{"cache": "none", "aio": "native"}, {"cache": "writethrough", "discard": "unmap"}]
 )
@@ -157,6 +173,11 @@ def test_without_qemu_nbd_it_says_how_to_get_it(site: Site) -> None:
     assert "apt-get install qemu-utils" in checks["qemu.nbd"]["fix"]
 
 
+def started(there: Path) -> int:
+    """The pid that a wrapper has written down."""
+    return int(until(lambda: (there.read_text() or None) if there.exists() else None, "it"))
+
+
 def test_a_signal_in_the_middle_leaves_nothing(site: Site) -> None:
     own = site.folder / "tmp"
     own.mkdir()
@@ -167,7 +188,7 @@ def test_a_signal_in_the_middle_leaves_nothing(site: Site) -> None:
         f"open({str(there)!r}, 'w').write(str(os.getpid())); time.sleep(60)",
     )
     process = site.start("doctor", "--only", "qemu", TMPDIR=str(own))
-    pid = int(until(lambda: there.exists() and there.read_text(), "the trial") or 0)
+    pid = started(there)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
@@ -183,7 +204,7 @@ def test_what_a_killed_doctor_left_is_ended_by_the_next(site: Site) -> None:
         f"open({str(there)!r}, 'w').write(str(os.getpid())); time.sleep(600)",
     )
     first = site.start("doctor", "--only", "qemu")
-    pid = int(until(lambda: there.exists() and there.read_text(), "the trial") or 0)
+    pid = started(there)
     first.kill()
     first.communicate(timeout=60)
     assert proc.identify(pid) is not None
@@ -254,15 +275,18 @@ def test_a_full_and_a_read_only_repository(site: Site, mounts: Mounts) -> None:
     assert "remount,rw" in checks["repository.local.writes"]["fix"]
 
 
-def test_storage_that_hangs_is_a_line_and_not_a_hang(
-    site: Site, appliance: Appliance, hangable: Mounts
+def test_storage_or_an_appliance_that_hangs_is_a_line_and_not_a_hang(
+    site: Site, hangable: Mounts
 ) -> None:
     far = site.folder / "far"
     far.mkdir()
     roots = {"local": {"root": "repository"}, "far": {"root": str(far)}}
     site.write_config(repositories=roots)
     hangable.hung(far)
-    checks = told(site, "--only", "repository,qemu", code=1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        site.write_config(snas={"mute": {"url": f"http://127.0.0.1:{mute.getsockname()[1]}"}})
+        checks = told(site, "--only", "repository,qemu,sna", code=1)
+    assert "no answer in time" in checks["sna.mute"]["observed"]
     assert f"no answer from the storage of {far}" in checks["repository.far.directory"]["observed"]
     assert checks["repository.local.directory"]["status"] == "warning"
     assert checks["qemu.serves"]["status"] == "ok"
@@ -317,14 +341,12 @@ def test_how_an_appliance_does_not_speak_is_told_apart(site: Site, dealer: Deale
         answering(503) as ill,
         answering(401) as shut,
         closing_at_once() as empty,
-        socket.create_server(("127.0.0.1", 0)) as mute,
     ):
         urls = {
             "refused": nobody,
             "closed": empty,
             "ill": ill,
             "shut": shut,
-            "mute": f"http://127.0.0.1:{mute.getsockname()[1]}",
         }
         site.write_config(snas={name: {"url": url} for name, url in urls.items()})
         checks = told(site, "--only", "sna", code=1)
@@ -334,7 +356,6 @@ def test_how_an_appliance_does_not_speak_is_told_apart(site: Site, dealer: Deale
     assert "a tunnel with nothing behind it" in said["closed"]
     assert "503" in said["ill"]
     assert "401" in said["shut"]
-    assert "no answer in time" in said["mute"]
 
 
 def test_each_secret_is_read_and_none_is_shown(site: Site, appliance: Appliance) -> None:
