@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "resume": ("pausing", "Have paused VMs as the specs say again."),
     "approve": ("source", "Let one revision of the directory remove many VMs."),
     "state": ("state", "Back up, restore and look into what the hub remembers."),
+    "init": ("init", "Write the files of a new hub: a config, an inventory, a first spec."),
     "doctor": ("doctor", "Look at and try what this hub needs; say what helps."),
     "render": ("render", "Print systemd units, made from the config."),
     "version": ("looking", "Show the version."),

@@ -586,7 +586,10 @@ def secret(what: str, where: str, error: str) -> Check:
         )
     fix = f"see to it: {where}"
     if where.startswith("file "):
-        fix = f"ls -la {where.removeprefix('file ')}"
+        path = where.removeprefix("file ")
+        fix = f"ls -la {path}"
+        if "No such file" in error:
+            fix = f"(umask 077; cat > {path})    and type it, then Ctrl-D"
     elif where.startswith("env "):
         fix = f"set {where.removeprefix('env ')} where reconciler is started"
     return failed(id_, title, error, fix)
