@@ -331,9 +331,39 @@ def _grouped(seen: Sequence[Seen]) -> list[tuple[str, list[Seen]]]:
         groups[place(one).vm, one.options.read_only, bool(one.mark), run].append(one)
     found = []
     for (vm, read_only, marked, _), group in groups.items():
-        suffix = "-restore" if read_only and not marked else ""
-        found.append((f"{vm[: MAX_NAME - len(suffix)]}{suffix}", sorted(group, key=_order)))
+        for index, part in enumerate([group] if marked else _parts(group)):
+            suffix = "-restore" if read_only and not marked else ""
+            suffix += f"-{index + 1}" if index else ""
+            name = f"{vm[: MAX_NAME - len(suffix)]}{suffix}"
+            found.append((name, sorted(part, key=_order)))
     return sorted(found, key=lambda item: natural(item[0]))
+
+
+def _parts(group: Sequence[Seen]) -> list[list[Seen]]:
+    """No disk twice in one: of two restores of a VM, each is one. The files of one have one name,
+    or lie in one place."""
+    parts: list[list[Seen]] = []
+    for one in sorted(group, key=_order):
+        fits = [part for part in parts if not any(_same_disk(one, other) for other in part)]
+        akin = [part for part in fits if any(_family(one) == _family(other) for other in part)]
+        if akin or fits:
+            (akin or fits)[0].append(one)
+        else:
+            parts.append([one])
+    return parts
+
+
+def _same_disk(one: Seen, other: Seen) -> bool:
+    mine, theirs = place(one), place(other)
+    if mine.key is not None and mine.key == theirs.key:
+        return True
+    return mine.position is not None and mine.position == theirs.position
+
+
+def _family(one: Seen) -> tuple[str, str]:
+    """The repository's directory and the name of its file, in `…/VM/DISK/NAME.qcow2`."""
+    above = posixpath.dirname(posixpath.dirname(posixpath.dirname(one.path)))
+    return above, posixpath.splitext(posixpath.basename(one.path))[0]
 
 
 def _order(one: Seen) -> tuple[Any, ...]:
@@ -412,7 +442,7 @@ def _backup(
     mark = group[0].mark
     lines = _repository(group, settings)
     if known is None:
-        lines.append("    vm: {path: }    # TODO: its path in vCenter, like /DC1/vm/NAME")
+        lines.append("    vm:   # TODO: {path: /DC1/vm/NAME}, where it is in vCenter")
     if mark:
         incremental = any(one.image and one.image.backing for one in group)
         kind = ", type: incremental" if incremental else ""
