@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -57,6 +57,9 @@ from reconciler.host import (
 from reconciler.host.store import NAME as STORE
 from reconciler.host.store import copies, newest_events
 from reconciler.look import Observer
+
+if TYPE_CHECKING:
+    from reconciler.core.inventory import Inventory
 
 DEADLINE: Final[Seconds] = 25.0
 """For all groups together. Storage that hangs is given up after `patience.QUIET`, an SNA after its
@@ -250,13 +253,13 @@ class Doctor:
     def _folder(self) -> Iterator[str]:
         """A directory of ours, gone at the end; with O_DIRECT, if servers are to use that."""
         direct = self.settings.qemu_nbd.cache in DIRECT
-        places = [tempfile.gettempdir(), *filter(os.path.isdir, ("/var/tmp", self.settings.state))]  # noqa: S108
-        good = places[0]
-        for place in places if direct else ():
-            tried = trial.attempt(place, direct=True)
-            if not (tried.failed or tried.direct):
-                good = place
-                break
+        good = tempfile.gettempdir()
+        for place in (good, "/var/tmp", self.settings.state) if direct else ():  # noqa: S108
+            with contextlib.suppress(HostError):
+                tried = asked(place, partial(trial.attempt, place, direct=True), TRIES)
+                if not (tried.failed or tried.direct):
+                    good = place
+                    break
         folder = tempfile.mkdtemp(prefix=".reconciler-doctor-", dir=good)
         try:
             yield folder
@@ -291,17 +294,19 @@ class Doctor:
     def _ports(self) -> Iterator[Check]:
         settings = self.settings
         seen = proc.tcp_sockets(established=False)
-        ours: set[Port] = set()
+        told: set[Port] = set()
         held: set[int] = set()
         for process in proc.processes():
             served = parse(process.argv)
             if served and served.mark and served.mark.hub == settings.hub:
-                held.add(proc.listener_inode(process.identity.pid))
-                held.update(proc.socket_inodes(process.identity.pid))
+                inodes = proc.socket_inodes(process.identity.pid)
+                held |= inodes
+                # Another user's descriptors are not ours to see: then its mark must do.
+                told |= set() if inodes else {served.mark.port}
         if self.holder:
             held |= proc.socket_inodes(self.holder.pid)  # a daemon keeps its servers' sockets
         listening = [one for one in seen if one.listening and one.port in settings.ports]
-        ours = {one.port for one in listening if one.inode in held}
+        ours = {one.port for one in listening if one.inode in held or one.port in told}
         busy = {
             port: why for port in settings.ports if (why := machine.bindable(settings.bind, port))
         }
@@ -414,7 +419,9 @@ class Doctor:
         for what, ref in self._references():
             error = ""
             try:
-                files.secret(ref, self.environment)
+                read = partial(files.secret, ref, self.environment)
+                near = posixpath.dirname(ref.name) if ref.kind == "file" else ""
+                asked(near, read) if near else read()
             except HostError as wrong:
                 error = str(wrong)
             yield doctor.secret(what, str(ref), error)
@@ -448,12 +455,19 @@ class Doctor:
                 if one.inode in self._kept():
                     ours = who
                 holder = holder or who
+        hidden = [pid for pid in self._keepers() if not proc.socket_inodes(pid)]
+        if why_not and not ours and hidden:
+            said = f"{listen}: held, and what pid {hidden[0]} of this hub has is not ours to see"
+            yield doctor.unknown("api", "callbacks", said, "run this as its user, or as root")
+            return
         yield doctor.listening(str(listen), why_not, ours, holder)
 
     def _kept(self) -> dict[int, int]:
         """The sockets of the processes of this hub that take callbacks, known by their locks."""
-        keepers = [self.holder, asked(self.settings.state, self._server)]
-        return {inode: one.pid for one in keepers if one for inode in proc.socket_inodes(one.pid)}
+        return {inode: pid for pid in self._keepers() for inode in proc.socket_inodes(pid)}
+
+    def _keepers(self) -> list[int]:
+        return [one.pid for one in (self.holder, asked(self.settings.state, self._server)) if one]
 
     def _server(self) -> lock.Holder | None:
         return lock.holder(Path(self.settings.state) / "serve.lock")
@@ -465,30 +479,16 @@ class Doctor:
 
     @cached_property
     def _inventory(self) -> tuple[Check, int | None, tuple[str, int] | None]:
-        from reconciler.core import inventory
-        from reconciler.core.document import parse as parse_document
-
-        settings = self.settings
-        where = settings.inventory or ""
+        where, required = self.settings.inventory or "", self.settings.inventory_required
         if not where:
-            return doctor.inventory("", settings.inventory_required, (), None, 0), None, None
-        text = files.read(where)
-        wrong = [text.error] if text.error else []
-        known = None
-        if not wrong:
-            document, findings = parse_document(text.text, text.file)
-            wrong += [str(one) for one in findings]
-            if document:
-                known, more = inventory.read(document)
-                wrong += [str(one) for one in more if one.severity == "error"]
+            return doctor.inventory("", required, (), None, 0), None, None
+        known, wrong = listed(self.settings)
         if known is None:
-            required = settings.inventory_required
             return doctor.inventory(where, required, wrong, None, 0), None, None
         sizes = {name: len(vm.disks) for name, vm in known.vms.items()}
         largest = max(sizes.items(), key=lambda item: item[1], default=None)
         disks = sum(sizes.values())
-        check = doctor.inventory(where, settings.inventory_required, wrong, len(sizes), disks)
-        return check, disks, largest
+        return doctor.inventory(where, required, wrong, len(sizes), disks), disks, largest
 
     # -- the machine
 
@@ -501,7 +501,7 @@ class Doctor:
 
     def _limits(self) -> Iterator[Check]:
         pid, whose = os.getpid(), "a process of this shell"
-        if self.holder and (Path(self.settings.state) / CONTROL).exists():
+        if self.holder and asked(self.settings.state, self._takes_work):
             pid, whose = self.holder.pid, f"the daemon (pid {self.holder.pid})"
         watch = ""
         from reconciler.host.watching import Watch
@@ -516,6 +516,10 @@ class Doctor:
             watch = str(error)
         exports = len(self.settings.ports)
         yield from doctor.limits(machine.limits(pid), exports, whose, watch)
+
+    def _takes_work(self) -> bool:
+        """Who holds the hub is a daemon."""
+        return (Path(self.settings.state) / CONTROL).exists()
 
     def _confinement(self) -> Iterator[Check]:
         self._tried.wait(TRIES + 5)
@@ -534,6 +538,11 @@ class Doctor:
     def _daemon(self) -> Iterator[Check]:
         answers, trouble = False, ""
         try:
+            asked(self.settings.state, lambda: None)  # or the way to its socket would hang
+        except HostError as error:
+            yield doctor.unknown("daemon", "daemon", str(error))
+            return
+        try:
             if line := daemon_of(Path(self.settings.state)):
                 answers = True
                 line.close()
@@ -541,6 +550,25 @@ class Doctor:
             trouble = str(error)
         unit = machine.unit(self.holder.pid) if self.holder else ""
         yield doctor.daemon(str(self.holder or ""), answers, unit, trouble)
+
+
+def listed(settings: Settings) -> tuple[Inventory | None, list[str]]:
+    """The inventory, if one is named and can be read; and what is wrong with it."""
+    from reconciler.core import inventory
+    from reconciler.core.document import parse as parse_document
+
+    where = settings.inventory
+    if not where:
+        return None, []
+    try:
+        text = asked(posixpath.dirname(where), partial(files.read, where))
+    except HostError as error:
+        return None, [str(error)]
+    if text.error:
+        return None, [text.error]
+    written, wrong = parse_document(text.text, text.file)
+    known, more = inventory.read(written) if written else (None, [])
+    return known, [str(one) for one in (*wrong, *more) if one.severity == "error"]
 
 
 def side_by_side(

@@ -52,6 +52,7 @@ def importing(
     why they are not, and what to do. No server is stopped or started by any of this.
     """
     from reconciler.core.foreign import document, place, spec_text
+    from reconciler.doctor import listed
     from reconciler.foreign import strangers
     from reconciler.loop import current, load_settings
 
@@ -64,16 +65,16 @@ def importing(
     names = sorted({place(one).vm for one in seen})
     for vm in vms:
         if vm not in names:
-            known = ", ".join(names) or "none"
+            others = ", ".join(names) or "none"
             raise UsageError(
                 f"no server that this hub does not know is of a VM {vm!r}{nearest(vm, names)}; "
-                f"they are of: {known}"
+                f"they are of: {others}"
             )
     seen = [one for one in seen if not vms or place(one).vm in vms]
-    listed = _inventory(settings)
+    known, _ = listed(settings)
     if adopt:
-        return _adopt(settings, seen, listed, yes, lock_timeout, output, named=bool(vms))
-    spec = spec_text(seen, settings, listed, _made(settings))
+        return _adopt(settings, seen, known, yes, lock_timeout, output, named=bool(vms))
+    spec = spec_text(seen, settings, known, _made(settings))
     if output == "json":
         options.print_json(document(seen, settings, spec))
     elif out:
@@ -93,23 +94,10 @@ def _made(settings: Settings) -> str:
     return f"Made by `reconciler import` on hub {settings.hub} at {stamp(time.time())}."
 
 
-def _inventory(settings: Settings) -> Inventory | None:
-    """The inventory, if there is one that can be read."""
-    from reconciler.core import inventory
-    from reconciler.core.document import parse
-    from reconciler.host import files
-
-    if not settings.inventory:
-        return None
-    text = files.read(settings.inventory)
-    document, _ = parse(text.text, text.file) if not text.error else (None, [])
-    return inventory.read(document)[0] if document else None
-
-
 def _adopt(
     settings: Settings,
     seen: Sequence[Seen],
-    listed: Inventory | None,
+    known: Inventory | None,
     yes: bool,
     lock_timeout: float,
     output: str,
@@ -128,7 +116,7 @@ def _adopt(
         for why in reasons(one, settings):
             click.echo(f"  - {why}")
         click.echo(f"  next: {advice(one, settings)}")
-    spec = spec_text(ours, settings, listed, _made(settings))
+    spec = spec_text(ours, settings, known, _made(settings))
     adopted: list[int] = []
     code: int = Exit.OK
     if ours:

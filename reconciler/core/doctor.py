@@ -258,7 +258,8 @@ def ports(found: Ports) -> Iterator[Check]:
             )
             yield ok("ports.enough", title, said)
         else:
-            said = f"{found.usable} ports for the {found.disks} disks in the inventory"
+            disks = f"{found.disks} disk{'s' if found.disks != 1 else ''}"
+            said = f"{found.usable} ports, {disks} in the inventory"
             yield ok("ports.enough", title, said)
 
 
@@ -368,7 +369,7 @@ def repository(
     """A place for images. `direct`: servers open images past the page cache."""
     base = f"repository.{name}"
     title = f"repository {name}"
-    room = yield from _there(base, title, found, Status.WARNING)
+    room = yield from _there(base, title, found, Status.WARNING, user)
     if room is None:
         return
     yield from _writable(base, title, found, user, direct=direct)
@@ -390,7 +391,7 @@ def repository(
 
 
 def _there(
-    base: str, title: str, found: Storage, missing: Status
+    base: str, title: str, found: Storage, missing: Status, user: str
 ) -> Generator[Check, None, Room | None]:
     """What is at the path; returned is that only if it is a directory.
 
@@ -405,7 +406,7 @@ def _there(
         yield failed(where, title, f"cannot look at {path}: {room.error}", f"ls -la {path}")
     elif not room.exists and not room.makeable:
         said = f"{path} does not exist, and cannot be made in {room.nearest}"
-        yield failed(where, title, said, f"mkdir -p {path}, and give it to who runs reconciler")
+        yield failed(where, title, said, f"install -d -m 750 -o {user} {path}")
     elif not room.exists:
         said = f"{path} does not exist; it is made when needed, on what {room.nearest} is on"
         fix = f"mount what belongs there, or: mkdir -p {path}" if missing != Status.OK else ""
@@ -489,7 +490,7 @@ def state(
 ) -> Iterator[Check]:
     """Where the hub remembers. `holder`: who holds its lock, in words; empty: nobody."""
     base, title, path = "state", "state directory", found.path
-    room = yield from _there(base, title, found, Status.OK)
+    room = yield from _there(base, title, found, Status.OK, user)
     if room is None:
         return
     if room.mode & 0o022:

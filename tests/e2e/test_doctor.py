@@ -282,14 +282,18 @@ def test_storage_or_an_appliance_that_hangs_is_a_line_and_not_a_hang(
     far.mkdir()
     roots = {"local": {"root": "repository"}, "far": {"root": str(far)}}
     site.write_config(repositories=roots)
+    site.write_config(state=str(far / "state"))
     hangable.hung(far)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         site.write_config(snas={"mute": {"url": f"http://127.0.0.1:{mute.getsockname()[1]}"}})
-        checks = told(site, "--only", "repository,qemu,sna", code=1)
+        checks = told(site, code=1)
     assert "no answer in time" in checks["sna.mute"]["observed"]
     assert f"no answer from the storage of {far}" in checks["repository.far.directory"]["observed"]
     assert checks["repository.local.directory"]["status"] == "warning"
     assert checks["qemu.serves"]["status"] == "ok"
+    assert f"no answer from the storage of {far}/state" in checks["state.directory"]["observed"]
+    assert checks["daemon"]["status"] == "unknown"
+    assert not [one for one in checks.values() if "no answer within 25 s" in one["observed"]]
 
 
 @contextmanager
