@@ -375,8 +375,14 @@ class Doctor:
             hub=self.settings.hub,
             uid=os.geteuid(),
             user=self.user,
-            holder=str(self.holder or ""),
+            holder=asked(directory, self._held) if found.room and not found.hangs else None,
         )
+
+    def _held(self) -> str | None:
+        """Who holds the lock, in words; None: whether anybody does is not ours to see."""
+        path = Path(self.settings.state) / "lock"
+        seen = os.access(path.parent, os.X_OK) and (not path.exists() or os.access(path, os.R_OK))
+        return str(self.holder or "") if seen else None
 
     def _remembered(self) -> Remembered:
         with self._once:

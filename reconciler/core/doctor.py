@@ -486,9 +486,10 @@ class Remembered(Struct, frozen=True, kw_only=True):
 
 
 def state(
-    found: Storage, remembered: Remembered, *, hub: str, uid: int, user: str, holder: str
+    found: Storage, remembered: Remembered, *, hub: str, uid: int, user: str, holder: str | None
 ) -> Iterator[Check]:
-    """Where the hub remembers. `holder`: who holds its lock, in words; empty: nobody."""
+    """Where the hub remembers. `holder`: who holds its lock, in words; empty: nobody; None: it is
+    not ours to see."""
     base, title, path = "state", "state directory", found.path
     room = yield from _there(base, title, found, Status.OK, user)
     if room is None:
@@ -501,7 +502,9 @@ def state(
         yield warning("state.owner", title, said, "run reconciler as its owner")
     yield from _writable(base, title, found, user)
     yield _store(remembered, path, hub)
-    if holder:
+    if holder is None:
+        yield unknown("state.lock", "lock", "it is not ours to see", f"run this as root: {path}")
+    elif holder:
         yield ok("state.lock", "lock", f"held by {holder}")
     else:
         yield ok("state.lock", "lock", "free")
@@ -606,6 +609,9 @@ def listening(address: str, why_not: str, ours: str, holder: str) -> Check:
     if "(pid 1)" in holder:
         said = f"{address}: held by systemd, for its socket unit of reconciler or for another"
         return unknown(id_, title, said, "systemctl list-sockets")
+    if "unknown process" in holder:
+        said = f"{address}: {holder} has it, and whose that is is not ours to see"
+        return unknown(id_, title, said, "run this as root")
     who = f": {holder} has it" if holder else f": {why_not}"
     fix = "end that, or set `api: {listen: 127.0.0.1:PORT}` (and the tunnel's -L for it)"
     return failed(id_, title, f"{address}{who}", fix)

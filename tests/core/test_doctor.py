@@ -192,6 +192,7 @@ def test_the_state_directory() -> None:
     assert far.status is Status.WARNING
     assert "SQLite" in far.observed
     assert "pid 7" in state(storage(), fresh, holder="pid 7 (x)")["state.lock"].observed
+    assert state(storage(), fresh, holder=None)["state.lock"].status is Status.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,7 @@ def test_a_credential_of_systemd_cannot_be_told_from_a_shell() -> None:
         ("in use", "", "nginx (pid 3) on x", Status.FAILED),
         ("in use", "", "", Status.FAILED),
         ("in use", "", "systemd (pid 1) on x", Status.UNKNOWN),
+        ("in use", "", "an unknown process on x", Status.UNKNOWN),
     ],
 )
 def test_the_address_for_callbacks(why_not: str, ours: str, holder: str, status: Status) -> None:
