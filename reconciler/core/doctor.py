@@ -503,7 +503,9 @@ def state(
     yield from _writable(base, title, found, user)
     yield _store(remembered, path, hub)
     if holder is None:
-        yield unknown("state.lock", "lock", "it is not ours to see", f"run this as root: {path}")
+        yield unknown(
+            "state.lock", "lock", "it is not ours to see", "run this as its owner, or root"
+        )
     elif holder:
         yield ok("state.lock", "lock", f"held by {holder}")
     else:

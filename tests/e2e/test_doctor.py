@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 
-from reconciler.doctor import TRIAL
+from reconciler.core.doctor import document, exit_code
+from reconciler.doctor import TRIAL, Doctor
 from reconciler.host import proc
+from reconciler.loop import load_settings
 from tests.e2e.site import PASSWORD, Appliance, Site, until
 from tests.e2e.watching import watching
 from tests.mounts import Mounts
@@ -29,10 +31,18 @@ NBD = "/usr/bin/qemu-nbd"
 
 
 def told(site: Site, *arguments: str, code: int | None = None) -> dict[str, dict[str, Any]]:
-    """Id → check."""
-    document = site.json("doctor", *arguments, code=code)
-    assert document["format_version"] == "1.0"
-    return {one["id"]: one for one in document["checks"]}
+    """Id → check, by the command."""
+    said = site.json("doctor", *arguments, code=code)
+    assert said["format_version"] == "1.0"
+    return {one["id"]: one for one in said["checks"]}
+
+
+def found(site: Site, only: str, code: int | None = None) -> dict[str, dict[str, Any]]:
+    """Id → check, without a process of its own for it."""
+    settings = load_settings(str(site.folder / "reconciler.yaml"), {})
+    checks = Doctor(settings, {}).checks(only.split(","))
+    assert code is None or exit_code(checks) == code, checks
+    return {one["id"]: one for one in document(settings.hub, checks)["checks"]}
 
 
 def statuses(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -122,7 +132,7 @@ def test_a_socket_that_the_daemon_keeps_for_a_dead_server_is_ours(
         site.kill(next(iter(site.servers())).pid)
         until(lambda: daemon.said("StartFailed"), "a start that fails")
         assert site.listening()
-        checks = told(site, "--only", "ports", code=0)
+        checks = found(site, "ports", code=0)
     assert checks["ports.free"]["status"] == "ok", checks
     assert "9 free, 1 in use by this hub" in checks["ports.free"]["observed"]
 
@@ -134,7 +144,7 @@ def test_the_options_of_the_config_are_what_is_tried(site: Site, options: dict[s
     log = site.folder / "argv"
     wrapper(site, f"open({str(log)!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10)); {RUN}")
     site.write_config(qemu_nbd={**site.config["qemu_nbd"], **options})
-    checks = told(site, "--only", "qemu")
+    checks = found(site, "qemu")
     assert checks["qemu.serves"]["status"] == "ok", checks
     tried = log.read_text().splitlines()[-1]
     for name, value in options.items():
@@ -150,7 +160,7 @@ def test_a_server_that_listens_elsewhere_too_is_found_out(site: Site, dealer: De
         f"s = socket.create_server(('127.0.0.1', {port})); s.set_inheritable(True)\n"
         "os.dup2(s.fileno(), 77)\n" + RUN,
     )
-    checks = told(site, "--only", "qemu", code=1)
+    checks = found(site, "qemu", code=1)
     assert checks["qemu.serves"]["status"] == "failed"
     assert f"127.0.0.1:{port}" in checks["qemu.serves"]["observed"]
     assert not trials()
@@ -158,7 +168,7 @@ def test_a_server_that_listens_elsewhere_too_is_found_out(site: Site, dealer: De
 
 def test_what_a_server_that_cannot_start_says_is_told(site: Site) -> None:
     wrapper(site, f"os.execv('{NBD}', ['qemu-nbd', '--aio=never', *sys.argv[1:]])")
-    checks = told(site, "--only", "qemu", code=1)
+    checks = found(site, "qemu", code=1)
     assert "qemu.serves" in checks or "never" in checks["qemu.nbd"]["observed"]
     wanted = checks.get("qemu.serves", checks["qemu.nbd"])
     assert wanted["status"] == "failed"
@@ -168,7 +178,7 @@ def test_what_a_server_that_cannot_start_says_is_told(site: Site) -> None:
 
 def test_without_qemu_nbd_it_says_how_to_get_it(site: Site) -> None:
     site.write_config(qemu_nbd={"binary": "/nowhere/qemu-nbd"})
-    checks = told(site, "--only", "qemu", code=1)
+    checks = found(site, "qemu", code=1)
     assert list(checks) == ["qemu.nbd"]
     assert "apt-get install qemu-utils" in checks["qemu.nbd"]["fix"]
 
@@ -210,13 +220,13 @@ def test_what_a_killed_doctor_left_is_ended_by_the_next(site: Site) -> None:
     assert proc.identify(pid) is not None
     assert trials(first.pid)
     Path(path).write_text(f"#!{sys.executable}\nimport os, sys\n{RUN}\n")
-    assert statuses(told(site, "--only", "qemu", code=0))["qemu.serves"] == "ok"
+    assert statuses(found(site, "qemu", code=0))["qemu.serves"] == "ok"
     until(lambda: proc.identify(pid) is None, "the end of what was left")
 
 
 def test_who_holds_a_port_of_the_range_is_named(site: Site) -> None:
     with socket.create_server(("127.0.0.1", site.ports[3])):
-        checks = told(site, "--only", "ports", code=0)
+        checks = found(site, "ports", code=0)
     taken = checks["ports.free"]
     assert taken["status"] == "warning"
     assert f"(pid {os.getpid()}) on 127.0.0.1:{site.ports[3]}" in taken["observed"]
@@ -231,7 +241,7 @@ def test_a_connection_that_goes_out_of_a_port_is_seen(site: Site) -> None:
     ):
         near.bind(("127.0.0.1", site.ports[2]))
         near.connect(far.getsockname())
-        taken = told(site, "--only", "ports", code=0)["ports.free"]
+        taken = found(site, "ports", code=0)["ports.free"]
     assert taken["status"] == "warning"
     assert f"{site.ports[2]}: Address already in use: a connection of" in taken["observed"]
     assert f"(pid {os.getpid()})" in taken["observed"]
@@ -240,37 +250,37 @@ def test_a_connection_that_goes_out_of_a_port_is_seen(site: Site) -> None:
 def test_a_range_that_the_kernel_gives_away_is_told_with_the_line_to_type(site: Site) -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     site.write_config(ports={"range": f"{first - 2}-{first + 3}"})
-    found = told(site, "--only", "ports")["ports.ephemeral"]
-    assert found["status"] == "warning"
-    assert found["observed"].startswith("4 of them")
-    assert "sysctl -w net.ipv4.ip_local_reserved_ports=" in found["fix"]
-    assert f"{first - 2}-{first + 3}" in found["fix"]
+    one = found(site, "ports")["ports.ephemeral"]
+    assert one["status"] == "warning"
+    assert one["observed"].startswith("4 of them")
+    assert "sysctl -w net.ipv4.ip_local_reserved_ports=" in one["fix"]
+    assert f"{first - 2}-{first + 3}" in one["fix"]
 
 
 def test_a_vm_with_more_disks_than_ports_fails(site: Site) -> None:
     site.inventory({"ctx-1": {2000 + i: 1 << 20 for i in range(11)}})
-    found = told(site, "--only", "ports", code=1)["ports.enough"]
-    assert found["status"] == "failed"
-    assert "ctx-1 has 11 disks" in found["observed"]
+    one = found(site, "ports", code=1)["ports.enough"]
+    assert one["status"] == "failed"
+    assert "ctx-1 has 11 disks" in one["observed"]
 
 
 def test_a_repository_that_is_no_directory_fails(site: Site) -> None:
     (site.folder / "repository").write_text("")
-    checks = told(site, "--only", "repository", code=1)
+    checks = found(site, "repository", code=1)
     assert checks["repository.local.directory"]["status"] == "failed"
 
 
 def test_a_full_and_a_read_only_repository(site: Site, mounts: Mounts) -> None:
     small = mounts.small(site.folder / "repository", 8)
-    checks = told(site, "--only", "repository", code=0)
+    checks = found(site, "repository", code=0)
     assert checks["repository.local.space"]["status"] == "warning"
     assert checks["repository.local.filesystem"]["status"] == "warning"  # tmpfs
     assert checks["repository.local.writes"]["status"] == "ok"
     small.fill(0)
-    checks = told(site, "--only", "repository", code=1)
+    checks = found(site, "repository", code=1)
     assert "No space left on device" in checks["repository.local.writes"]["observed"]
     small.read_only()
-    checks = told(site, "--only", "repository", code=1)
+    checks = found(site, "repository", code=1)
     assert "read-only" in checks["repository.local.writes"]["observed"]
     assert "remount,rw" in checks["repository.local.writes"]["fix"]
 
@@ -353,7 +363,7 @@ def test_how_an_appliance_does_not_speak_is_told_apart(site: Site, dealer: Deale
             "shut": shut,
         }
         site.write_config(snas={name: {"url": url} for name, url in urls.items()})
-        checks = told(site, "--only", "sna", code=1)
+        checks = found(site, "sna", code=1)
     said = {id_.removeprefix("sna."): one["observed"] for id_, one in checks.items()}
     assert {one["status"] for one in checks.values()} == {"failed"}
     assert "connection refused" in said["refused"]
@@ -365,64 +375,64 @@ def test_how_an_appliance_does_not_speak_is_told_apart(site: Site, dealer: Deale
 def test_each_secret_is_read_and_none_is_shown(site: Site, appliance: Appliance) -> None:
     token = {"token": {"env": "TOKEN_OF_THE_SNA"}}
     site.appliance_at(appliance.url, **token)
-    checks = told(site, "--only", "secrets", code=1)
+    checks = found(site, "secrets", code=1)
     assert statuses(checks) == {"secrets.vcenter.vc1": "ok", "secrets.sna.site-a": "failed"}
     assert "set TOKEN_OF_THE_SNA" in checks["secrets.sna.site-a"]["fix"]
     out = site.run("doctor", "--only", "secrets,sna", TOKEN_OF_THE_SNA="s3cret-token")
     assert "s3cret-token" not in out
     (site.folder / "password").unlink()
-    checks = told(site, "--only", "secrets", code=1)
+    checks = found(site, "secrets", code=1)
     assert checks["secrets.vcenter.vc1"]["status"] == "failed"
 
 
 def test_a_stranger_at_the_address_for_callbacks(site: Site) -> None:
-    assert statuses(told(site, "--only", "api", code=0)) == {"api": "ok"}
+    assert statuses(found(site, "api", code=0)) == {"api": "ok"}
     with socket.create_server(("127.0.0.1", site.api)):
-        found = told(site, "--only", "api", code=1)["api"]
-    assert f"(pid {os.getpid()})" in found["observed"]
+        one = found(site, "api", code=1)["api"]
+    assert f"(pid {os.getpid()})" in one["observed"]
 
 
 def test_a_damaged_store_and_one_of_another_hub(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("ctx-1"))
     site.apply()
-    assert told(site, "--only", "state", code=0)["state.store"]["status"] == "ok"
+    assert found(site, "state", code=0)["state.store"]["status"] == "ok"
     site.write_config(hub="another")
-    found = told(site, "--only", "state", code=1)["state.store"]
-    assert f"write `hub: {site.hub}`" in found["fix"]
+    one = found(site, "state", code=1)["state.store"]
+    assert f"write `hub: {site.hub}`" in one["fix"]
     site.write_config(hub=site.hub)
     store = site.folder / "state" / "state.db"
     data = bytearray(store.read_bytes())
     data[8192:] = b"\xff" * len(data[8192:])
     store.write_bytes(data)
-    found = told(site, "--only", "state", code=1)["state.store"]
-    assert found["status"] == "failed"
-    assert "damaged" in found["observed"] or "malformed" in found["observed"]
+    one = found(site, "state", code=1)["state.store"]
+    assert one["status"] == "failed"
+    assert "damaged" in one["observed"] or "malformed" in one["observed"]
 
 
 def test_a_clock_before_what_was_written_down(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("ctx-1"))
     site.apply()
-    assert statuses(told(site, "--only", "clock"))["clock"] != "failed"
+    assert statuses(found(site, "clock"))["clock"] != "failed"
     with closing(sqlite3.connect(site.folder / "state" / "state.db")) as db, db:
         db.execute("UPDATE events SET last = last + 86400")
-    found = told(site, "--only", "clock", code=1)["clock"]
-    assert "before the newest thing written in the store" in found["observed"]
+    one = found(site, "clock", code=1)["clock"]
+    assert "before the newest thing written in the store" in one["observed"]
 
 
 def test_a_state_directory_that_others_may_write(site: Site) -> None:
     state = site.folder / "state"
     state.mkdir()
     state.chmod(0o777)
-    found = told(site, "--only", "state", code=0)["state.owner"]
-    assert found["fix"] == f"chmod 700 {state}"
+    one = found(site, "state", code=0)["state.owner"]
+    assert one["fix"] == f"chmod 700 {state}"
     assert stat.S_IMODE(state.stat().st_mode) == 0o777
 
 
 def test_a_config_that_cannot_be_read_is_78_and_the_rest_is_tried(site: Site) -> None:
     (site.folder / "reconciler.yaml").write_text("hubb: x\n")
-    document = site.json("doctor", code=78)
-    checks = {one["id"]: one for one in document["checks"]}
-    assert document["hub"] is None
+    told_all = site.json("doctor", code=78)
+    checks = {one["id"]: one for one in told_all["checks"]}
+    assert told_all["hub"] is None
     assert "reconciler.yaml:1:1" in checks["config"]["observed"]
     assert "not tried without it: ports, repository" in checks["config"]["observed"]
     assert checks["qemu.serves"]["status"] == "ok"
