@@ -633,7 +633,12 @@ def _description() -> str:
     """What our trial server says of itself: no hub's mark, and whose it is."""
     me = proc.identify(os.getpid())
     assert me is not None
-    return f"{TRIAL} {me.pid} {me.started}"
+    return f"{TRIAL} {me.pid} {me.started} {_namespace()}"
+
+
+def _namespace() -> int:
+    """Pids mean something within one alone. Source: pid_namespaces(7)."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def _sweep() -> None:
@@ -642,9 +647,11 @@ def _sweep() -> None:
         line = process.argv
         where = line.index("--description") + 1 if "--description" in line[:-1] else 0
         words = line[where].removeprefix(TRIAL).split()
-        if not line[where].startswith(TRIAL) or len(words) != 2:
+        if not line[where].startswith(TRIAL) or len(words) != 3:
             continue
-        pid, started = words
+        pid, started, namespace = words
+        if namespace != str(_namespace()):
+            continue
         whose = proc.identify(int(pid)) if pid.isdigit() else None
         if whose and str(whose.started) == started:
             continue  # it is at work just now

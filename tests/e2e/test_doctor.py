@@ -71,9 +71,9 @@ def everything(folder: Path) -> list[tuple[str, int]]:
     )
 
 
-def trials(pid: int | None = None) -> list[int]:
-    """The trial servers there are, or those of one doctor."""
-    whose = f"{TRIAL} {pid} " if pid else TRIAL
+def trials(pid: int) -> list[int]:
+    """The trial servers of one doctor."""
+    whose = f"{TRIAL} {pid} "
     return [
         one.identity.pid
         for one in proc.processes(TRIAL.encode())
@@ -163,7 +163,7 @@ def test_a_server_that_listens_elsewhere_too_is_found_out(site: Site, dealer: De
     checks = found(site, "qemu", code=1)
     assert checks["qemu.serves"]["status"] == "failed"
     assert f"127.0.0.1:{port}" in checks["qemu.serves"]["observed"]
-    assert not trials()
+    assert not trials(os.getpid())
 
 
 def test_what_a_server_that_cannot_start_says_is_told(site: Site) -> None:
@@ -217,8 +217,6 @@ def test_what_a_killed_doctor_left_is_ended_by_the_next(site: Site) -> None:
     pid = started(there)
     first.kill()
     first.communicate(timeout=60)
-    assert proc.identify(pid) is not None
-    assert trials(first.pid)
     Path(path).write_text(f"#!{sys.executable}\nimport os, sys\n{RUN}\n")
     assert statuses(found(site, "qemu", code=0))["qemu.serves"] == "ok"
     until(lambda: proc.identify(pid) is None, "the end of what was left")
