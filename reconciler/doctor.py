@@ -66,6 +66,8 @@ DEADLINE: Final[Seconds] = 25.0
 `connect_timeout` and 5 s; the rest takes a second."""
 TRIES: Final[Seconds] = 10.0
 """For writing into one directory."""
+LOOPBACK: Final = "127.0.0.1"
+"""Where the trial server listens, wherever exports do: it is nobody else's business."""
 SIZE: Final = 1 << 20
 """Bytes of the image that is served as a trial."""
 TRIAL: Final = "nbd-reconciler doctor"
@@ -231,7 +233,7 @@ class Doctor:
         try:
             pidfd = os.pidfd_open(pid)  # our child, not reaped: the pid cannot be another's
             try:
-                target = nbd.Target(self._probe_host, port, export.name, pidfd)
+                target = nbd.Target(LOOPBACK, port, export.name, pidfd)
                 answer = nbd.handshake([target], min(options.start_timeout, TRIES))[0]
             finally:
                 os.close(pidfd)
@@ -244,10 +246,6 @@ class Doctor:
         words = qemu_nbd.last_words(log).removeprefix("qemu-nbd: ")
         wrong = f"{wrong}; qemu-nbd said: {words}" if wrong and words else wrong
         return replace(found, failed=wrong, left=left)
-
-    @property
-    def _probe_host(self) -> str:
-        return Observer(self.settings, self.environment).probe_host
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[str]:
@@ -271,7 +269,7 @@ class Doctor:
         passed = []
         try:
             while True:
-                listener = sockets.listening("127.0.0.1", 0, "ports: {bind: …}")
+                listener = sockets.listening(LOOPBACK, 0, "ports: {bind: …}")
                 port = listener.getsockname()[1]
                 if port not in self.settings.ports:
                     return port, listener

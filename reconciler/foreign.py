@@ -7,7 +7,7 @@ import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from reconciler.core.foreign import Options, Seen, options
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse
 from reconciler.core.settings import Settings
-from reconciler.core.units import Endpoint, Port, Seconds
+from reconciler.core.units import Endpoint, Seconds
 from reconciler.doctor import TRIAL
 from reconciler.host import images, nbd, patience, proc
 
@@ -148,8 +148,3 @@ def _reached(listener: Endpoint) -> str:
     if listener.host in ("0.0.0.0", "::"):  # noqa: S104 read, not bound
         return "127.0.0.1"
     return "" if ":" in listener.host else listener.host
-
-
-def ports_of(seen: Iterable[Seen]) -> Mapping[Port, int]:
-    """Port → pid."""
-    return {listener.port: one.pid for one in seen for listener in one.listeners}

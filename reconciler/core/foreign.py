@@ -391,6 +391,7 @@ def _block(
 def _comment(one: Seen) -> list[str]:
     """What was seen of a server."""
     where = ", ".join(map(str, one.listeners)) or "no TCP port"
+    where += "" if one.visible else " as its argv says (it is another user's)"
     clients = f"{one.clients} client{'s' if one.clients != 1 else ''}"
     size = f", {one.size} bytes by {one.source}" if one.size is not None else ""
     return [

@@ -85,9 +85,12 @@ def _tasks(pid: int) -> int | None:
 
 
 def _upwards(path: str) -> Iterable[str]:
+    """The path of a group, of each above it, and of the topmost: in a container that has a limit
+    too, and is all that is seen."""
     while path.strip("/"):
         yield path
         path = path.rsplit("/", 1)[0]
+    yield ""
 
 
 def unit(pid: int) -> str:

@@ -152,6 +152,16 @@ def test_the_options_of_the_config_are_what_is_tried(site: Site, options: dict[s
         assert f"--{name}={value}" in checks["qemu.serves"]["observed"]
 
 
+def test_another_address_for_exports_is_what_is_bound(site: Site) -> None:
+    site.write_config(ports={**site.config["ports"], "bind": "127.0.0.2"})
+    with socket.create_server(("127.0.0.1", site.ports[3])):  # in nobody's way
+        checks = found(site, "qemu,ports", code=0)
+    assert checks["ports.free"]["observed"].endswith("on 127.0.0.2: 10 free, 0 in use by this hub")
+    assert checks["qemu.serves"]["status"] == "ok"
+    site.write_config(ports={**site.config["ports"], "bind": "192.0.2.1"})
+    assert "no such address" in found(site, "ports", code=1)["ports.free"]["fix"]
+
+
 def test_a_server_that_listens_elsewhere_too_is_found_out(site: Site, dealer: Dealer) -> None:
     port = dealer.deal(1)[0]
     wrapper(
