@@ -130,7 +130,7 @@ def _sized(one: Seen) -> Seen:
     """With its size: by its own word where asking disturbs nobody, else by its image's header."""
     said = one.options
     slots = said.shared - one.clients
-    harmless = said.persistent and (said.shared == 0 or slots > 1)
+    harmless = one.visible and said.persistent and (said.shared == 0 or slots > 1)
     for listener in one.listeners if harmless else ():
         host = _reached(listener)
         if host:
