@@ -42,11 +42,17 @@ COMMANDS: Final = {
     "schema": ("schema", "Print what may be written as a JSON Schema, for editors."),
     "completion": ("completion", "Print the script by which a shell completes this command."),
     "man": ("manual", "Print a manual page."),
+    "init": ("init", "Write the files of a new hub: a config, an inventory, a first spec."),
+    "import": (
+        "importing",
+        "Print servers that the hub does not know as a spec; adopt its own.",
+    ),
+    "doctor": ("doctor", "Look at and try what this hub needs; say what helps."),
     "render": ("render", "Print systemd units, made from the config."),
     "version": ("looking", "Show the version."),
 }
 """Command → the module that has it, and the line in --help that is shown without importing it."""
-_FUNCTIONS: Final = {"vars": "variables"}
+_FUNCTIONS: Final = {"vars": "variables", "import": "importing"}
 """Command → the function, where that has another name."""
 
 

@@ -115,6 +115,18 @@ class FileSystem(Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
 
+class Mount(Struct, frozen=True):
+    """The file system that a path is on, as the kernel's table of mounts has it."""
+
+    point: str
+    kind: str
+    source: str
+    options: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.source} at {self.point}"
+
+
 class Actual(Struct, frozen=True, kw_only=True):
     """One look at the host."""
 

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
+from reconciler.core.actual import Mount
 from reconciler.core.errors import HostError
 from reconciler.core.units import Seconds
 
@@ -257,28 +258,33 @@ def silence(root: str) -> str:
 
     Read from the kernel's table of mounts: the storage itself is not asked again.
     """
+    found = mount_of(root)
+    named = f" ({found})" if found and found.point != "/" else ""
+    return f"no answer from the storage of {root}{named}"
+
+
+def mount_of(path: str) -> Mount | None:
+    """The mount that a path is below, by its name; the storage is not asked. None: not told."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            table = file.read()
+            return _mounted(path, file.read())
     except OSError:
-        table = ""
-    return f"no answer from the storage of {root}{_mounted(root, table)}"
+        return None
 
 
-def _mounted(path: str, table: str) -> str:
-    """The mount that a path is below, by its name; empty for the root file system.
-
-    Source: proc(5), /proc/PID/mountinfo: the mount point is field 5; behind a dash come the type
-    and the source.
-    """
-    best, found = "/", ""
+def _mounted(path: str, table: str) -> Mount | None:
+    """Source: proc(5), /proc/PID/mountinfo: the mount point is field 5, its options field 6; behind
+    a dash come the type and the source."""
+    found: Mount | None = None
     for line in table.splitlines():
         before, _, after = line.partition(" - ")
-        point = _unescaped(before.split(" ")[4])
-        inside = path == point or path.startswith(f"{point}/")
-        if inside and len(point) >= len(best):  # of two on one point, the later one is seen
+        point, options = before.split(" ")[4:6]
+        point = _unescaped(point)
+        inside = path == point or path.startswith(f"{point.rstrip('/')}/")
+        # Of two on one point, the later one is seen.
+        if inside and (found is None or len(point) >= len(found.point)):
             kind, source = after.split(" ")[:2]
-            best, found = point, f" ({kind}, {_unescaped(source)} at {point})"
+            found = Mount(point, kind, _unescaped(source), options)
     return found
 
 

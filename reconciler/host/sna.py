@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler.core.call import Answer, Report
+from reconciler.core.doctor import Health
 from reconciler.core.errors import HostError
 from reconciler.core.settings import Appliance, Secret
 from reconciler.core.units import Seconds
@@ -92,6 +93,17 @@ class Line:
     def _health(self) -> None:
         answer = self.client.get("/api/v1/health", timeout=self._brief())
         answer.raise_for_status()
+
+    def health(self) -> Health:
+        """What the SNA answers to one health check. Never raises for what the network does."""
+        import httpx2
+
+        begun = time.monotonic()
+        try:
+            answer = self.client.get("/api/v1/health", timeout=self._brief())
+        except httpx2.HTTPError as error:
+            return Health(kind=_kind(error), said=_said(error))
+        return Health(status=answer.status_code, took=time.monotonic() - begun)
 
     def _brief(self) -> httpx2.Timeout:
         import httpx2
@@ -180,6 +192,16 @@ def _json(answer: httpx2.Response) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def _kind(error: httpx2.HTTPError) -> str:
+    """How it went wrong, as far as that tells what to do."""
+    name = type(error).__name__
+    if "refused" in str(error).lower():
+        return "refused"
+    if name in ("RemoteProtocolError", "ReadError", "WriteError"):
+        return "closed"
+    return "timeout" if name.endswith("Timeout") else "other"
 
 
 def _said(error: httpx2.HTTPError) -> str:

@@ -144,15 +144,15 @@ TABLE = """\
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("/backup", ""),
-        ("/mnt", " (tmpfs, second at /mnt)"),
-        ("/mnt/x", " (tmpfs, second at /mnt)"),
-        ("/mntx", ""),
-        ("/mnt/far away/r", " (nfs4, server:/my export at /mnt/far away)"),
+        ("/backup", "ext4, /dev/vda at /"),
+        ("/mnt", "tmpfs, second at /mnt"),
+        ("/mnt/x", "tmpfs, second at /mnt"),
+        ("/mntx", "ext4, /dev/vda at /"),
+        ("/mnt/far away/r", "nfs4, server:/my export at /mnt/far away"),
     ],
 )
 def test_the_mount_of_a_path_is_named_without_asking_it(path: str, said: str) -> None:
-    assert patience._mounted(path, TABLE) == said
+    assert str(patience._mounted(path, TABLE)) == said
 
 
 def test_a_mount_that_hangs_is_named_and_keeps_nobody_from_ending(
