@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import click
 
@@ -101,6 +102,8 @@ def _values(
     roots = sorted({*settings.repositories.values(), *map(os.path.abspath, repositories)})
     outside = roots if state_name else [settings.state, *roots]
     inventory = [settings.inventory] if settings.inventory else []
+    if settings.inventory_sql and settings.inventory_sql.url.startswith("sqlite://"):
+        inventory = [unquote(settings.inventory_sql.url.removeprefix("sqlite://"))]
     read = [path for path in (config, watched, *inventory) if path]
     return {
         "hub": settings.hub,
@@ -136,11 +139,12 @@ def _secrets(settings: Settings) -> Iterable[SecretRef]:
     found = [
         *(sna.token for sna in settings.snas.values()),
         *(one.password for one in settings.vcenters.values()),
+        *([settings.inventory_sql.password] if settings.inventory_sql else []),
         settings.git.key,
         settings.git.token,
         settings.notify.secret,
     ]
-    return [ref for ref in found if ref]
+    return [ref for one in found if one for ref in (one, one.identity) if ref]
 
 
 def _ourselves() -> list[str]:
