@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -77,9 +78,13 @@ class Database:
         """
         kept, self._kept = self._kept, None
         if kept:
-            # The server may have ended it since: then the question goes over a new one.
-            with contextlib.suppress(Exception):
+            began = time.monotonic()
+            try:
                 return self._asked(kept, query)
+            except Exception as error:
+                # The server may have ended it since: then the question goes over a new one.
+                if time.monotonic() - began > self.timeout / 2:
+                    raise HostError(f"cannot ask it: {_said(error, '')}", UNREADABLE) from None
         secret = password()
         text = secret.reveal() if secret else ""
         try:
@@ -139,6 +144,8 @@ def _said(error: Exception, password: str) -> str:
     """What a driver says, in one line and without the password."""
     number, *words = error.args or ("",)
     said = f"{words[0]} ({number})" if words and isinstance(number, int) else str(error)
+    # Without the line and the arrow that PostgreSQL adds.
+    said = getattr(getattr(error, "diag", None), "message_primary", None) or said
     if password:
         said = said.replace(password, "…")
     return shortened(" ".join(said.split())) or type(error).__name__
@@ -179,7 +186,7 @@ class _MySql:
             host=parts.host,
             port=parts.port or 3306,
             user=parts.user,
-            password=password,
+            password=password.encode(),  # PyMySQL takes a text for latin-1, servers for UTF-8
             database=parts.name,
             unix_socket=parts.options.get("unix_socket"),
             charset=parts.options.get("charset", "utf8mb4"),
@@ -268,7 +275,6 @@ class _Sqlite:
 
     def __init__(self, url: str, _password: str, timeout: Seconds) -> None:
         import sqlite3
-        import time
         from urllib.parse import quote
 
         path = unquote(urlsplit(url).path)
@@ -283,16 +289,25 @@ class _Sqlite:
         )
         self._last = 0.0
         self._timeout = timeout
-        self._clock = time.monotonic
-        self._own.execute("PRAGMA query_only = ON")
         self._own.set_progress_handler(self._late, 10_000)
+        allowed = {
+            sqlite3.SQLITE_SELECT,
+            sqlite3.SQLITE_READ,
+            sqlite3.SQLITE_FUNCTION,
+            sqlite3.SQLITE_RECURSIVE,
+            sqlite3.SQLITE_TRANSACTION,
+        }
+        # `mode=ro` is of this file alone: ATTACH and VACUUM INTO would make others.
+        self._own.set_authorizer(
+            lambda what, *_: sqlite3.SQLITE_OK if what in allowed else sqlite3.SQLITE_DENY
+        )
 
     def _late(self) -> bool:
         """Ends the query, if it takes too long."""
-        return self._clock() > self._last
+        return time.monotonic() > self._last
 
     def ask(self, query: str) -> Cursor:
-        self._last = self._clock() + self._timeout
+        self._last = time.monotonic() + self._timeout
         self._own.execute("BEGIN")
         return self._own.execute(query)
 
