@@ -223,9 +223,11 @@ class _Sql:
         if out is None:
             out = self._out = _Question(self)
             out.start()
-        if not out.ended.wait(min(AGAIN, timeout) if self._late else timeout):
+        ended = out.ended.wait(min(AGAIN, timeout) if self._late else timeout)
+        took = time.monotonic() - out.began
+        if not ended or (out.error and took >= 0.9 * timeout):  # whoever was first to give it up
             self._late = True
-            if time.monotonic() - out.began >= timeout:
+            if took >= timeout:
                 self._database.cut()
             return self._wrong(silence)
         self._late, self._out = False, None
