@@ -910,6 +910,9 @@ class Daemon:
         work = Work(self, lambda _: None)
         ledger = self.store.ledger()
         desired = self.wanted(ledger, names)
+        for name in names:
+            if self.first and name not in desired.vms:
+                self._looked_first(name)  # an error in its spec, and it was never applied
         hands = self.hands(self.command)
         hands.answered.update(self.roster.answers(self._resyncs))
         actual = hands.look(desired, ledger)
