@@ -234,11 +234,11 @@ def test_secrets_in_the_config(site: Site, appliance: Appliance, known: Known) -
     site.spec(asking("ctx-1"))
     said = site.apply()
     assert len(appliance.starts()) == 1
-    for path in site.folder.joinpath("state").rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            assert PASSWORD.encode() not in content, path
-            assert sealed[0].splitlines()[1].encode() not in content, path
+    for one in site.folder.joinpath("state").rglob("*"):
+        if one.is_file():
+            content = one.read_bytes()
+            assert PASSWORD.encode() not in content, one
+            assert sealed[0].splitlines()[1].encode() not in content, one
     assert PASSWORD not in said
 
 

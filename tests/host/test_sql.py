@@ -133,8 +133,9 @@ def test_a_wrong_password(database: Database) -> None:
 def test_the_server_ends_a_query_that_takes_too_long(server: Server) -> None:
     database = Database(server.url, 0.5)
     assert "time" in refused(database, SLOW[server.kind])
-    database = Database(server.url, 5.0)
+    database.timeout = 5.0
     assert len(database.ask(QUERY, password).rows) == 2
+    database.close()
 
 
 def test_a_server_that_ended_meanwhile_is_asked_over_a_new_connection(
