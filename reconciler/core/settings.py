@@ -232,6 +232,20 @@ class Settings(Struct, frozen=True, kw_only=True):
         return self.min_free.get(self.repository_of(path) or "", MIN_FREE)
 
     @property
+    def secrets(self) -> tuple[SecretRef, ...]:
+        """Every secret that the config names, and the keys to those that are encrypted."""
+        found = [
+            *(sna.token for sna in self.snas.values()),
+            *(one.password for one in self.vcenters.values()),
+            self.inventory_sql.password if self.inventory_sql else None,
+            self.git.key,
+            self.git.token,
+            self.notify.secret,
+        ]
+        refs = [ref for one in found if one for ref in (one, one.identity) if ref]
+        return tuple(dict.fromkeys(refs))
+
+    @property
     def requests(self) -> str:
         """Where requests for runs are: a file per VM."""
         return f"{self.state}/runs"

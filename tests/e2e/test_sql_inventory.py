@@ -254,6 +254,9 @@ def test_the_identity_of_a_vm_with_a_key_that_does_not_fit(
         vcenters={"vc1": {"host": "vc.example", "user": "u", "password": {"age": text}}},
     )
     site.spec(site.vm("ctx-1"))
+    assert "0 errors" in site.run("validate")  # where configs are reviewed is no key
+    checked = site.run("doctor", "--only", "secrets", code=1)
+    assert "was encrypted for none of the 1 keys in file" in checked
     said = site.apply(code=1)
     assert "SecretUnreadable" in said
     assert "was encrypted for none of the 1 keys in file" in said
