@@ -12,6 +12,9 @@ help: ## List the targets
 system: ## Install missing system packages: qemu-utils, libnbd-bin, python3-venv, e2fsprogs, systemd
 	@examples/demo/install.sh
 
+system-tests: ## The same, and what only tests use: MariaDB, PostgreSQL, ssh-keygen
+	@examples/demo/install.sh tests
+
 $(BIN)/reconciler: pyproject.toml
 	@$(MAKE) --no-print-directory system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,20 +33,20 @@ dev: $(VENV)/.dev ## The same, with what tests and checks need
 demo: $(BIN)/reconciler ## Run the main job on real disks, and clean up
 	@PATH="$(abspath $(BIN)):$$PATH" examples/demo/run.sh
 
-test: $(VENV)/.dev ## Run every test
+test: $(VENV)/.dev system-tests ## Run every test
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) -m "not soak" --durations=10 $(ARGS)
 
-soak: $(VENV)/.dev ## Run what takes long: every crash point, a thousand kills, ten thousand lives, fuzzing
+soak: $(VENV)/.dev system-tests ## Run what takes long: every crash point, a thousand kills, ten thousand lives, fuzzing
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[soak]' || echo "no fuzzer for this Python"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) -m soak --durations=10 $(ARGS)
 
 quick: $(VENV)/.dev ## Run the fast, pure tests
 	@$(BIN)/python -m pytest -q tests/core -m "not soak" $(ARGS)
 
-e2e: $(VENV)/.dev ## Run the tests on real qemu-nbd
+e2e: $(VENV)/.dev system-tests ## Run the tests on real qemu-nbd
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) tests/e2e -m "not soak" $(ARGS)
 
-oldest: ## Run the tests with the oldest versions that are allowed
+oldest: system-tests ## Run the tests with the oldest versions that are allowed
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c tests/oldest.txt -e '.[dev]'
 	@PATH="$(abspath .venv-oldest/bin):$$PATH" .venv-oldest/bin/python -m pytest -q -n $(JOBS) -m "not soak" $(ARGS)
@@ -60,4 +63,4 @@ bench: $(VENV)/.dev ## Measure against the floor, as ratios within one run
 clean: ## Remove what was built here
 	@rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help system install dev demo test soak quick e2e oldest check bench clean
+.PHONY: help system system-tests install dev demo test soak quick e2e oldest check bench clean

@@ -37,7 +37,7 @@ from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.settings import Settings
-from reconciler.core.source import Revision, read_well
+from reconciler.core.source import Revision, read_well, stale_told
 from reconciler.core.status import Condition
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
@@ -726,7 +726,8 @@ class Daemon:
             one = self._wanted_of(name, ledger)
             vms |= one.vms
             diagnostics += one.diagnostics
-        return Desired(settings=self.settings, vms=vms, diagnostics=tuple(diagnostics))
+        stale = stale_told(self.reading.source) if self.reading else ""
+        return Desired(settings=self.settings, vms=vms, diagnostics=tuple(diagnostics), stale=stale)
 
     def _wanted_of(self, name: str, ledger: Ledger) -> Desired:
         """What should be true of one VM; worked out anew when that may have changed."""
@@ -909,6 +910,9 @@ class Daemon:
         work = Work(self, lambda _: None)
         ledger = self.store.ledger()
         desired = self.wanted(ledger, names)
+        for name in names:
+            if self.first and name not in desired.vms:
+                self._looked_first(name)  # an error in its spec, and it was never applied
         hands = self.hands(self.command)
         hands.answered.update(self.roster.answers(self._resyncs))
         actual = hands.look(desired, ledger)
@@ -964,7 +968,7 @@ class Daemon:
         )
         # With less than a GiB, every plan reckons with every byte.
         tight = object() if any(is_full or not gib for _, is_full, gib in room) else None
-        shared = (self.settings, actual.listeners, actual.unbindable, room, tight)
+        shared = (self.settings, desired.stale, actual.listeners, actual.unbindable, room, tight)
         told: dict[str, list[object]] = defaultdict(list)
         for key, owner in actual.claims.items():
             told[key[0]].append((key, owner))

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -100,6 +100,9 @@ class Source(Struct, frozen=True):
     """It is about the VMs of these files, and what else is asked for stays as it is."""
     given: Given | None = None
     """What was read around them."""
+    remember: Callable[[], None] = lambda: None
+    """Writes down what the inventory said, for a time when it cannot be read. The caller holds the
+    hub. Raises HostError."""
     explained: tuple[Variable, ...] | None = None
     """The variables of the VM that was asked about, if a spec declares it."""
     inventory_text: files.Text | None = None
@@ -147,26 +150,19 @@ def source_of(
     explain: str = "",
 ) -> Source:
     """What some files say, with the inventory as it is now."""
-    from reconciler.core import inventory, spec_files
-    from reconciler.core.document import parse
+    from reconciler.core import spec_files
+    from reconciler.inventories import reader_of
 
     written, wrong = parse_all(texts)
     asked, more = parse_all(requests)
     wrong += more
     read = {document.file for document in (*written, *asked)}
     unread = {text.file for text in (*texts, *requests) if text.file not in read}
-    known = text = None
-    if settings.inventory:
-        text = files.read(settings.inventory)
-        if text.error:
-            wrong.append(Diagnostic("error", f"the inventory: {text.error}"))
-        else:
-            document, findings = parse(text.text, text.file)
-            wrong.extend(findings)
-            if document:
-                known, findings = inventory.read(document)
-                wrong.extend(findings)
-    library.inventory = known
+    reader = reader_of(settings)
+    answer = reader.read(pipe=library.closed is None)
+    wrong += answer.diagnostics
+    known = answer.inventory
+    library.inventory = known if known and known.readable else None
     library.specs = [text.file for text in texts]
     by_name = {text.file: text for text in texts}
     found = [
@@ -177,7 +173,17 @@ def source_of(
     specs = spec_files.join(found)
     specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | unread)
     told = next((one.explained for one in found if one.explained is not None), None)
-    return Source(specs, known, tuple(texts), tuple(requests), scoped, library.given, told, text)
+    return Source(
+        specs,
+        known,
+        tuple(texts),
+        tuple(requests),
+        scoped,
+        library.given,
+        reader.remember,
+        told,
+        reader.text,
+    )
 
 
 def parse_all(texts: Iterable[files.Text]) -> tuple[list[Document], list[Diagnostic]]:
@@ -316,6 +322,8 @@ class Applier:
     """Who starts and stops servers; None: threads of the apply's own."""
     tidies: bool = True
     """Looks after the servers' logs at its end."""
+    remember: Callable[[], None] = lambda: None
+    """Writes down what is to be known later, under the lock."""
 
     def hub(self, store: Store, /) -> Hub:
         """Eyes and hands for one apply."""
@@ -374,6 +382,8 @@ class Applier:
         steps: list[Step] = []
         with self.opened() as store, self.finished(), _unknown_told(steps):
             hub = self.hub(store)
+            with suppress(HostError):  # it is for a time when something else is broken too
+                self.remember()
             failed: set[str] = set()
             heard: dict[str, Report] = {}
             for number in range(PASSES):

@@ -52,10 +52,13 @@ def merged(config: Settings, ledger: Ledger) -> Settings:
     return replace(applied, snas=config.snas, vcenters=config.vcenters, listen=config.listen)
 
 
-def last_applied(settings: Settings, known: Mapping[str, object]) -> Desire:
+def last_applied(
+    settings: Settings, known: Mapping[str, object], stale: Callable[[], str] = str
+) -> Desire:
     """What was applied last of every VM that is not finished.
 
-    `known` is the ledger's settings from which `settings` were made.
+    `known` is the ledger's settings from which `settings` were made. `stale`: why no run may begin;
+    asked only if one would.
     """
 
     def wanted(ledger: Ledger) -> Desired:
@@ -67,15 +70,31 @@ def last_applied(settings: Settings, known: Mapping[str, object]) -> Desire:
             settings=settings,
             vms={name: vm for name, vm in vms.items() if name not in missing},
             diagnostics=tuple(Diagnostic("error", why) for why in missing.values()),
+            stale=stale() if any(_due(vm, ledger) for vm in vms.values()) else "",
         )
 
     return wanted
 
 
+def _inventory_told(config: Settings) -> str:
+    """Why no run may begin: who knows all disks cannot be asked. Empty: nothing speaks against."""
+    if not (config.inventory or config.inventory_sql):
+        return ""
+    from reconciler.inventories import reader_of
+
+    found = reader_of(config).read().inventory
+    return found.told() if found else ""
+
+
+def _due(vm: Vm, ledger: Ledger) -> bool:
+    """Whether its run has still to begin."""
+    call = ledger.latest(vm.name, vm.run)
+    return vm.exported and vm.purpose == "backup" and not (call and call.state.active)
+
+
 def _lacks(vm: Vm, settings: Settings, ledger: Ledger) -> str:
     """Why a VM cannot be called for by this config; empty: it can, or need not be."""
-    call = ledger.latest(vm.name, vm.run)
-    due = vm.exported and vm.purpose == "backup" and not (call and call.state.active)
+    due = _due(vm, ledger)
     for section, name, there in (
         ("snas", vm.sna, settings.snas),
         ("vcenters", vm.vcenter, settings.vcenters),
@@ -127,9 +146,10 @@ class Keeper:
         if not ledger.settings or not unfinished(ledger):
             return None
         self.applier.settings = merged(config, ledger)
-        outcome = self.applier.apply(
-            last_applied(self.applier.settings, ledger.settings), impatient=False, note=False
+        wanted = last_applied(
+            self.applier.settings, ledger.settings, lambda: _inventory_told(config)
         )
+        outcome = self.applier.apply(wanted, impatient=False, note=False)
         assert outcome is not None
         self.tell(outcome)
         return outcome

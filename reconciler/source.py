@@ -19,12 +19,10 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core import inventory as inventories
 from reconciler.core import source, spec_files
 from reconciler.core.desired import Desired, build
 from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic, HostError
-from reconciler.core.inventory import Inventory
 from reconciler.core.ledger import Declaration, Ledger
 from reconciler.core.runs import newest
 from reconciler.core.settings import SecretRef, Settings
@@ -35,6 +33,7 @@ from reconciler.host import files, git
 from reconciler.host.files import Listing, Signature, Text
 from reconciler.host.git import Commit, Mirror
 from reconciler.host.store import Event, Store
+from reconciler.inventories import Answer, Reader, reader_of
 from reconciler.library import YOUNG, Beside, Library, digest_of
 
 TRIES: Final = 5
@@ -131,7 +130,9 @@ class Reading(Struct, frozen=True, kw_only=True):
 
     revision: Revision
     specs: Specs
-    inventory: Inventory | None
+    answer: Answer
+    """What the inventory says."""
+    reader: Reader
     settings: Settings
     decision: Decision
     digests: Mapping[str, str]
@@ -192,6 +193,8 @@ class Reading(Struct, frozen=True, kw_only=True):
 
     def note(self, store: Store, who: str, now: Seconds) -> bool:
         """Write down what is to be remembered, if that is not known; whether it was not."""
+        with contextlib.suppress(HostError):  # it is for a time when something else is broken too
+            self.reader.remember()
         before = {k: v for k, v in self.before.items() if k != "approved"}
         decision = self.decision
         if decision.source == before and not decision.declared and not decision.forget:
@@ -203,7 +206,7 @@ class Reading(Struct, frozen=True, kw_only=True):
         return True
 
     def _built(self, specs: Specs, ledger: Ledger) -> Desired:
-        return build(specs, self.inventory, self.settings, ledger)
+        return build(specs, self.answer.inventory, self.settings, ledger)
 
 
 class Source:
@@ -233,10 +236,10 @@ class Source:
         self.parsed = 0
         """Files that were parsed so far."""
         self._library = Library(settings.specs, environment or {}, extra=extra)
+        self._reader = reader_of(settings, environment)
+        self._answer = Answer()
         self._specs = _Shelf(self._parse, directory)
         self._requests = _Shelf(self._parse_request)
-        self._inventory = _Shelf(self._parse_inventory)
-        self._known: Inventory | None = None
         self._commit: Commit | None = None
         self._listing = Listing({}, ())
         self._last: _Joined | None = None
@@ -251,8 +254,9 @@ class Source:
 
     def read(self, ledger: Ledger, now: Seconds) -> Reading:
         """Read what moved, and judge it. Whatever is wrong with the files is in the reading."""
+        before = self._answer
         still = self._refresh()
-        moved = any(shelf.moved for shelf in self._shelves)
+        moved = any(shelf.moved for shelf in self._shelves) or self._answer != before
         last = self._last
         if moved or last is None or last.errors or not still:
             last = self._last = self._join(ledger)
@@ -263,14 +267,19 @@ class Source:
         for shelf in self._shelves:
             shelf.moved = False
         decision = decide(replace(last.found, settled=still), ledger, self.settings.loop, now)
-        decision = replace(decision, source={**decision.source, **self._fetching()})
+        told = {**decision.source, **self._fetching()}
+        if self._answer.inventory:
+            told["inventory"] = self._answer.inventory.to_source()
+        decision = replace(decision, source=told)
         vms = (*last.digests, *decision.holds, *decision.removed, *decision.leaving)
-        digests = {name: _digest_of(name, decision, last.digests) for name in vms}
+        stale = " stale" if self._answer.error else ""
+        digests = {name: _digest_of(name, decision, last.digests) + stale for name in vms}
         changed, self._digests = digests != self._digests, digests
         return Reading(
             revision=last.found.revision,
             specs=last.specs,
-            inventory=self._known,
+            answer=self._answer,
+            reader=self._reader,
             settings=self.settings,
             decision=decision,
             digests=digests,
@@ -280,19 +289,18 @@ class Source:
 
     @property
     def _shelves(self) -> Sequence[_Shelf]:
-        return self._specs, self._requests, self._inventory
+        return self._specs, self._requests
 
     def _refresh(self) -> bool:
         """Read what moved until nothing moves any more; whether it came to that."""
+        began = time.monotonic()
         for _ in range(TRIES):
             self._listing = listing = files.listing(self.directory)
-            read = False
-            if self.settings.inventory:
-                path = self.settings.inventory
-                one = Listing({path: files.signature(path)}, ())
-                read |= self._inventory.refresh(one)
+            answer = self._reader.read(since=began)
+            read, self._answer = answer != self._answer, answer
+            known = answer.inventory
             self._library.refresh()
-            self._library.inventory = self._known
+            self._library.inventory = known if known and known.readable else None
             self._library.specs = listing.files.keys()
             read |= self._specs.refresh(listing)
             read |= self._requests.refresh(_requested(self.settings.requests))
@@ -319,23 +327,13 @@ class Source:
         self.parsed += 1
         return parse(text.text, text.file)
 
-    def _parse_inventory(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic], None]:
-        self._known = None
-        if text.error:
-            wrong = [Diagnostic("error", f"the inventory: {text.error}")]
-            return spec_files.Found(text.file, lost=True), wrong, None
-        self.parsed += 1
-        document, wrong = parse(text.text, text.file)
-        if document:
-            self._known, wrong = inventories.read(document)
-        return spec_files.Found(text.file, lost=self._known is None), wrong, None
-
     # -- what all files say together
 
     def _join(self, ledger: Ledger) -> _Joined:
         wrong = [
             one for shelf in self._shelves for file in shelf.files.values() for one in file.wrong
         ]
+        wrong += self._answer.diagnostics
         unread = {**self._listing.unread, **self._requests.unread}
         wrong += [Diagnostic("error", why) for why in unread.values()]
         specs = spec_files.join(
@@ -345,14 +343,14 @@ class Source:
         lost = {*unread, *([self.directory] if trouble else ())}
         specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | lost)
         known = self._last.found.revision if self._last else Revision()
-        built = build(specs, self._known, self.settings, ledger)
+        built = build(specs, self._answer.inventory, self.settings, ledger)
         errors = source.errors(built.diagnostics, built.vms)
         found = Found(
             directory=os.path.abspath(self.directory),
             revision=replace(known, digest=self._digest()),
             named=dict(self._named()),
             unread=dict(self._unread()),
-            errors={name: self._with_inventory(why) for name, why in errors.items()},
+            errors=errors,
             identities=source.identities(built),
             trouble=trouble,
         )
@@ -396,11 +394,6 @@ class Source:
             for name in (*(one.spec.name for one in file.found.vms), *file.found.refused):
                 yield name, self._name(path)
 
-    def _with_inventory(self, why: str) -> str:
-        """What is wrong with a VM, and with the inventory, without which it may be right."""
-        wrong = [one for file in self._inventory.files.values() for one in file.wrong]
-        return f"{why} ({source.told(wrong[0])})" if wrong and "inventory" in why else why
-
     def _digest(self) -> str:
         whole = hashlib.sha256()
         for path, file in self._specs.files.items():
@@ -425,13 +418,15 @@ class Source:
         """VM → digest of all that is written about it."""
         own = {n: d for file in self._specs.files.values() for n, d in file.vms.items()}
         asked = newest(specs.runs)
-        known = self._known.vms if self._known else {}
+        inventory = self._answer.inventory
+        known = inventory.vms if inventory else {}
+        unusable = inventory.unusable if inventory else {}
         return {
             name: " ".join(
                 (
                     own.get(name, ""),
                     asked[name].spec.model_dump_json() if name in asked else "",
-                    known[name].model_dump_json() if name in known else "",
+                    known[name].model_dump_json() if name in known else unusable.get(name, ""),
                 )
             )
             for name in vms
@@ -481,6 +476,12 @@ def _events(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Eve
             yield Event(vm="", severity="Warning", reason=reason, message=why)
     elif before.get("unread") and not after["unread"]:
         yield Event(vm="", reason="SourceReadable", message="all of it can be read again")
+    inventory, was = after.get("inventory") or {}, before.get("inventory") or {}
+    if inventory.get("error") and inventory["error"] != was.get("error"):
+        text = f"cannot read the inventory {inventory['origin']}: {inventory['error']}"
+        yield Event(vm="", severity="Warning", reason="InventoryStale", message=text)
+    elif was.get("error") and not inventory.get("error"):
+        yield Event(vm="", reason="InventoryRead", message="the inventory can be read again")
     waiting = after["waiting"]
     if waiting and waiting != before.get("waiting"):
         many = len(waiting["vms"])

@@ -11,7 +11,9 @@ from typing import Final
 
 import pytest
 
+from tests.databases import MariaDb, Postgres, Server, running
 from tests.mounts import Hung, Mounts, private
+from tests.ports import Dealer
 
 pytest.register_assert_rewrite("tests.e2e.crashes", "tests.e2e.site")
 
@@ -58,3 +60,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                         totals[name.removeprefix(COUNTED)] += int(str(number))
     for what, number in totals.items():
         terminalreporter.write_line(f"{what}: {number}")
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[Server]:
+    """A MariaDB of this worker's own."""
+    with running(MariaDb, Dealer()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL of this worker's own."""
+    with running(Postgres, Dealer()) as server:
+        yield server

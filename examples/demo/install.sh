@@ -1,5 +1,6 @@
 #!/bin/sh
-# Install the system packages that are missing, or say which and how.
+# Install the system packages that are missing, or say which and how. `install.sh tests`: also what
+# only the tests use.
 set -eu
 
 missing=""
@@ -23,9 +24,24 @@ if command -v "$PYTHON" >/dev/null 2>&1; then
 else
     missing="$missing python3-venv"
 fi
+if [ "${1:-}" = tests ]; then
+    need mariadbd mariadb-server-core
+    need mariadb-install-db mariadb-server-core
+    need mariadb mariadb-client-core # mariadb-install-db asks it for its options
+    need ssh-keygen openssh-client
+    # Debian's PostgreSQL is beside the PATH; the tests find it there.
+    command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
+        missing="$missing postgresql"
+fi
 [ -n "$missing" ] || exit 0
 
 install="apt-get update && apt-get install -y --no-install-recommends$missing"
+case "$missing" in *postgresql*)
+    # The tests run servers of their own: the package is not to make and start one as well.
+    install="apt-get update && apt-get install -y --no-install-recommends postgresql-common && \
+sed -ri 's/^#?create_main_cluster .*/create_main_cluster = false/' \
+/etc/postgresql-common/createcluster.conf && apt-get install -y --no-install-recommends$missing" ;;
+esac
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "cannot install:$missing is missing, and there is no apt-get here; install what has" \
         "qemu-nbd, nbdcopy, mke2fs, systemd-analyze and Python's venv" >&2

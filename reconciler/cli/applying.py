@@ -90,6 +90,7 @@ def apply(
         session.sources = source.lines
         wish = Specs.of(source, prune=prune)
         wanted = Asked(wish, wish.desire(settings, source))
+        session.applier.remember = source.remember
         code = session.carry_out(
             wanted, output, yes=yes, wait=wait, timeout=timeout, drain=drain_timeout
         )

@@ -115,7 +115,9 @@ def backup(
         going = _going(asked, source, current(settings))
         if going:
             wish = replace(Specs.of(source), only=tuple(sorted(going)))
-            code = Session(settings, COMMAND, lock_timeout, quiet=not text).carry_out(
+            session = Session(settings, COMMAND, lock_timeout, quiet=not text)
+            session.applier.remember = source.remember
+            code = session.carry_out(
                 Asked(wish, wish.desire(settings, source)),
                 output,
                 yes=yes,
@@ -232,7 +234,7 @@ def _known(source: Source, vms: Sequence[str]) -> list[str]:
     """The VMs that are named. Raises UsageError, InputError, HostError if one cannot be meant."""
     specs = source.specs
     declared = {one.spec.name: one for one in specs.vms}
-    inventory = source.inventory.vms if source.inventory else {}
+    inventory = source.inventory.names if source.inventory else ()
     known = {*declared, *specs.refused, *inventory}
     for name in vms:
         if name in specs.refused:

@@ -48,6 +48,7 @@ COMMANDS: Final = {
         "Print servers that the hub does not know as a spec; adopt its own.",
     ),
     "doctor": ("doctor", "Look at and try what this hub needs; say what helps."),
+    "secret": ("secrets", "Encrypt a secret, so that the config can live in Git."),
     "render": ("render", "Print systemd units, made from the config."),
     "version": ("looking", "Show the version."),
 }

@@ -44,7 +44,8 @@ def validate(
     settings = load_settings(config, os.environ)
     source = load_source(files, settings, extra=options.extra_texts(extra))
     desired = build(source.specs, source.inventory, settings, current(settings))
-    found = in_order(desired.diagnostics)
+    more = source.inventory.findings if source.inventory else []  # of VMs that no spec is about
+    found = in_order((*desired.diagnostics, *more))
     if output == "json":
         rows = diagnostics_json(found, source.lines)
         options.print_json({"format_version": FORMAT_VERSION, "diagnostics": rows})

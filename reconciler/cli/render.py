@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import click
 
 from reconciler.cli import options
 from reconciler.core.errors import Exit, HostError
-from reconciler.core.settings import SecretRef, Settings, below
+from reconciler.core.settings import Settings, below
 from reconciler.host.files import config_path
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def _values(
     roots = sorted({*settings.repositories.values(), *map(os.path.abspath, repositories)})
     outside = roots if state_name else [settings.state, *roots]
     inventory = [settings.inventory] if settings.inventory else []
+    if settings.inventory_sql and settings.inventory_sql.url.startswith("sqlite://"):
+        inventory = [unquote(settings.inventory_sql.url.removeprefix("sqlite://"))]
     read = [path for path in (config, watched, *inventory) if path]
     return {
         "hub": settings.hub,
@@ -116,7 +119,7 @@ def _values(
         "writable": [root for root in outside if not (state_name and _in(settings.state, root))],
         "readable": [path for path in read if any(_in(root, path) for root in outside)],
         "mounts": [root for root in roots if not _in(settings.state, root)],
-        "credentials": sorted({ref.name for ref in _secrets(settings) if ref.kind == "credential"}),
+        "credentials": sorted({ref.name for ref in settings.secrets if ref.kind == "credential"}),
         "credential_directory": CREDENTIALS,
         "listen": str(settings.listen).replace("localhost", "127.0.0.1"),
     }
@@ -129,18 +132,6 @@ def _in(root: str, path: str) -> bool:
 def _state_name(state: str) -> str:
     """The state directory as `StateDirectory=` names it; empty: it is elsewhere."""
     return state.removeprefix(f"{_STATES}/") if below(_STATES, state) else ""
-
-
-def _secrets(settings: Settings) -> Iterable[SecretRef]:
-    """Every secret that the config names."""
-    found = [
-        *(sna.token for sna in settings.snas.values()),
-        *(one.password for one in settings.vcenters.values()),
-        settings.git.key,
-        settings.git.token,
-        settings.notify.secret,
-    ]
-    return [ref for ref in found if ref]
 
 
 def _ourselves() -> list[str]:

@@ -60,6 +60,13 @@ def source_line(source: Mapping[str, Any]) -> str:
         first, *rest = source["unread"]
         more = f", and {len(rest)} more" if rest else ""
         parts.append(f"not readable since {source['unreadSince']}: {first['message']}{more}")
+    inventory = source["inventory"]
+    if inventory and inventory["error"]:
+        last = f"since {inventory['readAt']}" if inventory["readAt"] else "ever"
+        parts.append(
+            f"the inventory {inventory['origin']} was not read {last}, so no run begins: "
+            f"{inventory['error']}"
+        )
     git = source["git"]
     if git and git["error"]:
         parts.append(f"not fetched since {git['failingSince']}: {git['error']}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import posixpath
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +21,7 @@ from pydantic import (
 )
 
 from reconciler.core.document import Document
+from reconciler.core.document import Path as Keys
 from reconciler.core.errors import ConfigError, Diagnostic
 from reconciler.core.explain import described, explained
 from reconciler.core.settings import (
@@ -33,6 +37,7 @@ from reconciler.core.settings import (
     SecretRef,
     Settings,
     SpecRules,
+    SqlInventory,
     VCenter,
     state_directory,
 )
@@ -113,6 +118,90 @@ def _git_url(value: str) -> str:
     return value
 
 
+SQL_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "mysql": ("unix_socket", "charset", "ssl_ca", "ssl_cert", "ssl_key", "ssl_verify_identity"),
+    "postgresql": ("host", "sslmode", "sslrootcert", "sslcert", "sslkey"),
+    "sqlite": (),
+}
+"""Kind of a database → what may stand behind the `?` of its URL. Source: PyMySQL's connect(), and
+libpq's connection parameters."""
+_SAME_SQL: Final = {"mariadb": "mysql", "postgres": "postgresql"}
+
+
+def _sql_url(value: str) -> str:
+    """The URL of a database in its one form. No error shows it: it may hold a password."""
+    scheme, colon, rest = value.partition("://")
+    kind = _SAME_SQL.get(scheme, scheme)
+    if not colon or kind not in SQL_OPTIONS:
+        raise ValueError(
+            "this is no database: write mysql://USER@HOST:3306/DB, postgresql://USER@HOST/DB or "
+            "sqlite:///ABSOLUTE/PATH"
+        )
+    parts = urlsplit(value)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.password is not None or any("pass" in name.lower() for name in options):
+        raise ValueError("a URL with a password in it: write `password: {file: …}` beside it")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or parts.fragment:
+        raise ValueError(
+            "this URL cannot be read: a port is a number; a `/`, `#`, `?` or `@` that belongs to a "
+            "name is written as %2F, %23, %3F, %40; a password stands beside it: `password: "
+            "{file: …}`"
+        )
+    unknown = [name for name in options if name not in SQL_OPTIONS[kind]]
+    if unknown:
+        known = ", ".join(SQL_OPTIONS[kind]) or "none"
+        raise ValueError(f"unknown option {unknown[0][:40]!r} in the URL (known: {known})")
+    if kind == "sqlite":
+        if parts.netloc or not parts.path.startswith("/") or parts.path.endswith("/"):
+            raise ValueError("write sqlite:///ABSOLUTE/PATH")
+        return f"sqlite://{posixpath.normpath(parts.path).replace('//', '/')}"
+    if not parts.path.strip("/") or "/" in parts.path.strip("/"):
+        raise ValueError("this URL names no database: it ends in /DB")
+    if not (parts.hostname or options.keys() & {"unix_socket", "host"}):
+        raise ValueError("this URL names no host, such as mysql://USER@HOST:3306/DB")
+    return f"{kind}://{rest}"
+
+
+def _query(value: str) -> str:
+    if not value.strip().rstrip(";").strip():
+        raise ValueError("an empty query; leave it out for that of the field's tables")
+    return value.strip().rstrip(";").strip()
+
+
+def _sealed(value: str) -> str:
+    """What age has encrypted, as far as its outer form tells."""
+    text = value.strip()
+    if text.startswith(_ARMOR[0]):
+        if not text.endswith(_ARMOR[1]):
+            raise ValueError(
+                f"its last line is not {_ARMOR[1]}: copy all of it, and write it as a block "
+                "(`age: |`)"
+            )
+        return f"{text}\n"
+    if "AGE-SECRET-KEY" in text.upper():
+        raise ValueError(
+            "this is a private key; here stands what it opens: reconciler secret encrypt"
+        )
+    try:
+        binary = base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error:
+        binary = b""
+    if not binary.startswith(b"age-encryption.org/v1\n"):
+        raise ValueError(
+            f"write what `reconciler secret encrypt` prints: a text that begins with {_ARMOR[0]}, "
+            "or base64 of what age writes"
+        )
+    return "".join(text.split())
+
+
+_ARMOR: Final = ("-----BEGIN AGE ENCRYPTED FILE-----", "-----END AGE ENCRYPTED FILE-----")
+"""First and last line. Source: age-encryption.org/v1."""
+
+
 def _address(value: str) -> str:
     if not re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", value) or any(
         int(p) > 255 for p in value.split(".")
@@ -132,34 +221,28 @@ Duration = Annotated[float, BeforeValidator(_duration)]
 
 
 class SecretModel(Strict):
-    """A secret is never written in place."""
+    """A secret is never written in place, but for one that is encrypted."""
 
     file: str | None = None
     env: str | None = None
     credential: str | None = None
+    age: Annotated[str, AfterValidator(_sealed)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _never_in_place(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError(
-                "a secret is never written in place: write {file: PATH}, {env: NAME} or "
-                "{credential: NAME}"
+                "a secret is never written in place: write {file: PATH}, {env: NAME}, "
+                "{credential: NAME} or {age: ENCRYPTED}"
             )
         return value
 
     @model_validator(mode="after")
     def _one(self) -> SecretModel:
-        if sum(v is not None for v in (self.file, self.env, self.credential)) != 1:
-            raise ValueError("name exactly one of file, env and credential")
+        if sum(v is not None for v in (self.file, self.env, self.credential, self.age)) != 1:
+            raise ValueError("name exactly one of file, env, credential and age")
         return self
-
-    def ref(self, base: str) -> SecretRef:
-        if self.file is not None:
-            return SecretRef("file", _absolute(self.file, base))
-        if self.env is not None:
-            return SecretRef("env", self.env)
-        return SecretRef("credential", self.credential or "")
 
 
 class RepositoryModel(Strict):
@@ -210,9 +293,23 @@ class VCenterModel(Strict):
     password: SecretModel
 
 
+class SqlModel(Strict):
+    url: Annotated[str, AfterValidator(_sql_url)]
+    password: SecretModel | None = None
+    query: Annotated[str, AfterValidator(_query)] | None = None
+    timeout: Duration = 5.0
+
+
 class InventoryModel(Strict):
     file: Path | None = None
+    sql: SqlModel | None = None
     required: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> InventoryModel:
+        if self.file is not None and self.sql is not None:
+            raise ValueError("`file` and `sql` are both given: one of them is the inventory")
+        return self
 
 
 class ApiModel(Strict):
@@ -245,7 +342,7 @@ class GitModel(Strict):
 
     @model_validator(mode="after")
     def _ways_in(self) -> GitModel:
-        if self.key and self.key.env is not None:
+        if self.key and (self.key.env is not None or self.key.age is not None):
             raise ValueError(
                 "ssh reads `key` from a file: write {file: PATH} or {credential: NAME}"
             )
@@ -271,6 +368,16 @@ class NotifyModel(Strict):
         return self
 
 
+class SecretsModel(Strict):
+    age_identity: SecretModel | None = None
+
+    @model_validator(mode="after")
+    def _open(self) -> SecretsModel:
+        if self.age_identity and self.age_identity.age is not None:
+            raise ValueError("the key that opens the others cannot be encrypted itself")
+        return self
+
+
 class ConfigModel(Strict):
     hub: Name | None = None
     state: Path | None = None
@@ -285,6 +392,42 @@ class ConfigModel(Strict):
     git: GitModel = GitModel()
     notify: NotifyModel = NotifyModel()
     specs: SpecsModel = SpecsModel()
+    secrets: SecretsModel = SecretsModel()
+
+
+class _Refs:
+    """The references to secrets of one config."""
+
+    def __init__(self, model: ConfigModel, document: Document | None, base: str) -> None:
+        self.document, self.base = document, base
+        self.wrong: list[Diagnostic] = []
+        identity = model.secrets.age_identity
+        self.identity = self._plain(identity) if identity else None
+
+    def _plain(self, model: SecretModel) -> SecretRef:
+        if model.file is not None:
+            return SecretRef("file", _absolute(model.file, self.base))
+        if model.env is not None:
+            return SecretRef("env", model.env)
+        return SecretRef("credential", model.credential or "")
+
+    def of(self, model: SecretModel, *path: str) -> SecretRef:
+        """The reference that is written at a path."""
+        if model.age is None:
+            return self._plain(model)
+        keys: Keys = (*path, "age")
+        place = self.document.place(keys) if self.document else None
+        if self.identity is None:
+            summary = (
+                f"{'.'.join(path)}: it is encrypted, and the config names no key that opens it: "
+                "write `secrets: {age_identity: {file: PATH}}`"
+            )
+            self.wrong.append(Diagnostic("error", summary, place))
+        digest = hashlib.sha256(model.age.encode()).hexdigest()[:12]
+        return SecretRef("age", digest, model.age, self.identity, f"{place or ''}")
+
+    def maybe(self, model: SecretModel | None, *path: str) -> SecretRef | None:
+        return self.of(model, *path) if model else None
 
 
 _SCALARS: dict[str, tuple[str, ...]] = {
@@ -294,7 +437,7 @@ _SCALARS: dict[str, tuple[str, ...]] = {
     "git": ("url", "branch", "interval"),
     "notify": ("url", "timeout"),
 } | {
-    section: tuple(model.model_fields)
+    section: tuple(name for name in model.model_fields if name != "sql")
     for section, model in (
         ("ports", PortsModel),
         ("qemu_nbd", QemuModel),
@@ -377,7 +520,8 @@ def settings(
     )
     state = state_directory(given, {**environment, "RECONCILER_STATE": ""}, root=root)
     inventory_base = cwd if "RECONCILER_INVENTORY_FILE" in used else base
-    return Settings(
+    refs = _Refs(model, document, base)
+    found = Settings(
         hub=model.hub or default_hub(host_name),
         state=state,
         repositories={
@@ -393,22 +537,27 @@ def settings(
         snas={
             name: Appliance(
                 **sna.model_dump(exclude={"token"}),
-                token=sna.token.ref(base) if sna.token else None,
+                token=refs.maybe(sna.token, "snas", name, "token"),
             )
             for name, sna in model.snas.items()
         },
         vcenters={
-            name: VCenter(host=one.host, user=one.user, password=one.password.ref(base))
+            name: VCenter(
+                host=one.host,
+                user=one.user,
+                password=refs.of(one.password, "vcenters", name, "password"),
+            )
             for name, one in model.vcenters.items()
         },
         inventory=_absolute(model.inventory.file, inventory_base) if model.inventory.file else None,
+        inventory_sql=_sql(model.inventory.sql, refs),
         inventory_required=model.inventory.required,
         listen=model.api.listen,
         loop=Loop(**{name: getattr(model.loop, name) for name in Loop.__struct_fields__}),
-        git=_git(model.git, base),
+        git=_git(model.git, refs),
         notify=Notify(
             url=model.notify.url or "",
-            secret=model.notify.secret.ref(base) if model.notify.secret else None,
+            secret=refs.maybe(model.notify.secret, "notify", "secret"),
             timeout=model.notify.timeout,
         ),
         specs=SpecRules(
@@ -416,17 +565,31 @@ def settings(
             env=tuple(model.specs.env),
         ),
     )
+    if refs.wrong:
+        raise ConfigError(refs.wrong)
+    return found
 
 
-def _git(model: GitModel, base: str) -> GitSource:
+def _sql(model: SqlModel | None, refs: _Refs) -> SqlInventory | None:
+    if model is None:
+        return None
+    return SqlInventory(
+        url=model.url,
+        password=refs.maybe(model.password, "inventory", "sql", "password"),
+        query=model.query or "",
+        timeout=model.timeout,
+    )
+
+
+def _git(model: GitModel, refs: _Refs) -> GitSource:
     signers = model.allowed_signers
     return GitSource(
         url=model.url or "",
         branch=model.branch,
         interval=model.interval,
-        key=model.key.ref(base) if model.key else None,
-        token=model.token.ref(base) if model.token else None,
-        allowed_signers=_absolute(signers, base) if signers else None,
+        key=refs.maybe(model.key, "git", "key"),
+        token=refs.maybe(model.token, "git", "token"),
+        allowed_signers=_absolute(signers, refs.base) if signers else None,
     )
 
 

@@ -103,6 +103,8 @@ class Desired(Struct, frozen=True, kw_only=True):
     """VMs of which a run is asked for, and that are not in scope."""
     idle: tuple[str, ...] = ()
     """VMs that are declared, and of which no run is asked for: they stay as they are."""
+    stale: str = ""
+    """Why no run may begin: the inventory that knows all disks cannot be read now."""
 
     @property
     def failed(self) -> bool:
@@ -176,6 +178,7 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
         diagnostics=tuple(diagnostics),
         untouched=chosen.untouched,
         idle=tuple(idle),
+        stale=inventory.told() if inventory else "",
     )
 
 
@@ -334,6 +337,13 @@ def _disks(declared: Declared, inventory: Inventory | None, settings: Settings) 
 
     spec = declared.spec
     known = inventory.vms.get(spec.name) if inventory else None
+    where = "name" if spec.disks == "inventory" else "disks"
+    if inventory and spec.name in inventory.unusable:
+        raise _Refused(
+            f"the inventory {inventory.origin} knows this VM, and what it says cannot be used: "
+            f"{inventory.unusable[spec.name]}; correct it there",
+            where,
+        )
     if known is None and (spec.disks == "inventory" or settings.inventory_required):
         if inventory is None:
             raise _Refused(
@@ -341,10 +351,13 @@ def _disks(declared: Declared, inventory: Inventory | None, settings: Settings) 
                 "`inventory: {file: inventory.yaml}` into the config, or list the disks",
                 "disks",
             )
+        if not inventory.readable:
+            raise _Refused(f"its disks come from {inventory.told()}", "disks")
         raise _Refused(
-            f"the inventory {inventory.file} does not know this VM"
-            f"{nearest(spec.name, inventory.vms)}",
-            "name" if spec.disks == "inventory" else "disks",
+            f"the inventory {inventory.origin} does not know this VM"
+            f"{nearest(spec.name, inventory.names)}"
+            f"{f' ({inventory.stale})' if inventory.stale else ''}",
+            where,
         )
     if spec.disks == "inventory":
         assert known is not None

@@ -98,6 +98,12 @@ class Disks:
                 self.refuse(*wrong, disk=export.key)
         return fit
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run that rules this VM has begun: an SNA may have been told of its disks."""
+        call = self.call
+        return call is not None and call.state not in (CallState.DUE, CallState.REJECTED)
+
     def gone(self, export: Export) -> tuple[str, str] | None:
         """(cause, why) for which an image that is missing is not made anew: it was not empty."""
         call = self.call
@@ -180,9 +186,7 @@ class Disks:
 
     def fits(self, wanted: Sequence[Export], serving: Mapping[int, Server]) -> bool:
         """Whether there is room for a run that wants to begin; one that has begun goes on."""
-        call = self.call
-        begun = call is not None and call.state not in (CallState.DUE, CallState.REJECTED)
-        if begun or self.vm.purpose != "backup":
+        if self.begun or self.vm.purpose != "backup":
             return True
         short = self.room.take(self.vm.name, wanted)
         if short is None:

@@ -1,8 +1,8 @@
-"""Inventory: VM → all its disks, from a YAML file; and the all-or-none check."""
+"""Inventory: VM → all its disks, from whoever can count them; and the all-or-none check."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from reconciler.core.document import Document
 from reconciler.core.errors import Diagnostic
 from reconciler.core.explain import described, explained
+from reconciler.core.source import Stale
 from reconciler.core.spec import AddressSpec, DiskSpec, Name, Size, Strict
 from reconciler.core.units import format_size
 
@@ -39,10 +40,46 @@ class _File(Strict):
 class Inventory(Struct, frozen=True, dict=True):
     """What is known about VMs by somebody who can count their disks."""
 
-    file: str
+    origin: str
+    """The file, or the database, as people know it. Without secrets."""
     vms: Mapping[str, KnownVm]
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Group → names of VMs, or globs of names."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """VM → why what is said of it cannot be right. It is known, and none of `vms`."""
+    stale: Stale | None = None
+    """It says what was true once: good for keeping what has begun, and for nothing new."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether it says anything at all."""
+        return self.stale is None or bool(self.stale.since)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Every VM that is there, also those of which nothing can be used."""
+        return {**self.vms, **self.unusable}
+
+    @property
+    def findings(self) -> list[Diagnostic]:
+        """What is wrong with single VMs, for who checks the inventory itself."""
+        return [
+            Diagnostic("warning", f"in the inventory {self.origin}: VM {name}: {why}")
+            for name, why in self.unusable.items()
+        ]
+
+    def told(self) -> str:
+        """Why no run may begin by what this says; empty: it is of now."""
+        return f"the inventory {self.origin}: {self.stale}" if self.stale else ""
+
+    def to_source(self) -> dict[str, Any]:
+        """What is remembered of it beside what was read of the specs; see `stale_told`."""
+        stale = self.stale
+        return {
+            "origin": self.origin,
+            "error": stale.error if stale else "",
+            "since": stale.since if stale else 0.0,
+        }
 
     def groups_of(self, vm: str) -> list[str]:
         """The groups of a VM, in the order in which they are written."""
@@ -129,4 +166,25 @@ def _listing(disks: object) -> str:
             for key, size in disks  # type: ignore[attr-defined]
         )
         or "none"
+    )
+
+
+def to_json(inventory: Inventory) -> dict[str, Any]:
+    """All that it says, for a later reading."""
+    return {
+        "origin": inventory.origin,
+        "vms": {name: known.model_dump(exclude_none=True) for name, known in inventory.vms.items()},
+        "groups": {name: list(names) for name, names in inventory.groups.items()},
+        "unusable": dict(inventory.unusable),
+    }
+
+
+def from_json(value: Mapping[str, Any], stale: Stale | None) -> Inventory:
+    """The same again. Raises ValueError, KeyError, TypeError if it is no such text."""
+    return Inventory(
+        str(value["origin"]),
+        {name: KnownVm.model_validate(known) for name, known in value["vms"].items()},
+        {name: tuple(names) for name, names in value["groups"].items()},
+        {name: str(why) for name, why in value["unusable"].items()},
+        stale,
     )

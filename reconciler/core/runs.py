@@ -158,7 +158,7 @@ def _unsure(one: Declared, specs: Specs, ledger: Ledger) -> Diagnostic | None:
 def _unknown(entry: Asked, specs: Specs, inventory: Inventory | None) -> Diagnostic | None:
     """Why an entry cannot bring in a VM that nobody declares; None: the inventory knows it."""
     name = entry.spec.vm
-    known = inventory.vms if inventory else {}
+    known = inventory.names if inventory else ()
     if name in known and not specs.unread:
         return None
     if name in known:
@@ -170,7 +170,10 @@ def _unknown(entry: Asked, specs: Specs, inventory: Inventory | None) -> Diagnos
     else:
         rule = "unknown-name"
         names = {*known, *(one.spec.name for one in specs.vms), *specs.refused}
-        unknown = "the inventory does not know it" if inventory else "no inventory can be read"
+        unknown = "no inventory can be read"
+        if inventory:
+            unknown = "the inventory does not know it"
+            unknown += f" ({inventory.stale})" if inventory.stale else ""
         summary = (
             f"there is no VM {name!r}: no spec that is read here declares it, and {unknown}"
             f"{nearest(name, names)}"

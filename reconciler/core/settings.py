@@ -33,13 +33,24 @@ class Secret:
 
 
 class SecretRef(Struct, frozen=True):
-    """Where a secret is kept: `file` (a path), `env` (a name) or `credential` (systemd's)."""
+    """Where a secret is kept: `file` (a path), `env` (a name) or `credential` (systemd's); or
+    `age`: in the config itself, encrypted."""
 
     kind: str
     name: str
+    """Of what is encrypted: the beginning of its digest."""
+    sealed: str = ""
+    """What is encrypted: an armored text, or base64."""
+    identity: SecretRef | None = None
+    """Where the key is that opens it."""
+    place: str = ""
+    """file:line:column of what is encrypted."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
+
+    def __repr__(self) -> str:
+        return f"SecretRef({self})"
 
 
 class QemuNbd(Struct, frozen=True, kw_only=True):
@@ -142,6 +153,26 @@ class GitSource(Struct, frozen=True, kw_only=True):
     """Absolute path of a file as in ssh-keygen(1); without a signature by one, no commit counts."""
 
 
+class SqlInventory(Struct, frozen=True, kw_only=True):
+    """A database that knows all disks. Durations in seconds."""
+
+    url: str
+    """`mysql://USER@HOST:PORT/DB`, `postgresql://USER@HOST:PORT/DB` or `sqlite:///PATH`; without a
+    password."""
+    password: SecretRef | None = None
+    query: str = ""
+    """Empty: that of the field's tables; see core/inventory_rows.py."""
+    timeout: Seconds = 5.0
+    """For all of one reading: to connect, to ask, and to take the answer."""
+
+    @property
+    def origin(self) -> str:
+        """What people call it: without the user, and without options."""
+        scheme, _, rest = self.url.partition("://")
+        host, slash, name = rest.partition("?")[0].partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{name}"
+
+
 class SpecRules(Struct, frozen=True, kw_only=True):
     """What specs may look at beside themselves."""
 
@@ -180,6 +211,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     snas: Mapping[str, Appliance] = field(default_factory=dict)
     vcenters: Mapping[str, VCenter] = field(default_factory=dict)
     inventory: str | None = None
+    """Absolute path of the file that knows all disks."""
+    inventory_sql: SqlInventory | None = None
+    """The database that does, in place of a file."""
     inventory_required: bool = False
     listen: Endpoint = LISTEN
     """Where the callbacks of the appliances' clients are taken."""
@@ -196,6 +230,20 @@ class Settings(Struct, frozen=True, kw_only=True):
     def least_free(self, path: str) -> Bytes:
         """`min_free` of the repository that a file lies in."""
         return self.min_free.get(self.repository_of(path) or "", MIN_FREE)
+
+    @property
+    def secrets(self) -> tuple[SecretRef, ...]:
+        """Every secret that the config names, and the keys to those that are encrypted."""
+        found = [
+            *(sna.token for sna in self.snas.values()),
+            *(one.password for one in self.vcenters.values()),
+            self.inventory_sql.password if self.inventory_sql else None,
+            self.git.key,
+            self.git.token,
+            self.notify.secret,
+        ]
+        refs = [ref for one in found if one for ref in (one, one.identity) if ref]
+        return tuple(dict.fromkeys(refs))
 
     @property
     def requests(self) -> str:

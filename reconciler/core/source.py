@@ -16,7 +16,7 @@ from reconciler.core.desired import Desired, Vm, at_attempt
 from reconciler.core.errors import Diagnostic
 from reconciler.core.ledger import Applied, Declaration, Ledger
 from reconciler.core.settings import Loop, Settings
-from reconciler.core.units import Seconds
+from reconciler.core.units import Seconds, stamp
 
 APART: Final[Seconds] = 2.0
 """At least so long after the first clean reading comes the second that confirms a removal: longer
@@ -72,10 +72,31 @@ def condition_of(reason: str) -> str:
     return "SourceUnreadable" if reason in UNREADABLE else "PruneHeld"
 
 
+class Stale(Struct, frozen=True):
+    """Why an inventory is not of now, and of when it is."""
+
+    error: str
+    since: Seconds = 0.0
+    """When it was read last; 0: it never was, so nothing is known."""
+
+    def __str__(self) -> str:
+        since = f"was read last at {stamp(self.since)}" if self.since else "was never read"
+        return f"it {since}, and cannot be read now: {self.error}"
+
+
+def stale_told(source: Mapping[str, Any]) -> str:
+    """Why no run may begin, by what is remembered of a reading; empty: nothing speaks against."""
+    known = source.get("inventory") or {}
+    if not known.get("error"):
+        return ""
+    return f"the inventory {known['origin']}: {Stale(known['error'], known['since'])}"
+
+
 def read_well(source: Mapping[str, Any]) -> bool:
     """Whether a reading, as it is remembered, was of all that there is, and of today."""
-    fetch = source.get("fetch") or {}
-    return not source.get("unread") and not fetch.get("fetch_error")
+    fetch, inventory = source.get("fetch") or {}, source.get("inventory") or {}
+    good = not source.get("unread") and not fetch.get("fetch_error")
+    return good and not inventory.get("error")
 
 
 class Found(Struct, frozen=True, kw_only=True):

@@ -205,6 +205,8 @@ def source_json(ledger: Ledger) -> dict[str, Any] | None:
         return None
     revision, unread = source["revision"], source["unread"]
     fetch, waiting = source.get("fetch") or {}, source["waiting"]
+    inventory = source.get("inventory") or {}
+    read = inventory.get("since")
     return {
         "directory": source["directory"],
         "revision": revision.get("name") or None,
@@ -224,6 +226,13 @@ def source_json(ledger: Ledger) -> dict[str, Any] | None:
             "failingSince": stamp(fetch["fetch_since"]) if fetch["fetch_error"] else None,
         }
         if fetch
+        else None,
+        "inventory": {
+            "origin": inventory["origin"],
+            "error": inventory["error"] or None,
+            "readAt": stamp(read) if read else None,
+        }
+        if inventory
         else None,
     }
 

@@ -266,6 +266,15 @@ class OneVm(Calls):
     def exported(self) -> None:
         vm, call = self.vm, self.call
         backup = vm.purpose == "backup"
+        if backup and self.desired.stale and not self.begun:
+            self.outcome()
+            self.ports = {server.mark.disk: server.mark.port for server in self.servers}
+            self.refuse(
+                "InventoryStale",
+                f"no run begins, as a disk may have been added since: {self.desired.stale}; when "
+                "that is mended: reconciler apply; nothing of this VM is changed until then",
+            )
+            return
         if backup and call and call.run == vm.run and call.state is not CallState.DUE:
             changed = difference(call, vm.sna, vm.type, vm.exports)
             if changed and call.exports and call.state is not CallState.REJECTED:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -244,6 +245,8 @@ def _decoded(name: str, data: bytes) -> Text:
 def secret(ref: SecretRef, environment: Mapping[str, str]) -> Secret:
     """The secret behind a reference, one trailing newline removed. Raises HostError."""
     path = ref.name
+    if ref.kind == "age":
+        return _opened(ref, environment)
     if ref.kind == "env":
         value = environment.get(ref.name)
         if not value:
@@ -275,3 +278,61 @@ def secret(ref: SecretRef, environment: Mapping[str, str]) -> Secret:
     if not text:
         raise HostError(f"cannot use the secret file {path}: it is empty", "SecretUnreadable")
     return Secret(text)
+
+
+def _opened(ref: SecretRef, environment: Mapping[str, str]) -> Secret:
+    """A secret that age has encrypted. Raises HostError; none holds it, or a key."""
+    where = f"cannot decrypt the secret{f' at {ref.place}' if ref.place else ''}"
+    if ref.identity is None:
+        raise HostError(
+            f"{where}: the config names no key; write `secrets: {{age_identity: {{file: PATH}}}}`",
+            "SecretUnreadable",
+        )
+    try:
+        key = secret(ref.identity, environment).reveal()
+    except HostError as error:
+        raise HostError(f"{where}: its key: {error}", "SecretUnreadable") from error
+    import pyrage  # only who decrypts loads it
+
+    data = ref.sealed.encode()
+    if not data.startswith(b"-----"):
+        data = base64.b64decode(data)
+    identities = _identities(key, ref.identity)
+    try:
+        text = pyrage.decrypt(data, identities).decode()
+    except pyrage.DecryptError as error:
+        if "No matching keys" in str(error):
+            why = f"it was encrypted for none of the {len(identities)} keys in {ref.identity}"
+        else:
+            why = f"it is broken ({error}); write anew what reconciler secret encrypt prints"
+        raise HostError(f"{where}: {why}", "SecretUnreadable") from None
+    except UnicodeDecodeError:
+        raise HostError(f"{where}: not text", "SecretUnreadable") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise HostError(f"{where}: it is empty", "SecretUnreadable")
+    return Secret(text)
+
+
+def _identities(key: str, ref: SecretRef) -> list[Any]:
+    """The private keys of a file: those of age-keygen, one a line, or one of ssh-keygen.
+
+    Raises HostError.
+    """
+    import pyrage
+
+    try:
+        if "PRIVATE KEY-----" in key:
+            return [pyrage.ssh.Identity.from_buffer(f"{key}\n".encode())]
+        lines = [line.strip() for line in key.splitlines()]
+        written = [line for line in lines if line and not line.startswith("#")]
+        found = [pyrage.x25519.Identity.from_str(line) for line in written]
+    except pyrage.IdentityError:
+        found = []
+    if not found:
+        raise HostError(
+            f"cannot use the key in {ref}: it is no line AGE-SECRET-KEY-1… as age-keygen writes, "
+            "and no private key of ssh-keygen without a passphrase (ed25519 or rsa)",
+            "SecretUnreadable",
+        )
+    return found

@@ -189,7 +189,7 @@ def test_a_fault_in_the_environment_is_named(value: str) -> None:
         ("snas: {a: {url: 'http://x', timeot: 1s}}", ["unknown key 'timeot'", "mean 'timeout'"]),
         ("vcenters: {a: {host: h, user: u}}", ["1:15 error: the key 'password' is missing"]),
         ("vcenters: {a: {hots: h}}", ["unknown key 'hots'", "did you mean 'host'"]),
-        ("inventory: {sql: {}}", ["1:13 error: unknown key 'sql'"]),
+        ("inventory: {sql: {}}", ["1:18 error: the key 'url' is missing"]),
         ("loop: {resink: 1s}", ["1:8 error: unknown key 'resink'", "did you mean 'resync'"]),
     ],
 )
@@ -210,8 +210,8 @@ def test_what_cannot_be_right_is_refused_at_its_place(text: str, words: list[str
                 "{credential: NAME}",
             ],
         ),
-        ("{}", ["name exactly one of file, env and credential"]),
-        ("{file: a, env: b}", ["name exactly one of file, env and credential"]),
+        ("{}", ["name exactly one of file, env, credential and age"]),
+        ("{file: a, env: b}", ["name exactly one of file, env, credential and age"]),
         ("{file: 3}", ["expected text"]),
         ("{value: s3cret}", ["unknown key 'value'"]),
     ],
@@ -367,3 +367,81 @@ def test_who_is_told_cannot_be_written_so(text: str, says_so: str) -> None:
 def test_who_is_told_is_not_in_what_was_applied() -> None:
     found = read("notify: {url: 'https://a.example/the-way-in', secret: {file: the-way-in}}")
     assert "the-way-in" not in json.dumps(found.to_json())
+
+
+# -- a database as the inventory
+
+
+def sql(url: str, more: str = "") -> str:
+    return f"inventory: {{sql: {{url: '{url}'{more}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("written", "url", "origin"),
+    [
+        ("mysql://hub@db:3306/oma", "mysql://hub@db:3306/oma", "mysql://db:3306/oma"),
+        ("mariadb://hub@db/oma", "mysql://hub@db/oma", "mysql://db/oma"),
+        ("postgres://hub@db/oma", "postgresql://hub@db/oma", "postgresql://db/oma"),
+        ("postgresql://db/oma?sslmode=require", None, "postgresql://db/oma"),
+        ("mysql://hub@localhost/oma?unix_socket=/run/s", None, "mysql://localhost/oma"),
+        ("postgresql:///oma?host=%2Frun", None, "postgresql:///oma"),
+        ("mysql://h%40b@[::1]:3306/oma", None, "mysql://[::1]:3306/oma"),
+        ("sqlite:///var/lib/oma.db", None, "sqlite:///var/lib/oma.db"),
+        ("sqlite:////var/lib/oma.db", "sqlite:///var/lib/oma.db", "sqlite:///var/lib/oma.db"),
+    ],
+)
+def test_a_database_may_be_the_inventory(written: str, url: str | None, origin: str) -> None:
+    found = read(sql(written, ", password: {file: pw}, timeout: 2s")).inventory_sql
+    assert found is not None
+    assert found.url == (url or written)
+    assert found.origin == origin
+    assert (found.password, found.timeout, found.query) == (
+        SecretRef("file", "/etc/r/pw"),
+        2.0,
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("mysql://hub:hunter2@db/oma", ["a URL with a password", "write `password: {file: …}`"]),
+        ("mysql://hub:@db/oma", ["a URL with a password"]),
+        ("mysql://hub@db/oma?passwd=hunter2", ["a URL with a password"]),
+        ("postgresql://db/oma?password=hunter2", ["a URL with a password"]),
+        ("mysql://hub:hunt/er2@db/oma", ["cannot be read"]),
+        ("mysql://hub@db:port/oma", ["cannot be read", "a port is a number"]),
+        ("mysql://hub@db/oma#hunter2", ["cannot be read"]),
+        ("oracle://hub@db/hunter2", ["no database", "sqlite:///ABSOLUTE/PATH"]),
+        ("hunter2", ["no database"]),
+        ("mysql://hub@db", ["names no database"]),
+        ("mysql://hub@db/a/b", ["names no database"]),
+        ("mysql:///oma", ["names no host"]),
+        ("mysql://db/oma?local_infile=1", ["unknown option 'local_infile'", "unix_socket"]),
+        ("sqlite://inventory.db", ["sqlite:///ABSOLUTE/PATH"]),
+        ("sqlite:///dir/", ["sqlite:///ABSOLUTE/PATH"]),
+        ("sqlite:///a.db?mode=rwc", ["unknown option 'mode'", "known: none"]),
+    ],
+)
+def test_a_url_that_is_no_database_is_refused_and_not_repeated(url: str, words: list[str]) -> None:
+    found = wrong(sql(url))
+    says(found, "1:24 error: url: ", *words)
+    assert "hunter2" not in found
+    assert "er2" not in found
+
+
+def test_the_inventory_is_a_file_or_a_database() -> None:
+    text = "inventory: {file: a, sql: {url: 'sqlite:///a.db'}}"
+    says(wrong(text), "1:12 error", "`file` and `sql` are both given")
+
+
+def test_a_query_is_one_statement_with_words_in_it() -> None:
+    found = read(sql("sqlite:///a.db", ", query: ' SELECT 1; '")).inventory_sql
+    assert found is not None
+    assert found.query == "SELECT 1"
+    says(wrong(sql("sqlite:///a.db", ", query: ' ;'")), "an empty query")
+
+
+def test_what_is_remembered_of_the_settings_holds_no_database() -> None:
+    found = read(sql("mysql://hub@db/oma", ", password: {env: DB}"))
+    assert "oma" not in json.dumps(found.to_json())

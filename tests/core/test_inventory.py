@@ -27,7 +27,7 @@ def wrong(text: str) -> str:
 
 def test_an_inventory_knows_addresses_keys_and_sizes() -> None:
     found = known(GOOD)
-    assert found.file == "inventory.yaml"
+    assert found.origin == "inventory.yaml"
     vm = found.vms["ctx-123"]
     assert (vm.vm.name, vm.vm.path, vm.vm.vcenter) == ("pgtest1", "/DC1/vm/pgtest1", "vc1")
     assert [(disk.key, disk.size) for disk in vm.disks] == [(2000, 40 * GIB), (2001, 100 * GIB)]

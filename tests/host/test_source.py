@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from reconciler import inventories
 from reconciler.core.call import CallEvent, CallState
 from reconciler.core.errors import HostError
 from reconciler.core.plan import plan
@@ -499,7 +500,7 @@ def test_a_run_that_changes_while_the_old_one_is_active_waits(site: Site) -> Non
 # -- inventory and requests
 
 
-def test_an_inventory_that_cannot_be_read_keeps_the_vms_that_need_it(tmp_path: Path) -> None:
+def test_without_its_inventory_what_has_begun_goes_on_and_nothing_begins(tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.yaml"
     good = "vms:\n  ctx-1: {vm: {path: /DC1/vm/x}, disks: [{key: 2000, size: 1GiB}]}\n"
     inventory.write_text(good)
@@ -508,14 +509,46 @@ def test_an_inventory_that_cannot_be_read_keeps_the_vms_that_need_it(tmp_path: P
     site.watch()
     asks = "vms:\n  - {name: ctx-1, disks: inventory, backup: {run: RUN}}\n"
     site.write({"a.yaml": asks.replace("RUN", "r1"), "b.yaml": spec("ctx-2")})
-    assert site.exported() == {"ctx-1", "ctx-2"}
-    inventory.write_text("vms: [")
-    site.write({"a.yaml": asks.replace("RUN", "r2"), "b.yaml": spec("ctx-2", run="r2")})
     vms = site.apply()
-    assert (vms["ctx-1"].run, vms["ctx-2"].run) == ("r1", "r2")
-    says(site.message("ctx-1"), "inventory.yaml:2:1: cannot read")
+    export = vms["ctx-1"].exports[0]
+    site.store.hold([a_lease(export)], a_call(vms["ctx-1"], CallState.DUE))
+    (call,) = site.ledger().runs("ctx-1")
+    site.store.advance(call, CallEvent.INTEND, site.now)
+
+    def planned() -> list[tuple[str, int | None, str]]:
+        ledger = site.ledger()
+        assert site.reading is not None
+        desired = site.reading.desired(ledger)
+        return brief(plan(desired, seen([a_server(export)]), ledger, site.now))
+
+    inventory.write_text("vms: [")
+    for restarted in (False, True):  # the last good answer survives a restart
+        if restarted:
+            inventories.forget()
+            site.watch()
+        vms = site.apply()
+        assert vms["ctx-1"].exports == (export,)
+        assert ("refuse", None, "InventoryStale") in planned()  # ctx-2
+        assert not {kind for kind, *_ in planned()} & {"create", "start", "call", "stop"}
+        told = site.ledger().source["inventory"]
+        assert told["since"]
+        says(told["error"], "inventory.yaml:2:1: cannot read")
     inventory.write_text(good)
-    assert site.apply()["ctx-1"].run == "r2"
+    site.apply()
+    assert site.ledger().source["inventory"]["error"] == ""
+    assert ("create", 2000, "ImageMissing") in planned()
+    site.close()
+
+
+def test_an_inventory_that_was_never_read_gives_nothing(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.settings = replace(site.settings, inventory=str(tmp_path / "inventory.yaml"))
+    site.watch()
+    site.write({"a.yaml": "vms:\n  - {name: ctx-1, disks: inventory, backup: {run: r1}}\n"})
+    assert site.apply() == {}
+    assert site.reading is not None
+    found = "\n".join(str(one) for one in site.reading.desired(site.ledger()).diagnostics)
+    says(found, "VM ctx-1: its disks come from the inventory", "it was never read", "No such file")
     site.close()
 
 
