@@ -424,7 +424,8 @@ class Doctor:
             error = ""
             try:
                 read = partial(files.secret, ref, self.environment)
-                near = posixpath.dirname(ref.name) if ref.kind == "file" else ""
+                kept = ref.identity or ref
+                near = posixpath.dirname(kept.name) if kept.kind == "file" else ""
                 asked(near, read) if near else read()
             except HostError as wrong:
                 error = str(wrong)
@@ -437,7 +438,9 @@ class Doctor:
         for name, sna in settings.snas.items():
             if sna.token:
                 yield f"sna {name}", sna.token
+        sql = settings.inventory_sql
         for name, ref in (
+            ("inventory", sql.password if sql else None),
             ("git key", settings.git.key),
             ("git token", settings.git.token),
             ("notify", settings.notify.secret),
@@ -483,7 +486,8 @@ class Doctor:
 
     @cached_property
     def _inventory(self) -> tuple[Check, int | None, tuple[str, int] | None]:
-        where, required = self.settings.inventory or "", self.settings.inventory_required
+        sql, required = self.settings.inventory_sql, self.settings.inventory_required
+        where = sql.origin if sql else self.settings.inventory or ""
         if not where:
             return doctor.inventory("", required, (), None, 0), None, None
         known, wrong = listed(self.settings)
@@ -558,21 +562,16 @@ class Doctor:
 
 def listed(settings: Settings) -> tuple[Inventory | None, list[str]]:
     """The inventory, if one is named and can be read; and what is wrong with it."""
-    from reconciler.core import inventory
-    from reconciler.core.document import parse as parse_document
+    from reconciler.inventories import reader_of
 
     where = settings.inventory
-    if not where:
-        return None, []
+    read = reader_of(settings).read
     try:
-        text = asked(posixpath.dirname(where), partial(files.read, where))
+        answer = asked(posixpath.dirname(where), read) if where else read()
     except HostError as error:
         return None, [str(error)]
-    if text.error:
-        return None, [text.error]
-    written, wrong = parse_document(text.text, text.file)
-    known, more = inventory.read(written) if written else (None, [])
-    return known, [str(one) for one in (*wrong, *more) if one.severity == "error"]
+    known = None if answer.error else answer.inventory
+    return known, [one.summary if not one.place else str(one) for one in answer.diagnostics]
 
 
 def side_by_side(

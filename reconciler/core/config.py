@@ -132,6 +132,8 @@ def _sql_url(value: str) -> str:
     """The URL of a database in its one form. No error shows it: it may hold a password."""
     scheme, colon, rest = value.partition("://")
     kind = _SAME_SQL.get(scheme, scheme)
+    if ":" in rest.rpartition("@")[0]:
+        raise ValueError("a URL with a password in it: write `password: {file: …}` beside it")
     if not colon or kind not in SQL_OPTIONS:
         raise ValueError(
             "this is no database: write mysql://USER@HOST:3306/DB, postgresql://USER@HOST/DB or "
@@ -139,7 +141,7 @@ def _sql_url(value: str) -> str:
         )
     parts = urlsplit(value)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if parts.password is not None or any("pass" in name.lower() for name in options):
+    if any("pass" in name.lower() for name in options):
         raise ValueError("a URL with a password in it: write `password: {file: …}` beside it")
     try:
         port = parts.port

@@ -591,6 +591,8 @@ def secret(what: str, where: str, error: str) -> Check:
             "reconciler render systemd names the file under /etc/reconciler/credentials",
         )
     fix = f"see to it: {where}"
+    if where.startswith("age "):
+        fix = "see to `secrets: {age_identity: …}`; to encrypt it anew: reconciler secret encrypt"
     if where.startswith("file "):
         path = where.removeprefix("file ")
         fix = f"ls -la {path}"
@@ -635,7 +637,7 @@ def inventory(
         more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
         return failed(id_, title, f"{first}{more}", "reconciler validate")
     some = f"{vms} VM{'s' if vms != 1 else ''}, {disks} disk{'s' if disks != 1 else ''}"
-    if not vms:
+    if not vms:  # of a file: such an answer of a database is not believed
         return warning(id_, title, f"{where}: {some}", f"write its VMs into {where}")
     return ok(id_, title, f"{where}: {some}")
 

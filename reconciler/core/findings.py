@@ -51,6 +51,8 @@ _BY_SUMMARY: Final = tuple(
         ("duplicate-vm", r"is declared twice"),
         ("duplicate-disk", r"two disks (have|with) |has two disks "),
         ("secret-in-place", r"a secret is never written in place|URL with a password in it"),
+        # What stands there may be a password, a private key, or what was to be encrypted.
+        ("secret-in-place", r"this URL cannot be read|is a private key|secret encrypt` prints"),
         ("template", r"cannot evaluate|go round in a circle|cannot be used in \{\{|`when` must"),
         (
             "template",
