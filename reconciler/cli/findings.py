@@ -10,10 +10,12 @@ from typing import Final
 
 from reconciler.cli.terminal import WIDTH, cells, paint, safe, source
 from reconciler.core.errors import Diagnostic
-from reconciler.core.findings import Finding, Shown, finding, in_order, lines, shown
+from reconciler.core.findings import Finding, Shown, finding, in_order, lines, once, shown
 
 EACH: Final = 20
 """Findings of one kind that are shown, unless all are asked for."""
+HURT: Final = 3
+"""VMs that are named where one finding hurts several."""
 _GUTTER: Final = 5
 """Columns of a line's number, at least."""
 _ELLIPSIS: Final = "…"
@@ -42,11 +44,16 @@ def findings(
     out: list[str] = []
     seen: Counter[tuple[str, str]] = Counter()
     for severity in ("warning", "error"):
-        for diagnostic in in_order(one for one in diagnostics if one.severity == severity):
+        some = in_order(one for one in diagnostics if one.severity == severity)
+        for diagnostic, vms in once(some):
             found = finding(diagnostic)
             seen[severity, found.rule] += 1
             if each is None or seen[severity, found.rule] <= each:
                 out += _lines(found, split, colour=colour, width=width, private=private)
+                if len(vms) > 1:
+                    out.append(
+                        f"    = of {len(vms):,} VMs: {safe(', '.join(vms[:HURT]))}{_more(vms)}"
+                    )
         for (kind, rule), count in seen.items():
             if kind == severity and each is not None and count > each:
                 more = f"{count - each:,} more {rule} {severity}{'s' if count > each + 1 else ''}"
@@ -56,8 +63,13 @@ def findings(
 
 def count(diagnostics: Sequence[Diagnostic]) -> str:
     """`2 errors, 1 warning`."""
-    errors = sum(one.severity == "error" for one in diagnostics)
-    return f"{_many(errors, 'error')}, {_many(len(diagnostics) - errors, 'warning')}"
+    severities = [one.severity for one, _ in once(diagnostics)]
+    errors = severities.count("error")
+    return f"{_many(errors, 'error')}, {_many(len(severities) - errors, 'warning')}"
+
+
+def _more(vms: Sequence[str]) -> str:
+    return ", …" if len(vms) > HURT else ""
 
 
 def _many(number: int, what: str) -> str:

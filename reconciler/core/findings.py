@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reconciler.core.errors import Diagnostic, Place
 
@@ -151,6 +152,17 @@ def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
         return one.severity == "error", place.file, place.line, place.column
 
     return sorted(diagnostics, key=key)
+
+
+def once(diagnostics: Iterable[Diagnostic]) -> list[tuple[Diagnostic, tuple[str, ...]]]:
+    """Each finding once, with the VMs that it hurts: what is wrong with a variable or a default is
+    written in one place, and found again for every VM that needs it."""
+    found: dict[Diagnostic, list[str]] = {}
+    for one in diagnostics:
+        vms = found.setdefault(replace(one, vm=""), [])
+        if one.vm:
+            vms.append(one.vm)
+    return [(one, tuple(vms)) for one, vms in found.items()]
 
 
 _BREAK: Final = re.compile("\r\n|[\n\r\x85\u2028\u2029]")

@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from reconciler.core.errors import Diagnostic
-from reconciler.core.findings import RULES, WARNINGS, Finding, finding, lines, span
+from reconciler.core.findings import RULES, WARNINGS, Finding, finding, lines, once, span
 
 SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 VERSION: Final = "2.1.0"
@@ -20,7 +20,7 @@ def log(
 ) -> dict[str, Any]:
     """One run of `validate`. `sources`: file → its text. `directory`: what relative names are
     relative to, absolute."""
-    found = [finding(one) for one in diagnostics]
+    found = [finding(one) for one, _ in once(diagnostics)]
     named = {one.place.file for one in found if one.place}
     texts = {file: lines(text) for file, text in sources.items() if file in named}
     used = sorted({one.rule for one in found})

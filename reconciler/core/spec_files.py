@@ -434,7 +434,7 @@ class _Part:
         theirs = {VM_NAME, GROUP_NAMES, "item", *self.loop_variables()}
         theirs |= {name for frame in self.frames.values() for name in frame.top}
         theirs -= base.top.keys()
-        said = {(one.summary, one.place) for one in self.reading.diagnostics}
+        said = {one.place for one in self.reading.diagnostics}
         for name in self.vars[-1].values:
             if not name.isidentifier() or name in base.done:
                 continue
@@ -443,7 +443,7 @@ class _Part:
             try:
                 base.evaluate([name])
             except VariableError as error:
-                if (str(error), error.place) not in said:
+                if error.place not in said:
                     self.failed(error)
 
     def loop_variables(self) -> set[str]:

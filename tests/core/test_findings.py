@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.cli.findings import findings
+from reconciler.cli.findings import count, findings
 from reconciler.cli.terminal import cells, safe
 from reconciler.core.config import settings
 from reconciler.core.document import parse
@@ -362,3 +362,16 @@ def test_the_password_of_a_url_is_shown_nowhere() -> None:
 
 def test_what_is_printable_stays_as_it_is() -> None:
     assert safe("naïve 日本 👨‍👩‍👧 ✓") == "naïve 日本 👨‍👩‍👧 ✓"
+
+
+def test_what_hurts_many_vms_is_shown_once_and_counted_once() -> None:
+    place = Place("a.yaml", 1, 9)
+    wrong = [Diagnostic("error", "cannot evaluate {{ x }}", place, f"ctx-{n}") for n in range(5)]
+    wrong.append(Diagnostic("error", "cannot evaluate {{ y }}", place, "ctx-1"))
+    said = findings(wrong, {"a.yaml": "vars: {a: '{{ x }}'}"}, colour=False, width=80)
+    assert [line for line in said if "error" in line] == [
+        "a.yaml:1:9: error: cannot evaluate {{ x }}",
+        "a.yaml:1:9: error: cannot evaluate {{ y }}",
+    ]
+    assert "    = of 5 VMs: ctx-0, ctx-1, ctx-2, …" in said
+    assert count(wrong) == "2 errors, 0 warnings"
