@@ -89,10 +89,15 @@ def _loopback(value: object) -> Endpoint:
     return found
 
 
+def _shown(value: str) -> str:
+    """A URL that cannot be read, for an error; what stands before an `@` may be a password."""
+    return "this" if "@" in value else repr(value)
+
+
 def _url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{value!r} is not a URL like http://127.0.0.1:9081")
+        raise ValueError(f"{_shown(value)} is not a URL like http://127.0.0.1:9081")
     if parts.username or parts.password:
         raise ValueError("a URL with a password in it: write `token: {file: …}` instead")
     return value.rstrip("/")
@@ -112,7 +117,7 @@ def _git_url(value: str) -> str:
         raise ValueError("a URL with a password in it: write `token: {file: …}` instead")
     if not re.fullmatch(r"(https?|ssh|git|file)://.+|[^-:/][^:/]*:[^:].*|/.+", value):
         raise ValueError(
-            f"{value!r} is not a repository: write https://HOST/PATH, ssh://HOST/PATH, "
+            f"{_shown(value)} is not a repository: write https://HOST/PATH, ssh://HOST/PATH, "
             "USER@HOST:PATH, or an absolute path"
         )
     return value

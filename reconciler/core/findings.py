@@ -232,7 +232,7 @@ def shown(found: Finding, everything: Sequence[str], *, private: bool = False) -
     """The line of a file that a finding is about; None: there is none, or it might hold a secret.
 
     `private`: the file may hold what nobody is to read over a shoulder or in a log, so no more is
-    shown than the key and what is meant.
+    shown than the key, and of the value no more than the finding says itself.
     """
     if found.place is None or found.rule == "secret-in-place":
         return None
@@ -244,22 +244,25 @@ def shown(found: Finding, everything: Sequence[str], *, private: bool = False) -
     start = min(found.place.column - 1, len(line))
     end = _end(found, line, start + 1) - 1
     if private:
-        line, start, end = _covered(line, start, end, key=found.rule == "unknown-key")
+        line, start, end = _covered(line, start, end, found)
     return Shown(*_without_passwords(line, start, end))
 
 
 _OWN_KEY: Final = re.compile(r"\s*(?:- +)*[\w.-]*(?::\s+)?")
 
 
-def _covered(line: str, start: int, end: int, *, key: bool) -> tuple[str, int, int]:
-    """The same line with nothing in it but a value and its key."""
+def _covered(line: str, start: int, end: int, found: Finding) -> tuple[str, int, int]:
+    """The same line with nothing in it but a key, and a value that the finding tells anyway."""
     before, meant, after = line[:start], line[start:end], line[end:]
+    key = found.rule == "unknown-key" or after.startswith(":")
     if not _OWN_KEY.fullmatch(before):
         before = before[: len(before) - len(before.lstrip())] + "… "
     if meant[:1] in "[{|>":
-        meant = meant[0]
+        meant = meant[:1]
+    elif not key and meant.strip("\"'") not in found.summary:
+        meant = "…"
     if after.strip():
-        after = ": …" if key or after.startswith(":") else " …"
+        after = ": …" if key else " …"
     return before + meant + after, len(before), len(before) + len(meant)
 
 

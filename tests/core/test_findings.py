@@ -319,6 +319,12 @@ LEAKY = [
     f"vcenters:\n  v:\n    password: x\n    password: {SECRET}\n",
     f"password: {SECRET}\n",
     f"snas: [{SECRET}]\n",
+    f"snas: {{a: {{url: 'http://x', token: {{age: AGE-SECRET-KEY-{SECRET}}}}}}}",
+    f"snas:\n  a:\n    url: http://x\n    token:\n      age: {SECRET}\n",
+    f"inventory: {{sql: {{url: 'mysql://u:a/{SECRET}@h:x/db'}}}}",
+    f"inventory:\n  sql:\n    url: mysql://u:a#{SECRET}@h/db\n",
+    f"inventory: {{sql: {{url: 'u:{SECRET}@h/db'}}}}",
+    f"snas: {{a: {{url: 'u:{SECRET}@h/db', tokn: x}}}}",
 ]
 
 
@@ -349,8 +355,8 @@ def test_of_a_config_what_is_meant_is_shown() -> None:
     )  # fmt: skip
     assert "    2 |   resink: …" in out
     assert "      |   ^^^^^^" in out
-    assert "    3 |   max_delete: none" in out
-    assert "      |               ^^^^" in out
+    assert "    3 |   max_delete: …" in out
+    assert "      |               ^" in out
     assert "    4 | … 1 …" in out
 
 
