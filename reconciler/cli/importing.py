@@ -82,10 +82,17 @@ def importing(
 
         write({out: spec})
         click.echo(f"wrote {out}")
-        click.echo(f"next: look through it; then: reconciler validate -f {out}", err=True)
+        options.say(f"{_counted(seen, spec)}; next: reconciler validate -f {out}", err=True)
     else:
         click.echo(spec, nl=False)
+        options.say(f"{_counted(seen, spec)}; to keep it: --out FILE", err=True)
     return Exit.OK
+
+
+def _counted(seen: Sequence[Seen], spec: str) -> str:
+    todo = spec.count("  # TODO")
+    some = f"{len(seen)} server{'s' if len(seen) != 1 else ''}"
+    return f"{some}, {todo or 'nothing'} left to fill in (TODO)"
 
 
 def _made(settings: Settings) -> str:

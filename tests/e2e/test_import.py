@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -12,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from reconciler.core.foreign import document
 from reconciler.core.mark import Mark
 from reconciler.core.units import Port
+from reconciler.foreign import strangers
 from reconciler.host import nbd, proc
+from reconciler.loop import current, load_settings
 from tests.e2e.site import Appliance, Site, until
 from tests.e2e.watching import watching
 from tests.nbd_client import Client
@@ -63,10 +67,12 @@ def old(site: Site, dealer: Dealer) -> Iterator[Old]:
     assert found.untouched()
 
 
-def servers(site: Site, *arguments: str, code: int = 0) -> dict[str, dict[str, Any]]:
-    """Export name → what is said of its server."""
-    found = site.json("import", *arguments, code=code)["servers"]
-    mine = [one for one in found if str(site.folder) in one["argv"]]  # others may test here too
+def servers(site: Site) -> dict[str, dict[str, Any]]:
+    """Export name → what is said of its server, without a process of its own for it."""
+    settings = load_settings(str(site.folder / "reconciler.yaml"), {})
+    seen = strangers(settings, current(settings))
+    told = json.loads(json.dumps(document(seen, settings, "")))["servers"]
+    mine = [one for one in told if str(site.folder) in one["argv"]]  # others may test here too
     return {one["export"]: one for one in mine}
 
 
@@ -252,7 +258,7 @@ def test_a_relative_image_is_found_among_what_the_server_holds(site: Site, old: 
     )  # fmt: skip
     site.others.append(process)
     until(lambda: old.listens(port), "a server")
-    document = site.json("import")
-    (one,) = [one for one in document["servers"] if one["pid"] == process.pid]
+    said = site.json("import")
+    (one,) = [one for one in said["servers"] if one["pid"] == process.pid]
     assert one["image"] == str(Path(image).resolve())
     assert (one["vm"], one["disk"]) == (SEVEN, "2000")
