@@ -221,7 +221,11 @@ class Doctor:
         line = list(argv(export, port, "doctor", options))
         line[line.index("--description") + 1] = _description()
         chosen = ("cache", "aio", "discard", "detect_zeroes")
-        given = [f"--{one}={value}" for one in chosen if (value := getattr(options, one))]
+        given = [
+            f"--{one.replace('_', '-')}={value}"
+            for one in chosen
+            if (value := getattr(options, one))
+        ]
         found = Served(options=" ".join([*given, f"--shared={options.shared}"]))
         log = Path(folder) / "log"
         begun = time.monotonic()
