@@ -72,6 +72,8 @@ SIZE: Final = 1 << 20
 """Bytes of the image that is served as a trial."""
 TRIAL: Final = "nbd-reconciler doctor"
 """How the description of a trial server begins: no hub's mark, so no hub takes it for its own."""
+FOLDER: Final = ".reconciler-doctor-"
+"""How the name of a folder for the trial begins."""
 LEAST: Final = (3, 11)
 """Source: requires-python in pyproject.toml."""
 DIRECT: Final = ("none", "directsync")
@@ -195,8 +197,8 @@ class Doctor:
         said = said or "it does not say which version"
         yield ok("qemu.nbd", title, f"{binary}, {said.splitlines()[0].removeprefix(f'{binary} ')}")
         title = "qemu-img"
-        _sweep()
         with self._folder() as folder:
+            _sweep(posixpath.dirname(folder))
             image = posixpath.join(folder, "trial.qcow2")
             try:
                 images.create(image, SIZE, folder)
@@ -262,7 +264,7 @@ class Doctor:
                 if not (tried.failed or tried.direct):
                     good = place
                     break
-        folder = tempfile.mkdtemp(prefix=".reconciler-doctor-", dir=good)
+        folder = tempfile.mkdtemp(prefix=f"{FOLDER}{'-'.join(_ourselves())}-", dir=good)
         try:
             yield folder
         finally:
@@ -632,35 +634,49 @@ def asked(root: str, question: Callable[[], T], deadline: Seconds = patience.QUI
 
 def _description() -> str:
     """What our trial server says of itself: no hub's mark, and whose it is."""
+    return f"{TRIAL} {' '.join(_ourselves())}"
+
+
+def _ourselves() -> tuple[str, str, str]:
+    """Pid, start time and the namespace in which these mean something; see pid_namespaces(7)."""
     me = proc.identify(os.getpid())
     assert me is not None
-    return f"{TRIAL} {me.pid} {me.started} {_namespace()}"
+    return str(me.pid), str(me.started), str(_namespace())
 
 
 def _namespace() -> int:
-    """Pids mean something within one alone. Source: pid_namespaces(7)."""
     return os.stat("/proc/self/ns/pid").st_ino
 
 
-def _sweep() -> None:
-    """End the trial servers of doctors that were killed in the middle; they say whose they were."""
+def _orphaned(words: Sequence[str]) -> bool:
+    """Whether something that says so of itself is of a doctor that is gone."""
+    if len(words) != 3 or not words[0].isdigit() or words[2] != str(_namespace()):
+        return False
+    whose = proc.identify(int(words[0]))
+    return whose is None or str(whose.started) != words[1]
+
+
+def _sweep(place: str) -> None:
+    """End and remove what doctors left that were killed in the middle: servers, and folders of ours
+    in a directory. Both say whose they were."""
     for process in proc.processes(TRIAL.encode()):
         line = process.argv
         where = line.index("--description") + 1 if "--description" in line[:-1] else 0
-        words = line[where].removeprefix(TRIAL).split()
-        if not line[where].startswith(TRIAL) or len(words) != 3:
+        said = line[where]
+        if not said.startswith(TRIAL) or not _orphaned(said.removeprefix(TRIAL).split()):
             continue
-        pid, started, namespace = words
-        if namespace != str(_namespace()):
-            continue
-        whose = proc.identify(int(pid)) if pid.isdigit() else None
-        if whose and str(whose.started) == started:
-            continue  # it is at work just now
         with (
             contextlib.suppress(HostError),
             processes.Handle(process.identity, proc.identify) as it,
         ):
             it.end(TRIES)
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            words = entry.name.removeprefix(FOLDER).split("-")[:3]
+            if not entry.name.startswith(FOLDER) or not _orphaned(words):
+                continue
+            if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _elsewhere(pid: int) -> str:

@@ -223,13 +223,17 @@ def test_what_a_killed_doctor_left_is_ended_by_the_next(site: Site) -> None:
         "if sys.argv[1] == '--version': print('qemu-nbd 0'); sys.exit()\n"
         f"open({str(there)!r}, 'w').write(str(os.getpid())); time.sleep(600)",
     )
-    first = site.start("doctor", "--only", "qemu")
+    own = site.folder / "tmp"
+    own.mkdir()
+    first = site.start("doctor", "--only", "qemu", TMPDIR=str(own))
     pid = started(there)
     first.kill()
     first.communicate(timeout=60)
     Path(path).write_text(f"#!{sys.executable}\nimport os, sys\n{RUN}\n")
-    assert statuses(found(site, "qemu", code=0))["qemu.serves"] == "ok"
+    assert len(list(own.iterdir())) == 1
+    assert " failed" not in site.run("doctor", "--only", "qemu", TMPDIR=str(own))
     until(lambda: proc.identify(pid) is None, "the end of what was left")
+    assert list(own.iterdir()) == []
 
 
 def test_who_holds_a_port_of_the_range_is_named(site: Site) -> None:
