@@ -162,16 +162,11 @@ class Doctor:
             needed = metadata.requires(DISTRIBUTION) or []
         except metadata.PackageNotFoundError:
             needed = []  # run from its source
-        for line in needed:
-            requirement, _, marker = line.partition(";")
-            name, sign, oldest = requirement.partition(">=")
-            if marker.strip() or not sign:
-                continue
+        for name, oldest in filter(None, map(doctor.requirement, needed)):
             try:
-                there = metadata.version(name.strip())
+                libraries[name] = (metadata.version(name), oldest)
             except metadata.PackageNotFoundError:
-                there = ""
-            libraries[name.strip()] = (there, oldest.strip())
+                libraries[name] = ("", oldest)
         yield doctor.runtime(sys.version_info[:3], LEAST, libraries)
 
     # -- qemu

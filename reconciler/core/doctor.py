@@ -164,6 +164,15 @@ def runtime(
     return ok("python", title, f"Python {version}, {len(libraries)} libraries as they should be")
 
 
+def requirement(line: str) -> tuple[str, str] | None:
+    """(name, the oldest version) of a line like `psycopg[binary]>=3.1`; None: it is optional, or
+    any version will do. Source: the dependency specifiers of the packaging guide."""
+    found = re.match(
+        r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*\(?[^;]*?>=\s*([0-9][^,;)\s]*)", line
+    )
+    return (found[1], found[2]) if found and ";" not in line else None
+
+
 def numbers(version: str) -> tuple[int, ...]:
     """`7.2.22` as numbers that compare."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:4])

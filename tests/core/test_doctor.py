@@ -319,6 +319,22 @@ def test_what_runs_it() -> None:
     assert "click 8.1.6, re is missing" in old.observed
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("click>=8.1.7", ("click", "8.1.7")),
+        ("psycopg[binary]>=3.1", ("psycopg", "3.1")),
+        ("google-re2 >= 1.1, < 2", ("google-re2", "1.1")),
+        ("PyYAML (>=6.0.1)", ("PyYAML", "6.0.1")),
+        ("x<2,>=1.5", ("x", "1.5")),
+        ("x", None),
+        ("pytest>=8.2; extra == 'dev'", None),
+    ],
+)
+def test_requirements_are_read(line: str, expected: tuple[str, str] | None) -> None:
+    assert doctor.requirement(line) == expected
+
+
 def test_the_daemon() -> None:
     assert (
         "unit reconciler.service" in doctor.daemon("pid 3", True, "reconciler.service", "").observed
