@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SAVED: Final[Seconds] = 3600.0
 """How long a saved plan can be applied, if nobody says."""
+LONGEST: Final[Seconds] = 366 * 86400.0
+"""How long one can be applied at most. What it rests on moves sooner."""
 
 
 @click.command()
@@ -153,6 +155,10 @@ def plan(
     """
     if expires is not None and not out:
         raise click.UsageError("--expires goes with --out")
+    if expires is not None and not 0 < expires <= LONGEST:
+        raise click.UsageError(
+            f"--expires must be more than 0 s and at most {format_duration(LONGEST)}"
+        )
     from reconciler.cli import saving
     from reconciler.loop import load_settings
 
