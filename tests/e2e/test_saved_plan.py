@@ -444,7 +444,6 @@ def test_vms_are_chosen_by_name_and_label(site: Site, appliance: Appliance) -> N
     says(site.apply("--vm", "db-1", "--vm", "ctx-2"), "untouched, as this is about others: ctx-1")
     assert {vm for vm, _ in site.pids()} == {"ctx-1", "ctx-2", "db-1"}
     assert at_once(site, "status", "-l", "tier!=gold", "-o", "name")[1].split() == ["ctx-2", "db-1"]
-    )
     assert at_once(site, "status", "--vm", "ctx-*", "-o", "name")[1].split() == ["ctx-1", "ctx-2"]
     assert at_once(site, "status", "-l", "tier=gold", "-o", "name")[1].split() == ["ctx-1"]
     assert at_once(site, "status", "-l", "tier=bronze")[0] == 64
