@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,7 +229,10 @@ def test_what_moves_while_another_has_the_hub_is_seen_when_that_is_done(
 
 def race(site: Site) -> list[str]:
     """Two applies of one plan at once: what they say, the one that did it first."""
-    both = [site.start("apply", PLAN) for _ in range(2)]
+    return ends_of([site.start("apply", PLAN) for _ in range(2)])
+
+
+def ends_of(both: list[subprocess.Popen[str]]) -> list[str]:
     ends = [(one.communicate(timeout=60), one) for one in both]
     codes = sorted(one.returncode for _, one in ends)
     assert codes == [0, 5], ends
@@ -238,7 +242,14 @@ def race(site: Site) -> list[str]:
 def test_of_two_applies_at_once_one_does_it(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("ctx-1"))
     assert at_once(site, "plan", "--out", PLAN)[0] == 0
-    _, loser = race(site)
+    state = site.folder / "state"
+    state.mkdir()
+    with lock.held(state / "lock", "a test", 5):  # until both have seen that it is good
+        both = [site.start("apply", PLAN) for _ in range(2)]
+        for one in both:
+            assert one.stderr is not None
+            says(one.stderr.readline(), "waiting for")
+    _, loser = ends_of(both)
     says(loser, "it was applied at", "by reconciler apply (")
     assert len(appliance.starts()) == 1
     assert len(site.servers()) == 1
