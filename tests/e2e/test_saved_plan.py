@@ -481,11 +481,19 @@ def test_prune_takes_down_what_is_chosen(site: Site) -> None:
 
 
 def test_a_daemon_is_told_which_vms_are_meant(site: Site, appliance: Appliance) -> None:
-    site.dump(site.folder / "urgent.yaml", {"vms": [site.vm("ctx-1"), site.vm("ctx-2")]})
+    """And what lies around their specs is what lies there for the command, not for the daemon."""
+    home, aside = site.folder, site.folder / "aside"
+    (aside / "group_vars").mkdir(parents=True)
+    (aside / "group_vars" / "all.yaml").write_text("night: r7\n")
+    run = {"backup": {"run": "{{ night | default('r1') }}"}, "groups": ["all"]}
+    site.dump(aside / "urgent.yaml", {"vms": [site.vm("ctx-1", **run), site.vm("ctx-2", **run)]})
+    config = ("--config", str(home / "reconciler.yaml"))
     with watching(site, "--allow-empty"):
-        text = site.apply("-f", "urgent.yaml", "--vm", "ctx-2", "--diff")
+        site.folder = aside
+        text = site.apply(*config, "-f", "urgent.yaml", "--vm", "ctx-2", "--diff")
+        site.folder = home
         says(text, "untouched, as this is about others: ctx-1", "+ --shared 10")
-        assert list(site.pids()) == [("ctx-2", 2000)]
+        assert [(mark.vm, mark.run) for mark in site.servers().values()] == [("ctx-2", "r7")]
 
 
 def test_a_restart_shows_what_is_other(site: Site) -> None:
