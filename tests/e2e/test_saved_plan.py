@@ -468,7 +468,8 @@ def test_prune_takes_down_what_is_chosen(site: Site) -> None:
     site.spec(site.vm("ctx-1"))
 
     def stopped(*options: str) -> set[str]:
-        return {vm for vm, _, action in site.changes("--prune", *options) if action == "stop"}
+        _, out, _ = at_once(site, "plan", "--prune", "-o", "json", *options)
+        return {one["vm"] for one in json.loads(out)["changes"] if one["action"] == "stop"}
 
     assert stopped() == {"ctx-2", "ctx-3"}
     assert stopped("--vm", "ctx-2") == {"ctx-2"}
@@ -485,7 +486,7 @@ def test_a_daemon_is_told_which_vms_are_meant(site: Site, appliance: Appliance) 
     home, aside = site.folder, site.folder / "aside"
     (aside / "group_vars").mkdir(parents=True)
     (aside / "group_vars" / "all.yaml").write_text("night: r7\n")
-    run = {"backup": {"run": "{{ night | default('r1') }}"}, "groups": ["all"]}
+    run: dict[str, Any] = {"backup": {"run": "{{ night | default('r1') }}"}, "groups": ["all"]}
     site.dump(aside / "urgent.yaml", {"vms": [site.vm("ctx-1", **run), site.vm("ctx-2", **run)]})
     config = ("--config", str(home / "reconciler.yaml"))
     with watching(site, "--allow-empty"):
