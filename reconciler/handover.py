@@ -14,7 +14,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -27,11 +27,12 @@ from reconciler.core.desired import Desired
 from reconciler.core.errors import Diagnostic, Exit, HostError, LockError, ReconcilerError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan
+from reconciler.core.saved import Promise
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds
 from reconciler.execute import Step
 from reconciler.host.files import Given, Text
-from reconciler.loop import Desire, Outcome, Source, desire, pruned, source_of
+from reconciler.loop import Desire, Outcome, Source, chosen, desire, pruned, source_of
 from reconciler.orders import Approve, Cancel, Pause, Resolve, Resume, Retry, stopped
 
 NAME: Final = "control.sock"
@@ -54,15 +55,20 @@ class Specs(Struct, frozen=True, kw_only=True, tag=True):
     prune: bool = False
     only: tuple[str, ...] | None = None
     """Some VMs of them; None: all."""
+    chosen: tuple[str, ...] | None = None
+    """The same, and the others are told to be untouched."""
 
     @classmethod
-    def of(cls, source: Source, *, prune: bool = False) -> Specs:
+    def of(
+        cls, source: Source, *, prune: bool = False, chosen: Collection[str] | None = None
+    ) -> Specs:
         return cls(
             texts=source.texts,
             requests=source.requests,
             scoped=source.scoped,
             given=source.given or Given(),
             prune=prune,
+            chosen=None if chosen is None else tuple(chosen),
         )
 
     def desire(self, settings: Settings, source: Source | None = None) -> Desire:
@@ -75,7 +81,7 @@ class Specs(Struct, frozen=True, kw_only=True, tag=True):
                 self.texts, self.requests, settings, scoped=self.scoped, library=library
             )
         wanted = desire(source, settings)
-        wanted = pruned(wanted) if self.prune else wanted
+        wanted = chosen(pruned(wanted) if self.prune else wanted, self.chosen)
         if self.only is None:
             return wanted
         names = self.only
@@ -103,6 +109,8 @@ class Asked(Struct, frozen=True):
     desire: Desire
     drained: Seconds | None = None
     """How long the clients that are in the way were waited for already."""
+    promise: Promise | None = None
+    """It is what a saved plan says, and nothing else."""
 
     def __call__(self, ledger: Ledger) -> Desired:
         found = self.desire(ledger)
@@ -120,6 +128,7 @@ class Apply(Struct, frozen=True, kw_only=True, tag=True):
     impatient: bool = True
     order: bool = False
     drained: Seconds | None = None
+    promise: Promise | None = None
 
 
 class Carry(Struct, frozen=True, kw_only=True, tag=True):

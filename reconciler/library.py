@@ -104,7 +104,17 @@ class Library:
             texts={path: known.text for path, known in self._known.items()},
             folders=dict(self._folders),
             variables=dict(self._variables),
+            here=self.here,
         )
+
+    @property
+    def here(self) -> str:
+        """Where relative paths begin: where whoever read the files was."""
+        return (self.closed.here if self.closed else "") or os.getcwd()
+
+    def absolute(self, path: str) -> str:
+        """A path as who read the files meant it."""
+        return os.path.normpath(path if os.path.isabs(path) else os.path.join(self.here, path))
 
     @property
     def paths(self) -> Sequence[str]:
@@ -133,7 +143,7 @@ class Library:
 
     def shown(self, path: str) -> str:
         """An absolute path as people wrote those of the specs."""
-        here = os.getcwd()
+        here = self.here
         inside = self.relative and path.startswith(f"{here}/")
         return path.removeprefix(f"{here}/") if inside else path
 
@@ -237,7 +247,7 @@ class Beside:
     def __init__(self, library: Library, text: Text) -> None:
         self.library = library
         self.file_name = text.file
-        self.root = os.path.abspath(text.root or os.path.dirname(text.file) or ".")
+        self.root = library.absolute(text.root or os.path.dirname(text.file) or ".")
         self._chains: dict[str, tuple[str, ...]] = {}
         self.asked: dict[tuple[str, str], str] = {}
         """Question → digest of the answer."""
@@ -296,7 +306,7 @@ class Beside:
         return self._chains[name]
 
     def _above(self) -> list[str]:
-        here = os.path.abspath(os.path.dirname(self.file_name) or ".")
+        here = self.library.absolute(os.path.dirname(self.file_name) or ".")
         if self.file_name == "<stdin>":
             here = self.root
         root = self._root()
@@ -313,7 +323,7 @@ class Beside:
         """The absolute path of what a file names. Raises TemplateError where it may not be read."""
         if "\0" in path or not path:
             raise TemplateError(f"cannot read {path!r}: it is not the name of a file")
-        base = self.root if beside == "<stdin>" else os.path.dirname(os.path.abspath(beside))
+        base = self.root if beside == "<stdin>" else os.path.dirname(self.library.absolute(beside))
         found = os.path.normpath(os.path.join(base, path))
         if self.library.closed is not None:
             return found  # it was judged where it was read

@@ -27,6 +27,7 @@ from reconciler.core.disk_plan import LOOPS, export_key
 from reconciler.core.errors import ConfigError, Diagnostic, Exit, HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
+from reconciler.core.saved import Basis, Promise, done, elsewhere, observed, out_of_time
 from reconciler.core.settings import Settings
 from reconciler.core.source import without_the_rest
 from reconciler.core.status import Condition, conditions
@@ -114,6 +115,19 @@ class Source(Struct, frozen=True):
         beside = (*self.given.extra, *self.given.texts.values()) if self.given else ()
         known = [self.inventory_text] if self.inventory_text else []
         return {one.file: one.text for one in (*beside, *self.texts, *self.requests, *known)}
+
+    def readings(self) -> Mapping[str, files.Text]:
+        """All that it was made of: file, or `$VARIABLE` of the environment → what that said.
+
+        Two sources of the same readings and the same inventory say the same.
+        """
+        given = self.given or files.Given()
+        found = {text.file: text for text in (*self.texts, *self.requests, *given.extra)}
+        found |= given.texts
+        for name, value in given.variables.items():
+            error = f"the variable {name} is not set" if value is None else ""
+            found[f"${name}"] = files.Text(f"${name}", value or "", error)
+        return found
 
 
 def load_source(
@@ -241,14 +255,26 @@ def pruned(inner: Desire) -> Desire:
     return lambda ledger: without_the_rest(inner(ledger), ledger)
 
 
+def chosen(inner: Desire, names: Collection[str] | None) -> Desire:
+    """The same, about some VMs; the others are told to be untouched. None: about all."""
+    return inner if names is None else lambda ledger: inner(ledger).chosen(names)
+
+
 def dry_run(settings: Settings, wanted: Desire, environment: Mapping[str, str]) -> Plan:
     """The plan, and nothing else: no lock, no file, no port, no row. Raises HostError."""
+    return rehearsed(settings, wanted, environment).plan
+
+
+def rehearsed(settings: Settings, wanted: Desire, environment: Mapping[str, str]) -> Basis:
+    """The same, with what it rests on."""
     ledger = current(settings)
     desired = wanted(ledger)
     # Who types `apply` next is not made to wait for a back-off, so the plan does not say so.
     ledger = without_backoff(ledger)
     eyes = Observer(settings, environment)
-    return plan(desired, eyes.look(desired, ledger), ledger, eyes.now())
+    actual = eyes.look(desired, ledger)
+    now = eyes.now()
+    return Basis.of(plan(desired, actual, ledger, now), actual, ledger, now)
 
 
 @dataclass(slots=True)
@@ -267,7 +293,7 @@ class Outcome:
 
     def exit_code(self) -> Exit:
         """The one number; where several apply: 65, 7, 4, 3, 1."""
-        if any(one.severity == "error" for one in self.plan.diagnostics):
+        if self.plan.failed:
             return Exit.INVALID
         values = set(self.verdicts().values())
         for code in (Exit.UNKNOWN, Exit.HELD):
@@ -372,18 +398,21 @@ class Applier:
         impatient: bool = True,
         order: bool = False,
         note: bool = True,
+        promise: Promise | None = None,
     ) -> Outcome | None:
         """Make it true. None: `approved` said no to what it would do. Raises ReconcilerError.
 
         `impatient`: an operator is asking, so a back-off does not make them wait. `order`: what is
         wanted is no spec but an order; it becomes what was applied only where it was carried out.
         `note`: what is wanted is what was applied last, from now on; not so, if it was that before.
+        `promise`: exactly this plan is carried out, or StalePlanError is raised and nothing is.
         """
         steps: list[Step] = []
         with self.opened() as store, self.finished(), _unknown_told(steps):
+            if promise and not promise.begun:
+                self.refuse_used(store, promise)
             hub = self.hub(store)
-            with suppress(HostError):  # it is for a time when something else is broken too
-                self.remember()
+            done_before: set[str] = set()
             failed: set[str] = set()
             heard: dict[str, Report] = {}
             for number in range(PASSES):
@@ -394,12 +423,24 @@ class Applier:
                 actual = hub.look(desired, ledger, ask=not number)
                 heard = ended_by_word(ledger, actual) if not number else heard
                 actual = replace(actual, reports=heard) if number else actual
-                self.note_clients(store, desired, ledger, actual, hub.now())
+                fresh = promise is not None and not promise.begun and not number
+                if not fresh and not number:
+                    self.note_inventory()
+                if not fresh:
+                    self.note_clients(store, desired, ledger, actual, hub.now())
                 planned = self.planned(desired, actual, remembered, hub.now())
+                if promise and not fresh:
+                    planned = promise.kept(planned, done_before)
                 self.looked(planned, actual)
+                if promise and fresh:
+                    self.refuse_moved(promise, planned, actual, ledger, hub.now())
                 if not number:
                     if not approved(planned):
                         return None
+                    if promise and fresh:
+                        self.spend(store, promise, hub.now())
+                        self.note_inventory()
+                        self.note_clients(store, desired, ledger, actual, hub.now())
                     if note and not order:
                         self.note(store, desired, ledger)
                 todo = worth(planned, failed)
@@ -409,7 +450,7 @@ class Applier:
                     break
                 self.executing = True
                 try:
-                    done = execute(
+                    steps_now = execute(
                         todo,
                         hub,
                         self.emit,
@@ -420,9 +461,11 @@ class Applier:
                     )
                 finally:
                     self.executing = False
-                steps += done
-                self.write_down(store, hub, planned, done)
-                failed |= resting(done)
+                steps += steps_now
+                if promise:
+                    done_before |= done(planned, [one.action for one in steps_now if one.ok])
+                self.write_down(store, hub, planned, steps_now)
+                failed |= resting(steps_now)
             outcome = Outcome(planned, steps, self.stopping.is_set())
             if order:
                 verdicts = outcome.verdicts()
@@ -434,6 +477,38 @@ class Applier:
             if self.tidies:
                 self.tidy(ledger, actual, hub.now())
             return outcome
+
+    def note_inventory(self) -> None:
+        """What the inventory says now is for a time when something else is broken too."""
+        with suppress(HostError):
+            self.remember()
+
+    def refuse_used(self, store: Store, promise: Promise) -> None:
+        """Raises StalePlanError if a saved plan was applied before, or is of something else."""
+        saved = promise.saved
+        if use := store.used(saved.id):
+            raise promise.used(use.at, use.who)
+        moved = elsewhere(saved, self.settings.hub, store.state_id, self.settings.to_json())
+        moved += out_of_time(saved, time.time())
+        if moved:
+            raise promise.stale(moved)
+
+    def refuse_moved(
+        self, promise: Promise, planned: Plan, actual: Actual, ledger: Ledger, now: Seconds
+    ) -> None:
+        """Raises StalePlanError if a saved plan is not what would be done now."""
+        moved = observed(promise.saved.basis, Basis.of(planned, actual, ledger, now))
+        if moved:
+            raise promise.stale(moved)
+
+    def spend(self, store: Store, promise: Promise, now: Seconds) -> None:
+        """The one use of a saved plan, on the disk before anything is done. Raises StalePlanError
+        if another was quicker, or the time is over."""
+        saved = promise.saved
+        if moved := out_of_time(saved, now):
+            raise promise.stale(moved)
+        if before := store.use(saved.id, saved.expires, self.command, now):
+            raise promise.used(before.at, before.who)
 
     def tidy(self, ledger: Ledger, actual: Actual, now: Seconds) -> None:
         """Keep the servers' logs from growing without end."""

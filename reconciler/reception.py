@@ -205,6 +205,7 @@ class Conversation:
                 approved=self.approved,
                 impatient=request.impatient,
                 order=request.order,
+                promise=request.promise,
             )
             if outcome is None:
                 self.say(Done())

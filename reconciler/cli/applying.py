@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from reconciler.cli import options, tables, text
 from reconciler.cli.progress import Display
+from reconciler.cli.saving import Question, Renewed, read
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
 from reconciler.core.errors import Exit, HostError, ReconcilerError
@@ -33,7 +34,6 @@ from reconciler.loop import (
     current,
     dry_run,
     load_settings,
-    load_source,
 )
 from reconciler.orders import Cancel
 
@@ -45,8 +45,16 @@ DRAIN_LOOK: Final[Seconds] = 0.5
 
 
 @click.command()
+@click.argument(
+    "saved",
+    required=False,
+    metavar="[FILE]",
+    type=click.Path(dir_okay=False, path_type=Path),
+)
 @options.specs
 @options.extra_vars
+@options.choice
+@options.diff
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--wait", is_flag=True, help="Stay until the runs have ended.")
 @click.option("--timeout", type=options.Duration(), help="With --wait: how long. [default: ever]")
@@ -65,8 +73,12 @@ DRAIN_LOOK: Final[Seconds] = 0.5
 @click.pass_obj
 def apply(
     config: str | None,
+    saved: Path | None,
     files: tuple[str, ...],
     extra: tuple[str, ...],
+    selector: str | None,
+    patterns: tuple[str, ...],
+    diff: bool,
     yes: bool,
     wait: bool,
     timeout: float | None,
@@ -79,20 +91,40 @@ def apply(
     """Make the specs true: servers, ports, and one call per VM.
 
     Applying again changes nothing. What fails leaves the rest up, and the next apply goes on
-    from there.
+    from there. FILE is a plan saved by `plan --out`: exactly that is done, once, without a
+    question, or nothing if what it rests on has moved.
     """
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
     settings = load_settings(config, os.environ)
-    session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json")
+    if saved and (files or extra or patterns or selector or prune or drain_timeout):
+        raise click.UsageError(
+            "a saved plan says all that is to be done: it goes with none of -f, -e, -l, --vm, "
+            "--prune, --drain-timeout"
+        )
+    session = Session(settings, "reconciler apply", lock_timeout, quiet=output == "json", diff=diff)
     with session.measured(textfile) as ended:
-        source = load_source(files, settings, extra=options.extra_texts(extra))
+        if saved:
+            renewed = Renewed(read(saved), settings)
+            wanted, session.recheck = renewed.asked(), renewed.recheck
+            source = renewed.source
+        else:
+            question = Question(
+                files=files, extra=extra, prune=prune, patterns=patterns, selector=selector
+            )
+            source = question.source(settings)
+            names = question.chosen(source, settings)
+            wish = Specs.of(source, prune=prune, chosen=names)
+            wanted = Asked(wish, wish.desire(settings, source))
         session.sources = source.lines
-        wish = Specs.of(source, prune=prune)
-        wanted = Asked(wish, wish.desire(settings, source))
         session.applier.remember = source.remember
         code = session.carry_out(
-            wanted, output, yes=yes, wait=wait, timeout=timeout, drain=drain_timeout
+            wanted,
+            output,
+            yes=yes or bool(saved),
+            wait=wait,
+            timeout=timeout,
+            drain=drain_timeout,
         )
         ended(code)
     return code
@@ -147,6 +179,15 @@ class _DaemonCame(Exception):  # noqa: N818 no fault
     """While we waited for the hub, a daemon took it."""
 
 
+def _sides(step: Step, planned: Plan) -> dict[str, Any]:
+    """Before and after of a step of a plan."""
+    from reconciler.core.sides import sides
+
+    one = next((one for one in planned.vms if one.name == step.action.vm), None)
+    both = sides(step.action, one, planned) if one else None
+    return both.to_json() if both else {"before": None, "after": None}
+
+
 def in_the_way(outcome: Outcome) -> list[str]:
     """The VMs of which clients hold a stop."""
     found = (action.vm for action in outcome.plan.actions if action.cause == "InUse")
@@ -157,10 +198,20 @@ class Session:
     """One command's work on the hub, with what a person sees of it."""
 
     def __init__(
-        self, settings: Settings, command: str, lock_timeout: Seconds, *, quiet: bool = False
+        self,
+        settings: Settings,
+        command: str,
+        lock_timeout: Seconds,
+        *,
+        quiet: bool = False,
+        diff: bool = False,
     ) -> None:
         self.settings = settings
-        self.quiet = quiet
+        self.quiet, self.diff = quiet, diff
+        self.recheck: Callable[[], None] = lambda: None
+        """Raises StalePlanError if what a saved plan was made of has moved."""
+        self.sides: dict[int, dict[str, Any]] = {}
+        """Number of a step → before and after of it, where that was asked for."""
         self.display = Display(enabled=not quiet)
         self.applier = Applier(
             settings,
@@ -181,6 +232,8 @@ class Session:
         """VM → how it stands at the end."""
 
     def emit(self, step: Step) -> None:
+        if self.diff and self.last:
+            self.sides[len(self.steps)] = _sides(step, self.last[0])
         self.steps.append(step)
         self.display.step(step)
 
@@ -271,6 +324,10 @@ class Session:
                 return None
 
         def approved(planned: Plan) -> bool:
+            self.recheck()
+            if wanted.promise:
+                self.show(wanted.promise.saved.basis.plan)
+                return True
             rendered = text.plan_text(planned)
             if shown and rendered != shown[-1]:
                 options.say("what is there has changed since you were asked:\n", err=True)
@@ -299,7 +356,13 @@ class Session:
         try:
             if line := found(Path(self.settings.state)):
                 return self.handed(line, wanted, approved, impatient=impatient, order=order)
-            return self.applier.apply(wanted, approved=approved, impatient=impatient, order=order)
+            return self.applier.apply(
+                wanted,
+                approved=approved,
+                impatient=impatient,
+                order=order,
+                promise=wanted.promise,
+            )
         except _DaemonCame:
             return self.apply_once(wanted, approved=approved, impatient=impatient, order=order)
 
@@ -321,6 +384,7 @@ class Session:
             impatient=impatient,
             order=order,
             drained=wanted.drained,
+            promise=wanted.promise,
         )
         self.applier.executing = True  # a signal is told to it, and ends what it has begun
         try:
@@ -373,7 +437,8 @@ class Session:
             return text.plan_text(planned)
         out = sys.stderr if self.quiet else sys.stdout
         if not self.quiet or options.can_ask():
-            said = text.plan_text(planned, colour=tables.coloured(out), sources=self.sources)
+            colour = tables.coloured(out)
+            said = text.plan_text(planned, colour=colour, sources=self.sources, diff=self.diff)
             options.say(said + "\n", err=self.quiet)
         return text.plan_text(planned)
 
@@ -442,6 +507,8 @@ class Session:
         """Look again until no run of the VMs is open; (last outcome, whether time ran out)."""
         deadline = None if timeout is None else time.monotonic() + timeout
         told = False
+        if wanted.promise:
+            wanted = replace(wanted, promise=replace(wanted.promise, begun=True))
         with self.signals():
             self.display.begin()
             try:
@@ -525,8 +592,9 @@ class Session:
                     "ok": step.ok,
                     "reason": step.reason,
                     "message": step.message,
+                    **self.sides.get(number, {}),
                 }
-                for step in self.steps
+                for number, step in enumerate(self.steps)
             ]
             value["diagnostics"] = diagnostics_json(outcome.plan.diagnostics, self.sources)
             options.print_json(value)

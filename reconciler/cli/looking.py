@@ -24,6 +24,7 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
+from reconciler.core.selector import Choice
 from reconciler.core.settings import Settings, state_directory
 from reconciler.core.status import by_type, conditions, disks, document, progress_text, since
 from reconciler.core.units import format_duration, stamp
@@ -44,6 +45,7 @@ def version(output: str) -> None:
 
 @click.command()
 @click.argument("vms", nargs=-1, metavar="[VM…]")
+@options.choice
 @options.output("text", "wide", "json", "name", "table")
 @click.option(
     "-w", "--watch", "watching", is_flag=True, help="Show it again when it changes, until Ctrl-C."
@@ -58,20 +60,32 @@ def version(output: str) -> None:
 )
 @click.pass_obj
 def status(
-    config: str | None, vms: tuple[str, ...], output: str, watching: bool, interval: float
+    config: str | None,
+    vms: tuple[str, ...],
+    selector: str | None,
+    patterns: tuple[str, ...],
+    output: str,
+    watching: bool,
+    interval: float,
 ) -> None:
     """What was applied last, against what really runs: processes, ports, handshakes.
 
     Reads only; works while another command is changing things.
     """
+    try:
+        choice = Choice.read(patterns, selector)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     if watching:
         from reconciler.cli.redrawing import redraw
 
-        redraw(partial(show_status, config, vms, output), max(interval, 0.1))
-    show_status(config, vms, output)
+        redraw(partial(show_status, config, vms, output, choice), max(interval, 0.1))
+    show_status(config, vms, output, choice)
 
 
-def show_status(config: str | None, vms: Collection[str], output: str) -> None:
+def show_status(
+    config: str | None, vms: Collection[str], output: str, choice: Choice | None = None
+) -> None:
     """Print the status once."""
     state = directory(config)
     ledger, holder = read(state)
@@ -84,6 +98,8 @@ def show_status(config: str | None, vms: Collection[str], output: str) -> None:
                 click.echo(line)
             click.echo("next: reconciler plan -f specs/")
         return
+    if choice:
+        vms = chosen(ledger, vms, choice)
     plan, actual, now = looked(ledger, vms)
     value = document(plan, actual, ledger, now)
     if output == "json":
@@ -115,6 +131,19 @@ def show_status(config: str | None, vms: Collection[str], output: str) -> None:
     if holder:
         kept = "(reconciler watch" in str(holder)
         click.echo(f"{'kept true' if kept else 'being changed'} by {holder}")
+
+
+def chosen(ledger: Ledger, vms: Collection[str], choice: Choice) -> list[str]:
+    """The VMs that are named, or all, as far as they are chosen by what was applied of them."""
+    labels = {
+        name: dict(applied.vm.get("labels") or {})
+        for name, applied in ledger.applied.items()
+        if not vms or name in vms
+    }
+    try:
+        return choice.of(labels)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 @click.command()

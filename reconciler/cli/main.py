@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "validate": ("planning", "Check specs, inventory and config; change nothing."),
     "plan": ("planning", "Show what would be done and why; change nothing."),
     "diff": ("planning", "The same; exit 2 if there is something to do."),
+    "show": ("planning", "Show a saved plan, and whether it was applied."),
     "vars": ("variables", "Show the variables of a VM, and where each comes from."),
     "apply": ("applying", "Make the specs true: servers, ports, and one call per VM."),
     "backup": ("backup", "Ask for a run of VMs, beside their specs."),

@@ -76,6 +76,31 @@ class Manner:
     quiet = False
 
 
+def choice(command: F) -> F:
+    """-l LABELS, and --vm NAME, repeatable."""
+    labels = click.option(
+        "-l",
+        "--selector",
+        metavar="LABELS",
+        help="Only VMs with these labels: tier=gold, tier!=gold, tier; a comma means and.",
+    )
+    names = click.option(
+        "--vm",
+        "patterns",
+        multiple=True,
+        metavar="NAME|GLOB",
+        help="Only these VMs; may be repeated. With -l: those of them with the labels.",
+    )
+    return labels(names(command))
+
+
+def diff(command: F) -> F:
+    """--diff."""
+    return click.option(
+        "--diff", is_flag=True, help="Show command lines and images, before and after."
+    )(command)
+
+
 def output(*kinds: str) -> Callable[[F], F]:
     """-o, the first kind being the default."""
 

@@ -1,26 +1,35 @@
-"""validate, plan, diff."""
+"""validate, plan, diff, show."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from reconciler import __version__
 from reconciler.cli import options, tables, text
 from reconciler.core.errors import Exit
+from reconciler.core.units import Seconds, format_duration, stamp
 
 if TYPE_CHECKING:
     from reconciler.core.errors import Diagnostic
     from reconciler.core.plan import Plan
 
+SAVED: Final[Seconds] = 3600.0
+"""How long a saved plan can be applied, if nobody says."""
+LONGEST: Final[Seconds] = 366 * 86400.0
+"""How long one can be applied at most. What it rests on moves sooner."""
+
 
 @click.command()
 @options.specs
 @options.extra_vars
+@options.choice
 @click.option("--all", "everything", is_flag=True, help="Show more than 20 of one kind.")
 @options.output("text", "json", "sarif")
 @options.quiet
@@ -29,6 +38,8 @@ def validate(
     config: str | None,
     files: tuple[str, ...],
     extra: tuple[str, ...],
+    selector: str | None,
+    patterns: tuple[str, ...],
     everything: bool,
     output: str,
 ) -> int:
@@ -36,15 +47,19 @@ def validate(
 
     Every finding of every file is shown, with file, line and column. Exit 65 if one is an error.
     """
-    from reconciler.core.desired import build
+    from reconciler.cli.saving import Question
     from reconciler.core.findings import in_order
     from reconciler.core.plan import FORMAT_VERSION, diagnostics_json
-    from reconciler.loop import current, load_settings, load_source
+    from reconciler.loop import chosen, current, desire, load_settings
 
     settings = load_settings(config, os.environ)
-    source = load_source(files, settings, extra=options.extra_texts(extra))
-    desired = build(source.specs, source.inventory, settings, current(settings))
+    question = Question(files=files, extra=extra, patterns=patterns, selector=selector)
+    source = question.source(settings)
+    names = question.chosen(source, settings)
+    desired = chosen(desire(source, settings), names)(current(settings))
     more = source.inventory.findings if source.inventory else []  # of VMs that no spec is about
+    if names is not None:
+        more = [one for one in more if not one.vm or one.vm in names]
     found = in_order((*desired.diagnostics, *more))
     if output == "json":
         rows = diagnostics_json(found, source.lines)
@@ -72,30 +87,24 @@ def _print(
         click.echo(line, err=quiet)
 
 
-def _plan(
-    config: str | None, files: tuple[str, ...], extra: tuple[str, ...], prune: bool
-) -> tuple[Plan, Mapping[str, str]]:
-    """The plan, and the texts of the files that it comes from."""
-    from reconciler.loop import desire, dry_run, load_settings, load_source, pruned
-
-    settings = load_settings(config, os.environ)
-    source = load_source(files, settings, extra=options.extra_texts(extra))
-    wanted = desire(source, settings)
-    return dry_run(settings, pruned(wanted) if prune else wanted, os.environ), source.lines
-
-
-def _show(planned: Plan, sources: Mapping[str, str], output: str, detailed: bool) -> int:
+def _show(
+    planned: Plan, sources: Mapping[str, str], output: str, *, detailed: bool, diff: bool
+) -> int:
+    """Print a plan; its exit code. `sources`: the texts of the files that it comes from."""
     from reconciler.core.plan import diagnostics_json
 
     if output == "json":
+        from reconciler.core.sides import document
+
         rows = diagnostics_json(planned.diagnostics, sources)
-        options.print_json({**planned.to_json(), "diagnostics": rows})
+        value = document(planned) if diff else planned.to_json()
+        options.print_json({**value, "diagnostics": rows})
     elif options.Manner.quiet:
         _print(planned.diagnostics, sources)
     else:
         colour = tables.coloured(sys.stdout)
-        click.echo(text.plan_text(planned, colour=colour, sources=sources))
-    if any(one.severity == "error" for one in planned.diagnostics):
+        click.echo(text.plan_text(planned, colour=colour, sources=sources, diff=diff))
+    if planned.failed:
         return Exit.INVALID
     return Exit.CHANGES if detailed and planned.changes else Exit.OK
 
@@ -108,18 +117,35 @@ _PRUNE = click.option(
 @click.command()
 @options.specs
 @options.extra_vars
+@options.choice
 @options.output("text", "json")
 @click.option("--detailed-exitcode", is_flag=True, help="Exit 2 if there is something to do.")
 @_PRUNE
 @options.quiet
+@options.diff
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Save the plan there; `apply FILE` does exactly this, once.",
+)
+@click.option(
+    "--expires",
+    type=options.Duration(),
+    help="With --out: for how long it can be applied.  [default: 1h]",
+)
 @click.pass_obj
 def plan(
     config: str | None,
     files: tuple[str, ...],
     extra: tuple[str, ...],
+    selector: str | None,
+    patterns: tuple[str, ...],
     output: str,
     detailed_exitcode: bool,
     prune: bool,
+    diff: bool,
+    out: Path | None,
+    expires: float | None,
 ) -> int:
     """Show what would be done and why; change nothing.
 
@@ -127,18 +153,99 @@ def plan(
     +  create, start     -/+ restart     =  adopt what runs
     -  stop, release     >   call        ~  wait   !  held   x  refused
     """
-    return _show(*_plan(config, files, extra, prune), output, detailed_exitcode)
+    if expires is not None and not out:
+        raise click.UsageError("--expires goes with --out")
+    if expires is not None and not 0 < expires <= LONGEST:
+        raise click.UsageError(
+            f"--expires must be more than 0 s and at most {format_duration(LONGEST)}"
+        )
+    from reconciler.cli import saving
+    from reconciler.loop import load_settings
+
+    settings = load_settings(config, os.environ)
+    question = saving.Question(
+        files=files, extra=extra, prune=prune, patterns=patterns, selector=selector
+    )
+    source = question.source(settings)
+    names = question.chosen(source, settings)
+    if out:
+        saving.refuse_out(out, source)
+    basis = question.rehearsed(source, names, settings)
+    code = _show(basis.plan, source.lines, output, detailed=detailed_exitcode, diff=diff)
+    if out and basis.plan.failed:
+        said = f"not saved to {out}: mend what is wrong first, or leave it out by --vm or -l"
+        options.say(said, err=True, error=True)
+    elif out:
+        lasts = SAVED if expires is None else expires
+        saved = saving.save(out, question, source, names, settings, basis, lasts)
+        options.say(
+            f"saved to {out}; until {stamp(saved.expires)} ({format_duration(lasts)}), once: "
+            f"reconciler apply {shlex.quote(str(out))}",
+            err=True,
+        )
+    return code
 
 
 @click.command()
 @options.specs
 @options.extra_vars
+@options.choice
 @options.output("text", "json")
 @_PRUNE
 @options.quiet
+@options.diff
 @click.pass_obj
 def diff(
-    config: str | None, files: tuple[str, ...], extra: tuple[str, ...], output: str, prune: bool
+    config: str | None,
+    files: tuple[str, ...],
+    extra: tuple[str, ...],
+    selector: str | None,
+    patterns: tuple[str, ...],
+    output: str,
+    prune: bool,
+    diff: bool,
 ) -> int:
     """The plan; exit 0 if there is nothing to do, 2 if there is."""
-    return _show(*_plan(config, files, extra, prune), output, True)
+    from reconciler.cli.saving import Question
+    from reconciler.loop import load_settings
+
+    settings = load_settings(config, os.environ)
+    question = Question(files=files, extra=extra, prune=prune, patterns=patterns, selector=selector)
+    source = question.source(settings)
+    names = question.chosen(source, settings)
+    basis = question.rehearsed(source, names, settings)
+    return _show(basis.plan, source.lines, output, detailed=True, diff=diff)
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@options.output("text", "json")
+@options.diff
+@click.pass_obj
+def show(config: str | None, file: Path, output: str, diff: bool) -> int:
+    """Show a saved plan as `plan` printed it, and whether it was applied; look at nothing else."""
+    from reconciler.cli.saving import read, use_of
+
+    promise = read(file)
+    saved = promise.saved
+    use = use_of(saved)
+    options.say(
+        f"{file}: made at {stamp(saved.made)} by {saved.who} for hub {saved.hub}, good until "
+        f"{stamp(saved.expires)}; "
+        + (f"applied at {stamp(use.at)} by {use.who}" if use else "not applied yet"),
+        err=True,
+    )
+    planned = saved.basis.plan
+    if output == "text":
+        click.echo(text.plan_text(planned, colour=tables.coloured(sys.stdout), diff=diff))
+        return Exit.OK
+    from reconciler.core.plan import diagnostics_json
+    from reconciler.core.sides import document
+
+    value = document(planned) if diff else planned.to_json()
+    value["diagnostics"] = diagnostics_json(planned.diagnostics, {})
+    value["saved"] = saved.to_json() | {
+        "used": {"at": stamp(use.at), "who": use.who} if use else None
+    }
+    options.print_json(value)
+    return Exit.OK

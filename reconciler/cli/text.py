@@ -47,11 +47,17 @@ def plan_text(
     colour: bool = False,
     width: int | None = None,
     sources: Mapping[str, str] | None = None,
+    diff: bool = False,
 ) -> str:
-    """The plan as a person reads it. `sources`: file → the text that a finding may be about."""
+    """The plan as a person reads it. `sources`: file → the text that a finding may be about.
+    `diff`: with before and after of command lines and images."""
     if width is None:
         width = width_of(sys.stdout)
-    blocks = ["\n".join(_vm(one, colour, width)) for one in plan.vms if one.actions]
+    blocks = [
+        "\n".join(_vm(one, colour, width, plan if diff else None))
+        for one in plan.vms
+        if one.actions
+    ]
     lines = findings(plan.diagnostics, sources or {}, colour=colour, width=width)
     notes = foreign_notes(plan)
     named = {(one.pid, port) for one in plan.foreign for port in one.ports}
@@ -68,7 +74,8 @@ def plan_text(
     notes += [f"{one.name}: {one.lost_run}" for one in plan.vms if one.lost_run]
     quiet = [one for one in quiet if not one.lost_run]
     if quiet and blocks:
-        notes.append(f"as declared: {some([one.name for one in quiet])}")
+        also = f"{len(quiet)} other VM{'s are' if len(quiet) > 1 else ' is'}"
+        notes.append(f"{also} as declared")
     notes.append("")
     notes.append(total(plan))
     if width < WIDTH:  # a terminal would break them anywhere
@@ -93,27 +100,57 @@ def total(plan: Plan) -> str:
     return f"Plan: {', '.join(said)}.{tail}"
 
 
-def _vm(one: VmPlan, colour: bool, width: int) -> Iterable[str]:
+def _vm(one: VmPlan, colour: bool, width: int, plan: Plan | None) -> Iterable[str]:
     for number, part in enumerate(_wrapped(header(one), width)):
         yield paint(part if not number else f"    {part}", None, colour, bold=True)
-    rows = [_row(action, one) for action in _joined(one.actions)]
+    joined = _joined(one.actions)
+    rows = [_row(actions, one) for actions in joined]
     subjects = max(cells(row[1]) for row in rows)
     whats = max((cells(row[2]) for row in rows if cells(row[2]) <= 60), default=0)
+    for actions, row in zip(joined, rows, strict=True):
+        yield from _lines(*row, subjects=subjects, whats=whats, colour=colour, width=width)
+        if plan is not None:
+            yield from (f"        {line}" for line in _sides(actions, one, plan, colour))
+
+
+def _lines(
+    symbol: str,
+    subject: str,
+    what: str,
+    why: str,
+    *,
+    subjects: int,
+    whats: int,
+    colour: bool,
+    width: int,
+) -> Iterable[str]:
+    """A row; `subjects`, `whats`: how wide these columns are."""
     indent = " " * (4 + subjects + 3 if width >= NARROW else 6)
     room = max(20, width - len(indent))
-    for symbol, subject, what, why in rows:
-        mark = paint(f"{symbol:>3}", _COLOUR[symbol], colour)
-        plain = f" {padded(subject, subjects)}   {padded(what, whats)}"
-        if 3 + cells(plain) + 3 + cells(why) <= width:
-            yield f"{mark}{plain}   {paint(why, 'bright_black', colour)}".rstrip()
-            continue
-        if 3 + cells(plain.rstrip()) <= width:
-            yield f"{mark}{plain}".rstrip()
-        else:
-            yield f"{mark} {subject}"
-            yield from (f"{indent}{part}" for part in _wrapped(what, room))
-        for part in _wrapped(why, room):
-            yield f"{indent}{paint(part, 'bright_black', colour)}"
+    mark = paint(f"{symbol:>3}", _COLOUR[symbol], colour)
+    plain = f" {padded(subject, subjects)}   {padded(what, whats)}"
+    if 3 + cells(plain) + 3 + cells(why) <= width:
+        yield f"{mark}{plain}   {paint(why, 'bright_black', colour)}".rstrip()
+        return
+    if 3 + cells(plain.rstrip()) <= width:
+        yield f"{mark}{plain}".rstrip()
+    else:
+        yield f"{mark} {subject}"
+        yield from (f"{indent}{part}" for part in _wrapped(what, room))
+    for part in _wrapped(why, room):
+        yield f"{indent}{paint(part, 'bright_black', colour)}"
+
+
+def _sides(actions: tuple[Action, ...], one: VmPlan, plan: Plan, colour: bool) -> Iterable[str]:
+    """Before and after; of an image that is created and then served, once."""
+    from reconciler.core.sides import lines, sides
+
+    found: dict[str, None] = {}
+    for action in actions:
+        both = sides(action, one, plan)
+        found |= dict.fromkeys(lines(both) if both else ())
+    for line in found:
+        yield paint(line, {"+": "green", "-": "red"}.get(line[0]), colour)
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -119,6 +119,19 @@ class Desired(Struct, frozen=True, kw_only=True):
             untouched=tuple(name for name in self.untouched if name not in names),
         )
 
+    def chosen(self, names: Collection[str]) -> Desired:
+        """The same, about some VMs; the others that are declared are told to be untouched.
+
+        What is wrong with a file as a whole counts: nobody knows whom it declares.
+        """
+        others = (name for name in (*self.vms, *self.idle) if name not in names)
+        return replace(
+            self,
+            vms={name: vm for name, vm in self.vms.items() if name in names},
+            diagnostics=tuple(one for one in self.diagnostics if not one.vm or one.vm in names),
+            untouched=tuple(dict.fromkeys((*self.untouched, *others))),
+        )
+
 
 class _Refused(Exception):  # noqa: N818 never leaves this module
     def __init__(self, summary: str, *path: str | int) -> None:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
-from reconciler.core.actions import CHANGES, KINDS, Action, Notify, Wait
-from reconciler.core.actual import Actual, Foreign, Listener, Server
+from reconciler.core.actions import (
+    CHANGES,
+    KINDS,
+    Action,
+    Adopt,
+    Create,
+    Notify,
+    Refuse,
+    Restart,
+    Start,
+    Stop,
+    Wait,
+)
+from reconciler.core.actual import Actual, Foreign, Image, Listener, Server
 from reconciler.core.call import Call
-from reconciler.core.desired import Desired
+from reconciler.core.desired import Desired, Export
 from reconciler.core.errors import Diagnostic
 from reconciler.core.ledger import Ledger
 from reconciler.core.ports import Pool
+from reconciler.core.settings import QemuNbd
 from reconciler.core.space import Room
 from reconciler.core.units import PortRange, Seconds, natural
 from reconciler.core.vm_plan import OneVm, VmPlan
@@ -35,6 +48,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     untouched: tuple[str, ...] = ()
     """VMs of this hub that are not in scope: their servers run, or a run of them is asked for."""
     diagnostics: tuple[Diagnostic, ...] = ()
+    images: Mapping[str, Image] = field(default_factory=dict)
+    """Those that its actions are about, as they were seen. Path → image."""
+    qemu_nbd: QemuNbd = QemuNbd()
+    """What servers are started with."""
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -43,6 +60,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     @property
     def changes(self) -> tuple[Action, ...]:
         return tuple(action for action in self.actions if action.kind in CHANGES)
+
+    @property
+    def failed(self) -> bool:
+        """Something that was written is wrong."""
+        return any(one.severity == "error" for one in self.diagnostics)
 
     def summary(self) -> dict[str, int]:
         counts = Counter(action.kind for action in self.actions)
@@ -141,16 +163,43 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
         room.reserve(call.vm, call.exports)
     plans = [planner.plan() for planner in planners]
     plans = [replace(one, unsure=room.unsure(one.name)) for one in plans]
+    plans = _with_places(plans, desired, ledger)
     outside = {name for name, found in servers.items() if found and name not in desired.vms}
     return Plan(
         hub=desired.settings.hub,
         ports=desired.settings.ports,
-        vms=tuple(_with_places(plans, desired, ledger)),
+        vms=tuple(plans),
         foreign=actual.foreign,
         strangers=tuple(actual.listeners[port] for port in sorted(actual.listeners)),
         untouched=tuple(sorted({*outside, *desired.untouched}, key=natural)),
         diagnostics=desired.diagnostics,
+        images={
+            path: image
+            for one in plans
+            for path in image_paths(one)
+            if (image := actual.images.get(path))
+        },
+        qemu_nbd=desired.settings.qemu_nbd,
     )
+
+
+def image_paths(one: VmPlan) -> Iterator[str]:
+    """The images that the actions of a VM are about."""
+    for action in one.actions:
+        match action:
+            case Create() | Start() | Restart():
+                yield action.export.image
+            case Adopt() | Stop():
+                yield action.server.argv[-1]
+            case Refuse() if action.disk is not None:
+                yield from (e.image for e in exports_of(one) if e.key == action.disk)
+            case _:
+                pass
+
+
+def exports_of(one: VmPlan) -> Sequence[Export]:
+    """What is or was to be served of a VM."""
+    return one.vm.exports or (one.call.exports if one.call else ())
 
 
 def renamed(

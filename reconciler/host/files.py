@@ -50,6 +50,8 @@ class Given(Struct, frozen=True):
     """Absolute path of a folder of variables → the paths of the files in it."""
     variables: Mapping[str, str | None] = field(default_factory=dict)
     """Of the environment; None: not set."""
+    here: str = ""
+    """The directory from which relative paths were read; empty: the one that we are in."""
 
 
 class NothingNamed(HostError):  # noqa: N818 what it is

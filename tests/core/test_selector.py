@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.core.selector import Selector, Term, parse
+from reconciler.core.selector import Choice, Selector, Term, parse
 from tests.core.builders import says
 
 GOLD = {"tier": "gold", "site": "a"}
@@ -68,3 +68,56 @@ def test_of_equal_and_not_equal_exactly_one_holds(
     key: str, value: str, have: dict[str, str]
 ) -> None:
     assert parse(f"{key}={value}").matches(have) is not parse(f"{key}!={value}").matches(have)
+
+
+# -- names and globs
+
+KNOWN: dict[str, dict[str, str] | None] = {
+    "ctx-10": GOLD,
+    "ctx-2": {"tier": "silver"},
+    "db-1": {},
+    "torn": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "selector", "names"),
+    [
+        ([], None, ["ctx-2", "ctx-10", "db-1", "torn"]),
+        (["db-1"], None, ["db-1"]),
+        (["ctx-*", "db-?"], None, ["ctx-2", "ctx-10", "db-1"]),
+        (["[dt]*"], None, ["db-1", "torn"]),
+        ([], "tier=gold", ["ctx-10", "torn"]),
+        (["ctx-*"], "tier!=gold", ["ctx-2"]),
+        (["CTX-2", "*"], None, ValueError),
+    ],
+)
+def test_who_is_chosen(
+    patterns: list[str], selector: str | None, names: list[str] | type[ValueError]
+) -> None:
+    """Of `torn` the labels cannot be read: it may be meant."""
+    choice = Choice.read(patterns, selector)
+    assert bool(choice) is bool(patterns or selector)
+    if isinstance(names, list):
+        assert choice.of(KNOWN) == names
+    else:
+        with pytest.raises(names, match="no VM 'CTX-2'"):
+            choice.of(KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "selector", "words"),
+    [
+        (["ctx-1"], None, ["no VM 'ctx-1' here; did you mean", "ctx-10"]),
+        (["ctx-9*"], None, ["no VM 'ctx-9*' here; did you mean", "ctx-2"]),
+        (["zzz"], None, ["(there are: ctx-2, ctx-10, db-1, torn)"]),
+        (["db-1"], "tier", ["no VM of these has the labels 'tier'; there are: site=a, tier=gold"]),
+        (["x" * 5000], None, ["there are"]),
+    ],
+)
+def test_who_is_not_there_is_named_with_who_may_be_meant(
+    patterns: list[str], selector: str | None, words: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="no VM") as found:
+        Choice.read(patterns, selector).of(KNOWN, beside="; and more")
+    says(str(found.value), *words, "; and more")

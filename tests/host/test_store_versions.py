@@ -146,7 +146,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(
 
 def die_in_the_middle(directory: str) -> None:
     """Open a store, and end for good in the middle of its migration."""
-    steps = list(schema._MIGRATIONS[schema.VERSION].split(";"))
+    steps = [one for one in schema._MIGRATIONS[schema.VERSION].split(";") if one.strip()]
     real = sqlite3.connect
 
     class Dying(sqlite3.Connection):

@@ -4,8 +4,15 @@ Every change is one transaction that is on the disk when the method returns.
 """
 
 from reconciler.host.store.files import NAME, StoreError, StoreLockedError, WrongHubError
-from reconciler.host.store.reading import events, later_events, newest_events, read, state_id_of
-from reconciler.host.store.rows import Event
+from reconciler.host.store.reading import (
+    events,
+    later_events,
+    newest_events,
+    read,
+    state_id_of,
+    use_of_plan,
+)
+from reconciler.host.store.rows import Event, Use
 from reconciler.host.store.writer import EVENT_DAYS, Store
 
 __all__ = [
@@ -15,10 +22,12 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreLockedError",
+    "Use",
     "WrongHubError",
     "events",
     "later_events",
     "newest_events",
     "read",
     "state_id_of",
+    "use_of_plan",
 ]

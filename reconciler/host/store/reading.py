@@ -13,7 +13,7 @@ from reconciler.core.call import Call
 from reconciler.core.ledger import Head, Ledger
 from reconciler.core.units import Seconds
 from reconciler.host.store.files import NAME, StoreError, looked_up
-from reconciler.host.store.rows import Event, calls_of, identity, ledger_of
+from reconciler.host.store.rows import Event, Use, calls_of, identity, ledger_of, use_of
 
 
 def read(directory: Path) -> Ledger | None:
@@ -38,6 +38,11 @@ def state_id_of(directory: Path) -> str | None:
     """
     path = directory / NAME
     return looked_up(path, lambda db: identity(db, path)["state_id"])
+
+
+def use_of_plan(directory: Path, plan: str) -> Use | None:
+    """Who applied a saved plan, without the lock. None: nobody. Raises StoreError."""
+    return looked_up(directory / NAME, lambda db: use_of(db, plan))
 
 
 def home_of(path: Path) -> str:

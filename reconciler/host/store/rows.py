@@ -219,3 +219,16 @@ def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
                 for vm, kind, status, reason, since in db.execute("SELECT * FROM conditions")
             },
         )
+
+
+class Use(Struct, frozen=True):
+    """The one use of a saved plan."""
+
+    at: Seconds
+    who: str
+
+
+def use_of(db: sqlite3.Connection, plan: str) -> Use | None:
+    """Who applied a saved plan. None: nobody."""
+    row = db.execute("SELECT used, who FROM plans WHERE id = ?", (plan,)).fetchone()
+    return Use(*row) if row else None

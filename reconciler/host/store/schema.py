@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Schema version, in PRAGMA user_version."""
 
 _SCHEMA: Final = """
@@ -77,6 +77,10 @@ CREATE TABLE outbox (
     id INTEGER PRIMARY KEY, body TEXT NOT NULL, created REAL NOT NULL,
     tries INTEGER NOT NULL DEFAULT 0, next REAL NOT NULL DEFAULT 0,
     error TEXT NOT NULL DEFAULT '') STRICT;
+""",
+    4: """
+CREATE TABLE plans (
+    id TEXT PRIMARY KEY, used REAL NOT NULL, who TEXT NOT NULL, expires REAL NOT NULL) STRICT;
 """,
 }
 """Version → what makes it of the one before."""

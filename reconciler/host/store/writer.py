@@ -33,12 +33,14 @@ from reconciler.host.store.reading import elsewhere, home_of
 from reconciler.host.store.rows import (
     CALL,
     Event,
+    Use,
     call_of,
     calls_of,
     identity,
     insert_call,
     insert_event,
     ledger_of,
+    use_of,
 )
 from reconciler.host.store.schema import create, migrate
 
@@ -313,6 +315,26 @@ class Store:
         """A person says that what one revision of the directory takes away may go."""
         with self._write() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('approved', ?)", (digest,))
+
+    # -- saved plans
+
+    def use(self, plan: str, expires: Seconds, who: str, now: Seconds) -> Use | None:
+        """Note that a saved plan is being applied, before it has its first effect. None: from now
+        on; else who applied it before, and nothing is noted.
+
+        Nobody can apply a plan that has expired, so of those that did long ago nothing is kept.
+        """
+        with self._write() as db:
+            before = use_of(db, plan)
+            if before is None:
+                db.execute("DELETE FROM plans WHERE expires < ?", (now - EVENT_DAYS * 86400,))
+                db.execute("INSERT INTO plans VALUES (?, ?, ?, ?)", (plan, now, who, expires))
+            return before
+
+    def used(self, plan: str) -> Use | None:
+        """Who applied a saved plan. None: nobody."""
+        with self._mutex, explained(self.path, "read"):
+            return use_of(self._db, plan)
 
     # -- who is told
 
