@@ -72,6 +72,13 @@ _READ_BY: Final[Mapping[object, _Schema]] = {
 _CHECKED_BY: Final[Mapping[object, _Schema]] = {
     config._address: {"format": "ipv4"},
     config._url: {"pattern": "^https?://", "examples": ["http://127.0.0.1:9081"]},
+    config._sealed: {
+        "pattern": r"^(-----BEGIN AGE ENCRYPTED FILE-----\s|YWdlLWVuY3J5cHRpb24ub3JnL3Yx)"
+    },
+    config._sql_url: {
+        "pattern": r"^(mysql|mariadb|postgres|postgresql)://[^:]|^sqlite:///",
+        "examples": ["mysql://hub@db.example:3306/migratekit_oma"],
+    },
     config._notify_url: {"pattern": "^https?://", "examples": ["https://alerts.example/hook"]},
     spec.checked_name: {"pattern": _NAME, "maxLength": spec.MAX_NAME},
     spec._export: {"pattern": r"^[A-Za-z0-9._-]*disk[0-9]+$", "maxLength": 255},

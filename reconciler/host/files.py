@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import stat
 import sys
@@ -294,7 +293,9 @@ def _opened(ref: SecretRef, environment: Mapping[str, str]) -> Secret:
         key = secret(ref.identity, environment).reveal()
     except HostError as error:
         raise HostError(f"{where}: its key: {error}", "SecretUnreadable") from error
-    import pyrage  # only who decrypts loads it
+    import base64  # only who decrypts loads these
+
+    import pyrage
 
     data = ref.sealed.encode()
     if not data.startswith(b"-----"):
