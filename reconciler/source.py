@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core import source, spec_files
-from reconciler.core.desired import Desired, build
+from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic, HostError
 from reconciler.core.ledger import Declaration, Ledger
@@ -172,7 +172,7 @@ class Reading(Struct, frozen=True, kw_only=True):
 
     def desired(self, ledger: Ledger) -> Desired:
         """What should be true of every VM, given what is remembered now."""
-        return settled(self._built(self.specs, ledger), self.decision, ledger)
+        return settled(self._built(self.specs, ledger), self.decision, ledger, self._outdated)
 
     def vm(self, name: str, ledger: Ledger) -> Desired:
         """The same of one VM alone; cheap, however many others there are."""
@@ -185,7 +185,8 @@ class Reading(Struct, frozen=True, kw_only=True):
             removed=self.decision.removed & one,
             leaving=self.decision.leaving & one,
         )
-        return settled(self._built(self.specs.only(one), ledger), decision, ledger).only(one)
+        built = self._built(self.specs.only(one), ledger)
+        return settled(built, decision, ledger, self._outdated).only(one)
 
     def digest_of(self, name: str) -> str:
         """Another one where something else is desired of a VM. Empty: nothing is."""
@@ -204,6 +205,10 @@ class Reading(Struct, frozen=True, kw_only=True):
         if events:
             store.record(events, who, now)
         return True
+
+    def _outdated(self, vm: Vm) -> str:
+        known = self.answer.inventory
+        return known.unlike(vm) if known else ""
 
     def _built(self, specs: Specs, ledger: Ledger) -> Desired:
         return build(specs, self.answer.inventory, self.settings, ledger)

@@ -105,6 +105,8 @@ class Desired(Struct, frozen=True, kw_only=True):
     """VMs that are declared, and of which no run is asked for: they stay as they are."""
     stale: str = ""
     """Why no run may begin: the inventory that knows all disks cannot be read now."""
+    outdated: Mapping[str, str] = field(default_factory=dict)
+    """VM that stays as it was applied last → why no run of it may begin so."""
 
     @property
     def failed(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 from pydantic import Field, ValidationError
@@ -16,6 +16,9 @@ from reconciler.core.explain import described, explained
 from reconciler.core.source import Stale
 from reconciler.core.spec import AddressSpec, DiskSpec, Name, Size, Strict
 from reconciler.core.units import format_size
+
+if TYPE_CHECKING:
+    from reconciler.core.desired import Vm
 
 
 class KnownDisk(Strict):
@@ -98,6 +101,20 @@ class Inventory(Struct, frozen=True, dict=True):
                 if set("*?[") & {*name}:
                     globs.append((group, name))
         return named, globs
+
+    def unlike(self, vm: Vm) -> str:
+        """Why a VM that is to be backed up has other disks than are known; empty: it has not."""
+        known = self.vms.get(vm.name)
+        if known is None or not vm.exported or vm.purpose != "backup":
+            return ""
+        if {one.key: one.size for one in vm.exports} == {one.key: one.size for one in known.disks}:
+            return ""
+        return (
+            f"it stays as it was applied last, with the disks "
+            f"{_listing((one.key, one.size) for one in vm.exports)}; the inventory knows "
+            f"{_listing((one.key, one.size) for one in known.disks)}; mend its spec, which cannot "
+            "be used now"
+        )
 
     def facts(self) -> dict[str, Any]:
         """VM → what is known of it, as templates see it."""

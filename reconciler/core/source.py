@@ -6,7 +6,7 @@ is removed only where that is wanted, after two equal clean readings, and not to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from msgspec import Struct, field
@@ -331,18 +331,30 @@ def _told(holds: Mapping[str, Held], ledger: Ledger) -> dict[str, list[str]]:
     }
 
 
-def settled(built: Desired, decision: Decision, ledger: Ledger) -> Desired:
-    """What is desired, once it is decided what stays and what goes."""
+def settled(
+    built: Desired,
+    decision: Decision,
+    ledger: Ledger,
+    outdated: Callable[[Vm], str] = lambda _: "",
+) -> Desired:
+    """What is desired, once it is decided what stays and what goes.
+
+    `outdated`: why a VM cannot be backed up as it was applied last; empty: it can.
+    """
+    old: dict[str, str] = {}
     vms = {name: vm for name, vm in built.vms.items() if name not in decision.holds}
     errors = [one.vm for one in built.diagnostics if one.severity == "error" and one.vm]
     for name in (*decision.holds, *decision.leaving, *errors):
         last = last_applied(name, ledger, built.settings)
         if name not in vms and last:
             vms[name] = last
+            why = outdated(last)
+            if why:
+                old[name] = why
     for name in decision.removed:
         if name in ledger.applied:
             vms[name] = removal(name, ledger.applied[name])
-    return replace(built, vms=vms)
+    return replace(built, vms=vms, outdated=old)
 
 
 def last_applied(name: str, ledger: Ledger, settings: Settings) -> Vm | None:

@@ -275,6 +275,12 @@ class OneVm(Calls):
                 "that is mended: reconciler apply; nothing of this VM is changed until then",
             )
             return
+        outdated = self.desired.outdated.get(vm.name)
+        if backup and outdated and not self.begun:
+            self.outcome()
+            self.ports = {server.mark.disk: server.mark.port for server in self.servers}
+            self.refuse("InventoryMismatch", f"no run begins: {outdated}")
+            return
         if backup and call and call.run == vm.run and call.state is not CallState.DUE:
             changed = difference(call, vm.sna, vm.type, vm.exports)
             if changed and call.exports and call.state is not CallState.REJECTED:

@@ -757,3 +757,27 @@ def test_a_broken_file_beside_the_specs_keeps_the_vms_that_need_it(site: Site) -
     assert (vms["ctx-1"].run, vms["ctx-2"].run) == ("r2", "r1")
     assert site.held() == {"ctx-2": "SourceUnreadable"}
     says(site.message("ctx-2"), "host_vars/ctx-2.yaml:2:1")
+
+
+def test_what_is_kept_is_not_called_with_fewer_disks_than_there_are(site: Site) -> None:
+    """A spec is broken, its run is still due, and meanwhile the VM got another disk."""
+    path = site.specs.parent / "inventory.yaml"
+    known = "vms: {ctx-1: {vm: {path: /DC1/vm/ctx-1}, disks: [{key: 2000, size: 1GiB}]}}"
+    path.write_text(known)
+    site.settings = replace(site.settings, inventory=str(path))
+    site.watch()
+    site.write({"a.yaml": spec("ctx-1")})
+    site.apply()
+    site.write({"a.yaml": spec("ctx-1")[:-30]})
+    assert not site.read().desired(site.ledger()).outdated
+    path.write_text(known.replace("1GiB}", "1GiB}, {key: 2001, size: 1GiB}"))
+    wanted = site.read().desired(site.ledger())
+    says(wanted.outdated["ctx-1"], "2000 (1 GiB); the inventory knows 2000 (1 GiB), 2001 (1 GiB)")
+    assert wanted.outdated == site.read().vm("ctx-1", site.ledger()).outdated
+    (action,) = plan(wanted, seen(), site.ledger(), site.now).actions
+    assert (action.kind, action.cause) == ("refuse", "InventoryMismatch")
+    export = wanted.vms["ctx-1"].exports[0]
+    begun = a_call(wanted.vms["ctx-1"], CallState.ACCEPTED)
+    ledger = replace(site.ledger(), leases=(a_lease(export),)).put([begun])
+    found = plan(wanted, seen([a_server(export)]), ledger, site.now)
+    assert "InventoryMismatch" not in {cause for _, _, cause in brief(found)}
