@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from msgspec.structs import replace
@@ -24,13 +24,15 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
-from reconciler.core.selector import Choice
 from reconciler.core.settings import Settings, state_directory
 from reconciler.core.status import by_type, conditions, disks, document, progress_text, since
 from reconciler.core.units import format_duration, stamp
 from reconciler.core.vm_plan import VmPlan, new_run
 from reconciler.host import files, lock, proc, store
 from reconciler.look import Observer
+
+if TYPE_CHECKING:
+    from reconciler.core.selector import Choice
 
 
 @click.command()
@@ -72,10 +74,14 @@ def status(
 
     Reads only; works while another command is changing things.
     """
-    try:
-        choice = Choice.read(patterns, selector)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    choice = None
+    if patterns or selector is not None:
+        from reconciler.core.selector import Choice
+
+        try:
+            choice = Choice.read(patterns, selector)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
     if watching:
         from reconciler.cli.redrawing import redraw
 

@@ -361,7 +361,8 @@ def _edited(name: str, before: Reading, after: Reading, lines: Sequence[str]) ->
     yield f"{_thing(name)} was edited since ({where or 'blanks at its end'})"
     for number in changed[:5]:
         if number < len(lines):
-            yield f"  {number + 1}: {lines[number][:120]}"
+            shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in lines[number][:120])
+            yield f"  {number + 1}: {shown}"
 
 
 def known(facts: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Known] | None:

@@ -211,6 +211,8 @@ def test_an_edit_is_named_with_its_lines() -> None:
         "a.yaml was edited since (line 3)",
         "  3:     disks: 2",
     ]
+    (_, line) = after("# \x1b[31mred\n" + text, "a.yaml")
+    assert line == r"  1: # \x1b[31mred"
     assert after("# new\n" + text) == ["a.yaml was edited since (line 1)"]
     assert after(text.replace("    disks: 1\n", "")) == ["a.yaml was edited since (1 line removed)"]
     assert after(text.rstrip()) == ["a.yaml was edited since (blanks at its end)"]

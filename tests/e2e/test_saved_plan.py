@@ -94,7 +94,8 @@ def edited(path: Path, old: str, new: str) -> Iterator[None]:
 
 
 def test_a_plan_is_applied_as_it_was_shown_and_once(site: Site, appliance: Appliance) -> None:
-    site.spec(site.vm("ctx-1", [MIB, MIB]))
+    site.inventory({"ctx-1": {2000: MIB, 2001: MIB}})
+    site.spec(site.vm("ctx-1", disks="inventory"))
     code, planned, said = at_once(site, "plan", "--out", PLAN)
     assert code == 0
     says(said, "saved to night.plan; until", "(1 h), once: reconciler apply night.plan")
