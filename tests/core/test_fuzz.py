@@ -59,13 +59,13 @@ files = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(pieces, min_size=1, max_size=5))
 def test_text_that_is_hardly_yaml(texts: list[str]) -> None:
     fuzzing.load(fuzzing.BETWEEN.join(texts))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     files, st.dictionaries(names, values, max_size=3), st.dictionaries(names, values, max_size=3)
 )

@@ -368,14 +368,17 @@ def middle(points: Sequence[Point]) -> list[Point]:
 Count = Callable[[str, int], None]
 
 
-@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.soak) for part in (1, 2, 3))]
+)
 def test_every_effect_of_a_first_backup_once_on_both_sides(
     sweep: Sweep, count: Count, part: int
 ) -> None:
     scenario = SCENARIOS["first backup"]
     every = middle(sweep.points(scenario))
-    # Both parts have each effect once, now before and now after it.
-    points = [point for at, point in enumerate(every) if (at // 2 + at) % 2 == part]
+    # Parts 0 and 2 together have each effect once, now before and now after it; so have 1 and 3.
+    points = [point for at, point in enumerate(every) if (at // 2 + at) % 2 == part % 2]
+    points = points[part // 2 :: 2]
     for point in points:
         sweep.survive(scenario, ("--at", str(point)))
     count(COUNTED, len(points))
