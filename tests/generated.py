@@ -63,6 +63,8 @@ def grammar() -> str:
                 arguments.append("" if kind == "value" else kind + "*" * (one.nargs == -1))
             elif isinstance(one, click.Option) and not one.hidden:
                 names = (*one.opts, *one.secondary_opts)
+                if "--help" in names:  # click keeps the one of who asked first
+                    names = tuple(context.help_option_names)
                 listed.append((names, kind_of(one), (one.help or "").split("\n")[0]))
         inner = tuple(command.list_commands(context)) if isinstance(command, click.Group) else ()
         said = command.get_short_help_str(200)

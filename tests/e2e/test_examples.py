@@ -19,7 +19,7 @@ from tests.e2e.site import PASSWORD, ROOT, Appliance, Site
 from tests.ports import Dealer
 
 EXAMPLES: Final = ROOT / "examples"
-NAMES: Final = ("one-disk", "many-disks", "fleet", "restore", "incremental", "nightly")
+NAMES: Final = ("one-disk", "many-disks", "fleet", "site", "restore", "incremental", "nightly")
 
 SHOWN: Final = (".yaml", ".service", ".timer")
 """Kinds of files that a README may show, and then as they are."""
@@ -30,6 +30,10 @@ FILES: Final[Mapping[str, Mapping[str, Answer]]] = {
     "one-disk": {"specs": (0, "1 VM valid"), "absent.yaml": (0, "1 VM valid")},
     "many-disks": {"specs": (0, "1 VM valid"), "absent.yaml": (0, "1 VM valid")},
     "fleet": {"specs": (0, "22 VMs valid"), "absent.yaml": (0, "22 VMs valid")},
+    "site": {
+        "specs": (65, "which night? add: -e night=2026-11-26"),
+        "absent.yaml": (0, "6 VMs valid"),
+    },
     "restore": {
         "backup.yaml": (0, "1 VM valid"),
         "by-images.yaml": (0, "1 VM valid"),
@@ -163,6 +167,30 @@ def fleet(example: Example) -> None:
     assert not (example.folder / "state").exists()
 
 
+def site(example: Example) -> None:
+    """The README's own commands."""
+    readme = (example.folder / "README.md").read_text()
+    night = ("-e", "night=1")
+    shown = [line.split() for line in example.run("vars", "ctx-310", *night).splitlines()]
+    told = re.search(r"^```text\n(NAME.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    assert told
+    assert [line.split() for line in told.group(1).splitlines()] == shown
+    saving = ("plan", *night, "-l", "tier=gold", "--out", "gold.plan")
+    for words in (saving, ("show", "gold.plan"), ("apply", "gold.plan")):
+        assert " ".join(("reconciler", *words)) in readme
+        example.run(*words)
+    assert sorted(one["vm_name"] for one in example.appliance.starts()) == ["db1", "db2"]
+    example.run("apply", "gold.plan", code=5)
+    example.finish(*night)
+    names = ["db1", "db2", "lab1", "web1", "web2"]
+    assert sorted(one["vm_name"] for one in example.appliance.starts()) == names
+    night_of_db1 = example.folder / "repository-fast" / "ctx-310" / "2001" / "nightly-1.qcow2"
+    assert night_of_db1.exists()
+    example.same("web1/2000.raw", "ctx-301/2000/nightly-1.qcow2")
+    example.apply("-f", "absent.yaml")
+    assert example.servers() == {}
+
+
 def restore(example: Example) -> None:
     example.finish("-f", "backup.yaml")
     example.apply("-f", "by-run.yaml", "-f", "by-images.yaml")
@@ -232,6 +260,7 @@ STORIES: Final[Mapping[str, Callable[[Example], None]]] = {
     "one-disk": one_disk,
     "many-disks": many_disks,
     "fleet": fleet,
+    "site": site,
     "restore": restore,
     "incremental": incremental,
     "nightly": nightly,
