@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import Any, Final
 
 import click
@@ -34,6 +33,8 @@ def width_of(stream: Any) -> int:
     """Columns of the terminal under a stream; the usual number where there is none."""
     if not stream.isatty():
         return WIDTH
+    import shutil  # which loads compression, of all things; only a terminal needs it
+
     return max(20, shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
