@@ -19,7 +19,7 @@ from reconciler.core.actions import Adopt, Restart, Start, Stop
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallEvent, CallState
 from reconciler.core.desired import Desired
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import Calls, Ledger
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
 from tests.core.builders import (
@@ -119,7 +119,7 @@ def test_the_same_state_gives_the_same_plan_in_whatever_order_it_was_found(
                 claims=shuffled(actual.claims, order),
                 reports=shuffled(actual.reports, order),
             ),
-            replace(ledger, leases=tuple(rows), calls=tuple(calls)),
+            replace(ledger, leases=tuple(rows), calls=Calls.of(calls)),
         )
 
     first = plan(desired, actual, ledger, host.now())

@@ -47,8 +47,8 @@ def loaded(site: Site, *arguments: str) -> set[str]:
 @pytest.mark.parametrize(
     ("arguments", "most"),
     [
-        (["--help"], 36),
-        (["--version"], 36),
+        (["--help"], 38),
+        (["--version"], 38),
         (["version"], 100),
         (["status"], 100),
         (["status", "-o", "json"], 100),
