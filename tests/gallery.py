@@ -351,7 +351,10 @@ def told(mistake: Mistake) -> tuple[str, int]:
     with made(mistake) as top, mock.patch.dict(os.environ, clean, clear=True):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = run(mistake.command)
-        return out.getvalue().replace(os.path.realpath(top), "/srv/hub"), code
+        said = out.getvalue().replace(os.path.realpath(top), "/srv/hub")
+        return said.replace(
+            " -h' for help", " --help' for help"
+        ), code  # as click before 8.2 has it
 
 
 def page() -> str:
