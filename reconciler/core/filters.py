@@ -142,16 +142,17 @@ def combine(value: object, *others: object, recursive: bool = False) -> dict[str
     for other in others:
         over = _mapping(other, "combine")
         limits.weigh(over)
-        found = _merged(found, over) if recursive else {**found, **over}
+        found = merged(found, over) if recursive else {**found, **over}
     return found
 
 
-def _merged(base: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`: keys and values go into each other, anything else is replaced."""
     found = dict(base)
     for key, value in over.items():
         below = found.get(key)
         both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        found[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+        found[key] = merged(below, value) if both else value  # type: ignore[arg-type]
     return found
 
 

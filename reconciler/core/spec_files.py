@@ -17,7 +17,7 @@ from reconciler.core.around import Around, Nothing, Side
 from reconciler.core.document import Document, Path
 from reconciler.core.errors import Diagnostic, nearest
 from reconciler.core.explain import described, explained
-from reconciler.core.filters import looking_up
+from reconciler.core.filters import looking_up, merged
 from reconciler.core.limits import Looks
 from reconciler.core.spec import (
     Asked,
@@ -514,18 +514,18 @@ class _Part:
         if not isinstance(item, dict):
             self.unusable(f"expected a VM with at least a name, found {described(item)}", *path)
             return
-        merged: dict[str, object] = {}
+        whole: dict[str, object] = {}
         for _, defaults in self.defaults:
-            merged = merge(
-                merged, {k: v for k, v in defaults.items() if _applies(k, item, defaults)}
+            whole = merged(
+                whole, {k: v for k, v in defaults.items() if _applies(k, item, defaults)}
             )
-        merged = merge(merged, {k: v for k, v in item.items() if k not in (*_ITEM, "name")})
+        whole = merged(whole, {k: v for k, v in item.items() if k not in (*_ITEM, "name")})
         if "groups" in item:
-            merged["groups"] = item["groups"]
-        for name, scope in self.scopes(item, path, base, "name", merged.pop("groups", None)):
+            whole["groups"] = item["groups"]
+        for name, scope in self.scopes(item, path, base, "name", whole.pop("groups", None)):
             if name == self.reading.explain:
                 self.reading.explained = tuple(scope.explained())
-            raw = self.evaluated(merged, item, path, scope, {"name": name})
+            raw = self.evaluated(whole, item, path, scope, {"name": name})
             spec = None if raw is None else self.checked(VmSpec, raw, item, path)
             if spec is not None:
                 yield Declared(spec, self.document, path)
@@ -669,7 +669,7 @@ class _Part:
 
     def evaluated(
         self,
-        merged: Mapping[str, object],
+        whole: Mapping[str, object],
         item: Mapping[str, object],
         path: Path,
         scope: Scope,
@@ -679,7 +679,7 @@ class _Part:
         vm = next((name for name in named.values() if isinstance(name, str)), "")
         self.reading.declared += VM_COSTS + len(raw)
         failed = False
-        for key, value in merged.items():
+        for key, value in whole.items():
             try:
                 raw[key] = scope.render(value)
                 self.reading.declared += _count(raw[key])
@@ -737,16 +737,6 @@ def first_template(value: object, path: Path) -> Path:
             if names_of(inner):
                 return first_template(inner, (*path, index))
     return path
-
-
-def merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
-    """`over` on top of `base`: keys and values go into each other, anything else is replaced."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 def _applies(key: str, item: Mapping[str, object], defaults: Mapping[str, object]) -> bool:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from reconciler.core import spec_files
 from reconciler.core.desired import build
 from reconciler.core.errors import nearest
+from reconciler.core.filters import merged
 from reconciler.core.spec import MAX_NAME, VmSpec
-from reconciler.core.spec_files import merge
 from tests.core.builders import GIB, a_settings, document, lines, read, remembered, says
 
 SMALLEST = """\
@@ -193,7 +193,7 @@ def test_a_default_backup_is_not_for_a_restore() -> None:
 
 
 def test_merging_goes_into_mappings_and_replaces_the_rest() -> None:
-    assert merge({"a": {"x": 1, "y": 1}, "b": [1]}, {"a": {"y": 2}, "b": [2], "c": 3}) == {
+    assert merged({"a": {"x": 1, "y": 1}, "b": [1]}, {"a": {"y": 2}, "b": [2], "c": 3}) == {
         "a": {"x": 1, "y": 2},
         "b": [2],
         "c": 3,
