@@ -572,10 +572,20 @@ class _Part:
                 if self.wanted(condition, path, before):
                     self.reading.lost = True
                     self.failed(error, *path, key)
+                    self.misspelt(item, path, VmSpec if key == "name" else RunSpec)
                 continue
             scope = self.scope_of(name, fixed, own, path, before, groups)
             if scope is not None and self.wanted(condition, path, scope):
                 yield name, scope
+
+    def misspelt(self, item: Mapping[str, object], path: Path, model: type[Strict]) -> None:
+        """Say which keys nothing reads: a `lop` may be why there is no `item`."""
+        fields = (field.alias or name for name, field in model.model_fields.items())
+        known = (*fields, *_ITEM)
+        for key in item:
+            if key not in known:
+                said = f"unknown key {key!r}{nearest(key, known)} (known here: {', '.join(known)})"
+                self.error(said, *path, key, key=True)
 
     def scope_of(
         self,

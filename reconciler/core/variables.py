@@ -32,17 +32,6 @@ RESERVED: Final = frozenset({VM_NAME, GROUP_NAMES, INVENTORY, *FUNCTIONS})
 """Names that are ours, in every expression."""
 MAX_ITEMS: Final = 2_000_000
 """Characters and values in all items of a loop. 10,000 VMs with three disks have 1,000,000."""
-PRECEDENCE: Final = (
-    "group_vars/all",
-    "group_vars of the VM's groups, in the order of `groups`",
-    "host_vars of the VM",
-    "`vars` of the file, then of the files that it includes",
-    "`vars_files`, in their order",
-    "`vars` of the VM",
-    "the item of a `loop`, `vm_name`, `group_names`, `inventory`",
-    "`-e`, in the order in which they are typed",
-)
-"""From the weakest to the strongest; as Ansible has it."""
 
 
 class Layer(Struct, frozen=True):
@@ -362,8 +351,3 @@ def ordered(uses: Mapping[str, frozenset[str]]) -> tuple[list[str], list[list[st
             elif needed not in waiting and needed not in order:
                 waiting[needed] = sorted(uses.get(needed, ()), reverse=True)
     return list(order), list(circles.values())
-
-
-def plain(variables: Iterable[Variable]) -> dict[str, Any]:
-    """Name → value, for whoever asks for no more."""
-    return {one.name: one.value for one in variables if not one.error}

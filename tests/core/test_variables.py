@@ -343,6 +343,13 @@ def test_what_cannot_be_right_is_refused_at_its_place(text: str, words: list[str
     says(wrong(text, Files({"a.yaml": text, "b.yaml": "vms: []"})), *words)
 
 
+def test_a_misspelt_loop_is_told_beside_the_item_that_is_not_there() -> None:
+    said = wrong("vms:\n  - {lop: [1], name: 'ctx-{{ item }}', state: absent}\n")
+    says(said, "a.yaml:2:6: unknown key 'lop'; did you mean 'loop'?", "'item' is not defined")
+    said = wrong("runs:\n  - {lop: [1], vm: 'ctx-{{ item }}', run: r}\n")
+    says(said, "a.yaml:2:6: unknown key 'lop'; did you mean 'loop'?", "'item' is not defined")
+
+
 def test_variables_that_nobody_uses_are_checked_as_far_as_they_can_be() -> None:
     fine = "vars: {a: '{{ item }}', b: '{{ vm_name }}', c: '{{ theirs }}', d: '{{ own }}'}\n"
     vms = "vms:\n  - {name: ctx-1, state: absent, vars: {own: 1}}\n"
