@@ -11,9 +11,11 @@ from reconciler.core.actions import Conclude, Witness
 from reconciler.core.actual import Handshake
 from reconciler.core.call import CallEvent, CallState, Seal, verdict
 from reconciler.core.desired import Desired
+from reconciler.core.errors import Exit
 from reconciler.core.ledger import Sighting
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
+from reconciler.loop import Outcome
 from tests.core.builders import (
     NOW,
     a_call,
@@ -86,6 +88,7 @@ def test_a_run_is_not_published_while_a_client_is_connected() -> None:
     wait = only(planned(host, desired))
     assert (wait.kind, wait.cause) == ("wait", "ClientsConnected")
     says(wait.why, "2 clients are connected to port 10101")
+    assert Outcome(planned(host, desired)).exit_code() is Exit.OK  # it is as declared meanwhile
     settle(host, desired)
     assert (call_of(host).state, len(host.mine())) == (S.ACCEPTED, 2)
     host.server("ctx-1", 2001).clients = 0
@@ -113,6 +116,7 @@ def test_a_disk_that_does_not_answer_is_mended_before_its_run_is_published() -> 
     report_all(host)
     host.kill(host.server("ctx-1", 2000))
     assert ("wait", None, "ServersNotReady") in brief(planned(host, desired))
+    assert Outcome(planned(host, desired)).exit_code() is Exit.PARTIAL
     settle(host, desired)
     assert call_of(host).state is S.COMPLETED
 
