@@ -234,4 +234,4 @@ def copies_ended(appliance: Appliance) -> list[dict[str, Any]]:
         ends = [one for one in appliance.log_lines("end") if one["job_id"] in jobs]
         return ends if len({one["job_id"] for one in ends}) == len(jobs) else None
 
-    return until(all_there, "the end of every copy")
+    return until(all_there, "the end of every copy", 60.0)

@@ -148,11 +148,12 @@ def test_killing_one_server_restarts_that_one_on_its_port(site: Site, appliance:
     assert site.changes() == []
 
 
-def test_fifty_applies_at_once_are_one(site: Site, appliance: Appliance) -> None:
+@pytest.mark.parametrize("many", [12, pytest.param(50, marks=pytest.mark.soak)])
+def test_many_applies_at_once_are_one(site: Site, appliance: Appliance, many: int) -> None:
     site.spec(site.vm("ctx-1", [MIB, MIB]))
-    processes = [site.start("apply", "-y") for _ in range(50)]
+    processes = [site.start("apply", "-y") for _ in range(many)]
     outputs = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 50, outputs
+    assert [process.returncode for process in processes] == [0] * many, outputs
     assert len(appliance.starts()) == 1
     assert len(site.servers()) == 2
     assert len(site.listening()) == 2

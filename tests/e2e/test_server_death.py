@@ -104,7 +104,7 @@ def test_a_run_whose_server_was_killed_under_its_writer_fails_and_the_next_works
     site.spec(site.vm("ctx-1", [MIB, MIB]))
     site.apply("--wait", "--timeout", "60s")
     ending.end()
-    ending.start("--slow", "8")  # seconds in which its clients stay connected, half-way
+    ending.start("--slow", "20")  # seconds in which its clients stay connected, half-way
     site.appliance_at(ending.url)
     site.spec(site.vm("ctx-1", [MIB, MIB], backup={"run": "r2", "type": "incremental"}))
     site.apply()
