@@ -53,8 +53,6 @@ PASSES: Final = 4
 BETWEEN: Final[Seconds] = 0.2
 UNSURE: Final = (CallState.UNKNOWN, CallState.INTENDED)
 """States of a call whose outcome is not known when nobody is making it."""
-ENDING: Final = frozenset({"ClientsConnected"})
-"""Waits in which a VM is as declared: its run is ending, by itself, and nothing else is wanted."""
 
 
 def load_settings(config: str | None, environment: Mapping[str, str]) -> Settings:
@@ -328,8 +326,7 @@ def _verdict(one: VmPlan, call: Call | None, failed: Collection[str]) -> Exit:
         return Exit.HELD
     if failed or "refuse" in kinds:
         return Exit.ERROR
-    waits = {action.cause for action in one.actions if action.kind == "wait"}
-    return Exit.PARTIAL if waits - (ENDING if one.vm.exported else frozenset()) else Exit.OK
+    return Exit.PARTIAL if one.waits else Exit.OK
 
 
 @dataclass(slots=True)

@@ -89,7 +89,7 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
         return Condition(kind, "True" if true else "False", reason, message)
 
     found = []
-    blocked = [*faults, *waits, *pending]
+    blocked = [*faults, *one.waits, *pending]
     pause = next((action for action in faults if action.cause == "Paused"), None)
     if pause and blocked == [pause] and as_wanted(one, views):
         blocked = faults = []

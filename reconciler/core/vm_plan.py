@@ -46,6 +46,14 @@ class VmPlan(Struct, frozen=True, kw_only=True):
         return min(ends, default=0.0)
 
     @property
+    def waits(self) -> list[Wait]:
+        """Waits without whose end it is not as declared. A run whose disks are all reported
+        complete ends by itself when its clients have left: until then all is as it was asked for.
+        """
+        waits = (action for action in self.actions if isinstance(action, Wait))
+        return [wait for wait in waits if wait.cause != "ClientsConnected"]
+
+    @property
     def lost_run(self) -> str:
         """Why the run that is wanted can never be a backup; empty: it can."""
         call = self.call

@@ -15,6 +15,7 @@ from reconciler.core.errors import Exit
 from reconciler.core.ledger import Sighting
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
+from reconciler.core.status import by_type, conditions
 from reconciler.loop import Outcome
 from tests.core.builders import (
     NOW,
@@ -88,7 +89,12 @@ def test_a_run_is_not_published_while_a_client_is_connected() -> None:
     wait = only(planned(host, desired))
     assert (wait.kind, wait.cause) == ("wait", "ClientsConnected")
     says(wait.why, "2 clients are connected to port 10101")
-    assert Outcome(planned(host, desired)).exit_code() is Exit.OK  # it is as declared meanwhile
+    found = planned(host, desired)  # it is as declared meanwhile
+    assert Outcome(found).exit_code() is Exit.OK
+    ledger = host.records.ledger()
+    stands = by_type(conditions(found.vms[0], host.look(desired, ledger), ledger))
+    assert (stands["Ready"].status, stands["Ready"].reason) == ("True", "Converged")
+    assert stands["Reconciling"].reason == "ClientsConnected"
     settle(host, desired)
     assert (call_of(host).state, len(host.mine())) == (S.ACCEPTED, 2)
     host.server("ctx-1", 2001).clients = 0
