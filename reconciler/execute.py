@@ -48,7 +48,7 @@ from reconciler.core.call import (
 from reconciler.core.call_plan import NOT_AGAIN
 from reconciler.core.desired import Export, Vm
 from reconciler.core.errors import HostError, ReconcilerError
-from reconciler.core.ledger import Lease
+from reconciler.core.ledger import Archived, Lease
 from reconciler.core.plan import Plan
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Port, Seconds
@@ -76,7 +76,15 @@ class Records(Protocol):
     def started(self, leases: Sequence[Lease], now: Seconds, *, again: bool = False) -> None: ...
     def release(self, leases: Sequence[Lease]) -> None: ...
     def remember(self, call: Call) -> None: ...
-    def advance(self, call: Call, event: CallEvent, now: Seconds, **changes: object) -> Call: ...
+    def advance(
+        self,
+        call: Call,
+        event: CallEvent,
+        now: Seconds,
+        *,
+        archived: Iterable[Archived] = (),
+        **changes: object,
+    ) -> Call: ...
     def taint(self, call: Call) -> None: ...
 
 

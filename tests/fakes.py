@@ -33,7 +33,16 @@ from reconciler.core.call import (
 from reconciler.core.call_plan import sighted
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.errors import HostError
-from reconciler.core.ledger import Applied, DiskReport, Lease, Ledger, Pause, Sighting, Telemetry
+from reconciler.core.ledger import (
+    Applied,
+    Archived,
+    DiskReport,
+    Lease,
+    Ledger,
+    Pause,
+    Sighting,
+    Telemetry,
+)
 from reconciler.core.mark import ENTER, Mark, Served, argv, parse
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Secret, Settings
@@ -75,6 +84,7 @@ class FakeRecords:
         self.leases: dict[tuple[str, int, str, int], Lease] = {}
         self.calls: dict[tuple[str, str, int], Call] = {}
         self.targets: dict[tuple[str, str, int], str] = {}
+        self.archived: dict[tuple[str, int], Archived] = {}
         self.applied: dict[str, Applied] = {}
         self.reports: dict[str, dict[int, DiskReport]] = {}
         self.telemetry: dict[str, Telemetry] = {}
@@ -179,7 +189,15 @@ class FakeRecords:
             self._insert(call, replace_due=False)
         self.fuse.burn()
 
-    def advance(self, call: Call, event: CallEvent, now: Seconds, **changes: object) -> Call:
+    def advance(
+        self,
+        call: Call,
+        event: CallEvent,
+        now: Seconds,
+        *,
+        archived: Iterable[Archived] = (),
+        **changes: object,
+    ) -> Call:
         state = step(call.state, event)
         self.fuse.burn()
         with self._lock:
@@ -195,6 +213,7 @@ class FakeRecords:
                 told["ended"] = now
             done = replace(known, state=state, changed=now, **{"reason": str(event), **told})
             self.calls[call.key] = done
+            self.archived |= {(one.job_id, one.position): one for one in archived}
         self.fuse.burn()
         return done
 

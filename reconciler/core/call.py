@@ -153,6 +153,10 @@ class Call(Struct, frozen=True, kw_only=True):
     called: Seconds = 0.0
     """When the intent was written down; 0: not yet."""
     ended: Seconds = 0.0
+    policy: str = ""
+    """What a scheduler calls the rule by which it asked; ours only to give back."""
+    tags: str = "{}"
+    """What else it wants to find with the run: a JSON object of strings."""
 
     @property
     def key(self) -> tuple[str, str, int]:

@@ -108,6 +108,35 @@ class Telemetry(Struct, frozen=True, kw_only=True):
     error: str
 
 
+class Archived(Struct, frozen=True, kw_only=True):
+    """One disk's image of a published run, as it was when the run was published."""
+
+    job_id: str
+    position: int
+    size: Bytes
+    """Of the disk: what a guest sees."""
+    allocated: Bytes
+    """What the file takes on its file system."""
+    digest: str
+    """`sha256:…` of the file; empty: none was taken."""
+    at: Seconds
+    removed: Seconds = 0.0
+    """When its removal was decided; 0: it is kept."""
+
+
+class Proof(Struct, frozen=True, kw_only=True):
+    """The last time that somebody looked whether a published run can be used."""
+
+    job_id: str
+    kind: str
+    """`verify`: its images were checked; `restore`: its disks were read as one reads a disk."""
+    at: Seconds
+    ok: bool
+    result: str
+    """A JSON object: what was found."""
+    who: str
+
+
 class Sighting(Struct, frozen=True):
     """Every disk of a run had a client: since when, and what its images took then."""
 

@@ -16,14 +16,16 @@ from msgspec.structs import replace
 
 from reconciler.core.call import Call, CallEvent, CallState, ImpossibleStepError, job_id
 from reconciler.core.desired import Export
-from reconciler.core.ledger import Lease, Ledger
+from reconciler.core.ledger import Archived, Lease, Ledger, Proof
 from reconciler.host.store import (
     Event,
     Store,
     StoreError,
     StoreLockedError,
     WrongHubError,
+    archived,
     events,
+    proofs,
     read,
     rows,
     state_id_of,
@@ -109,6 +111,35 @@ def test_another_attempt_is_opened_in_one_step(store: Store) -> None:
     first, second = sorted(store.ledger().calls, key=lambda one: one.attempt)
     assert (first.state, second.state, second.attempt) == ("CANCELLED", "DUE", 2)
     assert first.job_id != second.job_id == job_id("h", "ctx-1", "r1", 2)
+
+
+def test_what_is_kept_of_a_run_is_noted_with_its_end_or_not_at_all(
+    store: Store, tmp_path: Path
+) -> None:
+    store.hold([], call())
+    kept = Archived(
+        job_id=call().job_id, position=0, size=1024, allocated=512, digest="sha256:0", at=4.0
+    )
+    accepted = call()
+    for event in (CallEvent.INTEND, CallEvent.ACCEPT):
+        accepted = store.advance(accepted, event, 2.0)
+    with pytest.raises(StoreError, match="it is not DUE any more"):
+        store.advance(replace(call(), state=CallState.DUE), CallEvent.CANCEL, 3.0, archived=[kept])
+    assert archived(tmp_path, kept.job_id) == {}
+    store.advance(accepted, CallEvent.END, 4.0, archived=[kept])
+    assert archived(tmp_path, kept.job_id) == {0: kept}
+    for moment in (5.0, 6.0):
+        store.removed(kept.job_id, moment)
+        assert archived(tmp_path, kept.job_id) == {0: replace(kept, removed=5.0)}
+
+
+def test_of_each_kind_the_last_proof_counts(store: Store, tmp_path: Path) -> None:
+    first = Proof(job_id="j", kind="verify", at=1.0, ok=False, result="{}", who="a")
+    second, other = replace(first, at=2.0, ok=True), replace(first, kind="restore")
+    for one in (first, other, second):
+        store.prove(one)
+    assert proofs(tmp_path, "j") == {"verify": second, "restore": other}
+    assert proofs(tmp_path, "k") == {}
 
 
 def test_reading_writes_nothing_not_even_beside_the_database(store: Store, tmp_path: Path) -> None:

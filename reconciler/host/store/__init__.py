@@ -5,9 +5,11 @@ Every change is one transaction that is on the disk when the method returns.
 
 from reconciler.host.store.files import NAME, StoreError, StoreLockedError, WrongHubError
 from reconciler.host.store.reading import (
+    archived,
     events,
     later_events,
     newest_events,
+    proofs,
     read,
     state_id_of,
     use_of_plan,
@@ -24,9 +26,11 @@ __all__ = [
     "StoreLockedError",
     "Use",
     "WrongHubError",
+    "archived",
     "events",
     "later_events",
     "newest_events",
+    "proofs",
     "read",
     "state_id_of",
     "use_of_plan",

@@ -10,10 +10,19 @@ from functools import partial
 from pathlib import Path
 
 from reconciler.core.call import Call
-from reconciler.core.ledger import Head, Ledger
+from reconciler.core.ledger import Archived, Head, Ledger, Proof
 from reconciler.core.units import Seconds
 from reconciler.host.store.files import NAME, StoreError, looked_up
-from reconciler.host.store.rows import Event, Use, calls_of, identity, ledger_of, use_of
+from reconciler.host.store.rows import (
+    Event,
+    Use,
+    archived_of,
+    calls_of,
+    identity,
+    ledger_of,
+    proofs_of,
+    use_of,
+)
 
 
 def read(directory: Path) -> Ledger | None:
@@ -43,6 +52,16 @@ def state_id_of(directory: Path) -> str | None:
 def use_of_plan(directory: Path, plan: str) -> Use | None:
     """Who applied a saved plan, without the lock. None: nobody. Raises StoreError."""
     return looked_up(directory / NAME, lambda db: use_of(db, plan))
+
+
+def archived(directory: Path, job_id: str) -> Mapping[int, Archived]:
+    """What is kept of a published job's disks, by position, without the lock. Raises StoreError."""
+    return looked_up(directory / NAME, lambda db: archived_of(db, job_id)) or {}
+
+
+def proofs(directory: Path, job_id: str) -> Mapping[str, Proof]:
+    """What was proved of a job's images last, by kind, without the lock. Raises StoreError."""
+    return looked_up(directory / NAME, lambda db: proofs_of(db, job_id)) or {}
 
 
 def home_of(path: Path) -> str:

@@ -10,11 +10,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
 from reconciler.core.ledger import (
     Applied,
+    Archived,
     Calls,
     Declaration,
     DiskReport,
@@ -23,6 +25,7 @@ from reconciler.core.ledger import (
     Ledger,
     Load,
     Pause,
+    Proof,
     Sighting,
     Telemetry,
     head_of,
@@ -77,7 +80,8 @@ def insert_call(db: sqlite3.Connection, call: Call, *, replace_due: bool) -> Non
             "(hub, vm, run, attempt) DO UPDATE SET sna = excluded.sna, type = excluded.type, "
             "request = excluded.request, exports = excluded.exports, job_id = excluded.job_id, "
             "display_name = excluded.display_name, path = excluded.path, "
-            "vcenter = excluded.vcenter, who = excluded.who "
+            "vcenter = excluded.vcenter, who = excluded.who, policy = excluded.policy, "
+            "tags = excluded.tags "
             "WHERE state IN ('DUE', 'REJECTED')"
         )
     places = ", ".join("?" * len(COLUMNS))
@@ -136,27 +140,38 @@ def _lease(row: Sequence[Any]) -> Lease:
 
 def reports_of(db: sqlite3.Connection, job_id: str) -> Mapping[int, DiskReport]:
     """What was reported of a job's disks, by position."""
-    rows = db.execute(
-        "SELECT job_id, position, change_id, bytes, at FROM reports WHERE job_id = ?", (job_id,)
-    )
-    names = DiskReport.__struct_fields__
-    found = [DiskReport(**dict(zip(names, row, strict=True))) for row in rows]
+    found = _where(db, DiskReport, "reports", "job_id = ?", job_id)
     return {one.position: one for one in found}
 
 
+def archived_of(db: sqlite3.Connection, job_id: str) -> Mapping[int, Archived]:
+    """What is kept of a job's disks, by position; empty: it was not published, or long ago."""
+    found = _where(db, Archived, "archived", "job_id = ? ORDER BY position", job_id)
+    return {one.position: one for one in found}
+
+
+def proofs_of(db: sqlite3.Connection, job_id: str) -> Mapping[str, Proof]:
+    """What was proved of a job's images last, by kind."""
+    found = _where(db, Proof, "proofs", "job_id = ?", job_id)
+    return {one.kind: replace(one, ok=bool(one.ok)) for one in found}
+
+
 def _telemetry(db: sqlite3.Connection, job_id: str) -> Telemetry | None:
-    names = Telemetry.__struct_fields__
-    row = db.execute(
-        f"SELECT {', '.join(names)} FROM telemetry WHERE job_id = ?",  # noqa: S608 names are ours
-        (job_id,),
-    ).fetchone()
-    return Telemetry(**dict(zip(names, row, strict=True))) if row else None
+    return next(_where(db, Telemetry, "telemetry", "job_id = ?", job_id), None)
 
 
 def _all(db: sqlite3.Connection, kind: type[S], table: str) -> Iterator[S]:
     """The rows of a table whose columns are the fields of `kind`."""
+    return _where(db, kind, table, "1")
+
+
+def _where(
+    db: sqlite3.Connection, kind: type[S], table: str, condition: str, *values: object
+) -> Iterator[S]:
+    """The same, of the rows that a condition is true of."""
     names = kind.__struct_fields__
-    for row in db.execute(f"SELECT {', '.join(names)} FROM {table}"):  # noqa: S608 names are ours
+    line = f"SELECT {', '.join(names)} FROM {table} WHERE {condition}"  # noqa: S608 names are ours
+    for row in db.execute(line, values):
         yield kind(**dict(zip(names, row, strict=True)))
 
 

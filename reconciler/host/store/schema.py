@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Schema version, in PRAGMA user_version."""
 
 _SCHEMA: Final = """
@@ -81,6 +81,17 @@ CREATE TABLE outbox (
     4: """
 CREATE TABLE plans (
     id TEXT PRIMARY KEY, used REAL NOT NULL, who TEXT NOT NULL, expires REAL NOT NULL) STRICT;
+""",
+    5: """
+ALTER TABLE calls ADD COLUMN policy TEXT NOT NULL DEFAULT '';
+ALTER TABLE calls ADD COLUMN tags TEXT NOT NULL DEFAULT '{}';
+CREATE TABLE archived (
+    job_id TEXT NOT NULL, position INTEGER NOT NULL, size INTEGER NOT NULL,
+    allocated INTEGER NOT NULL, digest TEXT NOT NULL, at REAL NOT NULL,
+    removed REAL NOT NULL DEFAULT 0, PRIMARY KEY (job_id, position)) STRICT;
+CREATE TABLE proofs (
+    job_id TEXT NOT NULL, kind TEXT NOT NULL, at REAL NOT NULL, ok INTEGER NOT NULL,
+    result TEXT NOT NULL, who TEXT NOT NULL, PRIMARY KEY (job_id, kind)) STRICT;
 """,
 }
 """Version → what makes it of the one before."""

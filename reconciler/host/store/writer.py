@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import astuple
+
 from reconciler.core.call import Call, CallEvent, job_id, step
-from reconciler.core.ledger import Declaration, Head, Lease, Ledger, Pause
+from reconciler.core.ledger import Archived, Declaration, Head, Lease, Ledger, Pause, Proof
 from reconciler.core.notices import Notice, Turn
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
@@ -217,8 +219,17 @@ class Store:
         with self._write() as db:
             insert_call(db, call, replace_due=False)
 
-    def advance(self, call: Call, event: CallEvent, now: Seconds, **changes: Any) -> Call:
-        """Take one step of a call, if it still stands where `call` says.
+    def advance(
+        self,
+        call: Call,
+        event: CallEvent,
+        now: Seconds,
+        *,
+        archived: Iterable[Archived] = (),
+        **changes: Any,
+    ) -> Call:
+        """Take one step of a call, if it still stands where `call` says; and with it note what is
+        kept of the run's disks, where that is its end.
 
         Raises ImpossibleStepError, StoreError (somebody else took a step).
         """
@@ -244,6 +255,12 @@ class Store:
                     f"{call.state} any more",
                     "Store",
                 )
+            db.executemany(
+                "INSERT OR REPLACE INTO archived "
+                "(job_id, position, size, allocated, digest, at, removed) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [astuple(one) for one in archived],
+            )
             row = db.execute(
                 f"SELECT {CALL} FROM calls WHERE hub = ? AND vm = ? AND run = ? AND attempt = ?",  # noqa: S608
                 (self.hub, *call.key),
@@ -270,10 +287,28 @@ class Store:
             )
             db.execute(
                 "INSERT INTO calls (hub, vm, run, attempt, state, job_id, sna, type, request, "
-                "exports, created, changed, reason, message, who) SELECT hub, vm, run, "
-                "attempt + 1, 'DUE', ?, sna, type, '', '[]', ?, ?, 'ResolvedResend', ?, ? "
-                "FROM calls WHERE hub = ? AND vm = ? AND run = ? AND attempt = ?",
+                "exports, created, changed, reason, message, who, policy, tags) SELECT hub, vm, "
+                "run, attempt + 1, 'DUE', ?, sna, type, '', '[]', ?, ?, 'ResolvedResend', ?, ?, "
+                "policy, tags FROM calls WHERE hub = ? AND vm = ? AND run = ? AND attempt = ?",
                 (following, now, now, reason, who, self.hub, *call.key),
+            )
+
+    # -- what is kept of published runs
+
+    def removed(self, job_id: str, now: Seconds) -> None:
+        """The images of a published run are about to be removed."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE archived SET removed = ? WHERE job_id = ? AND removed = 0", (now, job_id)
+            )
+
+    def prove(self, proof: Proof) -> None:
+        """Note what was found of a published run; in the place of what was found before."""
+        with self._write() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO proofs (job_id, kind, at, ok, result, who) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (proof.job_id, proof.kind, proof.at, int(proof.ok), proof.result, proof.who),
             )
 
     # -- pauses, and what the watched directory says
