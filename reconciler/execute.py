@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Protocol, TypeAlias, assert_never
+from typing import Any, Protocol, TypeAlias, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -482,7 +482,7 @@ class _OneVm:
         """
         event, message = judge(answer, call.job_id)
         now = self.host.now()
-        changes: dict[str, object] = {"message": message}
+        changes: dict[str, Any] = {"message": message}
         if event is CallEvent.NOTHING_SENT:
             failures = call.failures + 1
             wait = jittered(pause(failures), call.vm, failures)

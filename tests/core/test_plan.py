@@ -926,7 +926,7 @@ def test_an_intent_that_cannot_be_written_down_stops_the_call() -> None:
     host = FakeHost(a_settings())
     advance = host.records.advance
 
-    def full(call: Any, event: CallEvent, now: float, **changes: object) -> Any:
+    def full(call: Any, event: CallEvent, now: float, **changes: Any) -> Any:
         if event is CallEvent.INTEND:
             raise HostError("cannot write to the store: no space left on device", "Store")
         return advance(call, event, now, **changes)
