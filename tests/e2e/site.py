@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from reconciler.core.actual import Identity
 from reconciler.core.mark import Mark, parse
 from reconciler.host import proc
+from tests.e2e import zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 APPLIANCE = ROOT / "examples" / "node-appliance" / "appliance.py"
@@ -53,12 +53,13 @@ class Appliance:
         port_file = self.folder / "port"
         port_file.unlink(missing_ok=True)
         with (self.folder / "stderr").open("ab") as stderr:
-            self.process = subprocess.Popen(
+            self.process = zygote.python(
                 [
-                    *(sys.executable, str(APPLIANCE), "--listen", f"127.0.0.1:{self.port}"),
+                    *(str(APPLIANCE), "--listen", f"127.0.0.1:{self.port}"),
                     *("--port-file", str(port_file), "--sources", str(self.sources)),
                     *("--log", str(self.log), *options),
                 ],
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
             )
@@ -176,22 +177,29 @@ class Site:
     # -- running
 
     def start(
-        self, *arguments: str, module: Sequence[str] = ("reconciler",), **extra: str
+        self,
+        *arguments: str,
+        module: Sequence[str] = ("reconciler",),
+        real: bool = False,
+        **extra: str,
     ) -> subprocess.Popen[str]:
-        """One command in a process of its own; `module`: what runs it, and that one's options."""
+        """One command in a process of its own; `module`: what runs it, and that one's options.
+
+        `real`: by an interpreter of its own, not by a fork of one that has everything loaded.
+        """
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RECONCILER_")},
             "HOME": str(self.folder),
             **extra,
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", *module, *arguments],
+        return zygote.python(
+            ["-m", *module, *arguments],
+            real=real,
             cwd=self.folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
 
     def run(self, *arguments: str, code: int | None = 0, **extra: str) -> str:
