@@ -126,6 +126,8 @@ class Site:
         self.specs.mkdir()
         self.write_config()
         self.others: list[subprocess.Popen[bytes]] = []
+        self.real_starts = False
+        """Whether each command has an interpreter of its own, in place of a fork of a warm one."""
 
     # -- writing
 
@@ -177,16 +179,9 @@ class Site:
     # -- running
 
     def start(
-        self,
-        *arguments: str,
-        module: Sequence[str] = ("reconciler",),
-        real: bool = False,
-        **extra: str,
+        self, *arguments: str, module: Sequence[str] = ("reconciler",), **extra: str
     ) -> subprocess.Popen[str]:
-        """One command in a process of its own; `module`: what runs it, and that one's options.
-
-        `real`: by an interpreter of its own, not by a fork of one that has everything loaded.
-        """
+        """One command in a process of its own; `module`: what runs it, and that one's options."""
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RECONCILER_")},
             "HOME": str(self.folder),
@@ -194,7 +189,7 @@ class Site:
         }
         return zygote.python(
             ["-m", *module, *arguments],
-            real=real,
+            real=self.real_starts,
             cwd=self.folder,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -5,7 +5,7 @@ fork has them already. What the forked command sees is what a started one sees: 
 directory, environment, argv, standard streams, signals and time zone, and no other open file. What
 differs: its command line in /proc is this one's, its parent is this process, its hash seed is that
 of its siblings, and every module is loaded. A test that is about one of these asks for a start of
-its own: `real=True`; `pytest --real-starts` has every command started so.
+its own, by `site.real_starts` or `real=True`; `pytest --real-starts` has every command started so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -27,7 +28,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LIBRARIES: Final = (
@@ -59,10 +60,10 @@ _DRAWN_FROM: Final = ("PYTHON", "LC_", "LANG")
 
 def fits(environment: Mapping[str, str]) -> bool:
     """Whether a fork can stand for an interpreter that is started in this environment."""
-    return _read_at_start(environment) == _read_at_start(os.environ)
+    return read_at_start(environment) == read_at_start(os.environ)
 
 
-def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     """All but PYTHONPATH, which a fork can still follow."""
     return {
         name: value
@@ -90,6 +91,7 @@ class Zygote:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             self._socket.setsockopt(socket.SOL_SOCKET, option, _MESSAGE)
         self._mutex = threading.Lock()
+        self._mounts = _mounts()
 
     def fork(self, request: Mapping[str, Any], streams: Sequence[int], status: int) -> None:
         """Have one command forked, with these as its 0, 1 and 2; `status`: where it is told of."""
@@ -97,32 +99,40 @@ class Zygote:
             socket.send_fds(self._socket, [json.dumps(request).encode()], [*streams, status])
 
     @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
+    def fit(self) -> bool:
+        """Whether it lives, and has the mounts of this worker, which may have made its own."""
+        return self._process.poll() is None and self._mounts == _mounts()
 
     def end(self) -> None:
         """End it. What it has forked lives on."""
         self._socket.close()
         self._process.wait(20)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
-_shared: Zygote | None = None
+
+def _mounts() -> str:
+    """Which mounts this process sees. Source: mount_namespaces(7)."""
+    return os.readlink("/proc/self/ns/mnt")
+
+
+_begun: list[Zygote] = []
+"""Those of this worker, the newest last. Older ones have their children to wait for."""
 
 
 def shared() -> Zygote:
-    """The one of this worker, begun at its first use."""
-    global _shared
-    if _shared is None or not _shared.alive:
-        _shared = Zygote()
-    return _shared
+    """The one of this worker, begun when it is needed."""
+    if not _begun or not _begun[-1].fit:
+        _begun.append(Zygote())
+    return _begun[-1]
 
 
 def end() -> None:
-    """End this worker's, if there is one."""
-    global _shared
-    if _shared is not None:
-        _shared.end()
-        _shared = None
+    """End what was begun."""
+    while _begun:
+        _begun.pop().end()
 
 
 def python(
@@ -178,7 +188,7 @@ class Forked(subprocess.Popen[str]):
         """The next number that the zygote tells."""
         told = os.read(self._told, 4)
         if len(told) != 4:
-            raise RuntimeError(f"the zygote of {self.args} is gone")
+            raise RuntimeError(f"the zygote of pid {self.pid} is gone")
         return int.from_bytes(told, signed=True)
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
@@ -265,11 +275,8 @@ def _become(request: Mapping[str, Any], streams: Sequence[int], telling: int) ->
         os.environ.update(request["env"])
         time.tzset()
         os.chdir(request["cwd"])
-        encoding, errors = sys.stdout.encoding, sys.stdout.errors
-        sys.stdin = open(0, encoding=encoding, errors=errors, closefd=False)
-        sys.stdout = open(1, "w", encoding=encoding, errors=errors, closefd=False)
-        sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
-        sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+        for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+            _stream(number, name, mode)
         code = _run(request["argv"])
     except KeyboardInterrupt:
         traceback.print_exc()
@@ -282,6 +289,24 @@ def _become(request: Mapping[str, Any], streams: Sequence[int], telling: int) ->
             with contextlib.suppress(OSError, ValueError):
                 file.flush()
         os._exit(code)
+
+
+def _stream(number: int, name: str, mode: str) -> None:
+    """Make a standard stream as an interpreter does for what is open there now."""
+    old = getattr(sys, name)
+    buffering = 0 if old.write_through and mode == "w" else -1  # PYTHONUNBUFFERED
+    raw = open(number, f"{mode}b", buffering, closefd=False)  # noqa: SIM115
+    new = io.TextIOWrapper(
+        raw,
+        old.encoding,
+        old.errors,
+        newline=None if mode == "r" else "\n",
+        line_buffering=not old.write_through and (name == "stderr" or os.isatty(number)),
+        write_through=old.write_through,
+    )
+    new.mode = mode  # type: ignore[misc]
+    setattr(sys, name, new)
+    setattr(sys, f"__{name}__", new)
 
 
 def _run(argv: Sequence[str]) -> int:
