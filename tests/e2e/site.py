@@ -103,6 +103,9 @@ class Appliance:
 class Site:
     """A hub with its config, inventory and specs."""
 
+    real_starts = False
+    """Whether each command has an interpreter of its own, in place of a fork of a warm one."""
+
     def __init__(self, folder: Path, ports: range, api: int = 0) -> None:
         self.folder = folder
         self.ports = ports
@@ -126,8 +129,6 @@ class Site:
         self.specs.mkdir()
         self.write_config()
         self.others: list[subprocess.Popen[bytes]] = []
-        self.real_starts = False
-        """Whether each command has an interpreter of its own, in place of a fork of a warm one."""
 
     # -- writing
 

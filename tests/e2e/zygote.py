@@ -84,6 +84,7 @@ class Zygote:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.e2e.zygote", str(theirs.fileno())],
                 cwd=ROOT,
+                env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
