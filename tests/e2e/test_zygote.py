@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e import zygote
 
 ABOUT = """
-import json, os, signal, sys, threading, time
+import json, os, pathlib, signal, sys, threading, time
 signals = {one.name: str(signal.getsignal(one)) for one in signal.Signals}
-print(json.dumps({
+about = json.dumps({
     "argv": sys.argv, "path": sys.path, "name": __name__,
     "main": sys.modules["__main__"].__dict__ is globals(),
     "cwd": os.getcwd(), "environment": dict(os.environ), "umask": os.umask(0),
@@ -26,32 +27,36 @@ print(json.dumps({
     "zone": time.tzname, "threads": threading.active_count(),
     "tasks": len(os.listdir("/proc/self/task")),
     "streams": [[one.encoding, one.errors, one.line_buffering, one.write_through, one.isatty(),
-                 one.fileno(), one.mode, type(one.buffer).__name__]
+                 one.fileno(), one.mode, one.seekable(), type(one.buffer).__name__]
                 for one in (sys.stdin, sys.stdout, sys.stderr)],
     "limits": open("/proc/self/limits").read(), "mounts": os.readlink("/proc/self/ns/mnt"),
     "nice": os.nice(0), "oom": open("/proc/self/oom_score_adj").read(),
-}))
+})
+pathlib.Path("about.json").write_text(about)
+print("to stdout")
 print("and to stderr", file=sys.stderr)
 """
-"""Prints all that a process may depend on."""
+"""Writes down all that a process may depend on."""
 
 
-def both(folder: Path, text: str, *arguments: str, **extra: str) -> list[subprocess.Popen[str]]:
-    """The same program, started and forked."""
+def both(
+    folder: Path, text: str, *arguments: str, stream: int = subprocess.PIPE, **extra: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The same program, started and then forked."""
     (folder / "program.py").write_text(text)
     read_at_start = zygote.read_at_start(os.environ)
-    return [
-        zygote.python(
+    for real in (True, False):
+        process = zygote.python(
             ["-m", "program", *arguments],
             real=real,
             cwd=folder,
             env={**read_at_start, "PATH": "/usr/bin", "TZ": "Asia/Kathmandu", **extra},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL if stream == subprocess.PIPE else stream,
+            stdout=stream,
+            stderr=stream,
         )
-        for real in (True, False)
-    ]
+        assert isinstance(process, zygote.Forked) is not real
+        yield process
 
 
 @pytest.fixture(autouse=True)
@@ -60,17 +65,23 @@ def _forks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zygote, "always_real", False)
 
 
-def told(process: subprocess.Popen[str]) -> Any:
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "and to stderr\n"), out + err
-    return json.loads(out)
-
-
-def test_a_fork_sees_what_a_start_sees(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["pipes", "a terminal"])
+def test_a_fork_sees_what_a_start_sees(tmp_path: Path, where: str) -> None:
     (tmp_path / "lib").mkdir()
-    started, forked = map(
-        told, both(tmp_path, ABOUT, "-x", "a b", PYTHONPATH=str(tmp_path / "lib"))
-    )
+    ours, theirs = pty.openpty()
+    found = []
+    extra = {"PYTHONPATH": str(tmp_path / "lib")}
+    stream = subprocess.PIPE if where == "pipes" else theirs
+    for process in both(tmp_path, ABOUT, "-x", "a b", stream=stream, **extra):
+        out, err = process.communicate(timeout=60)
+        if where == "a terminal":
+            out, err = os.read(ours, 1 << 16).decode().replace("\r", ""), ""
+        assert (process.returncode, out + err) == (0, "to stdout\nand to stderr\n")
+        found.append(json.loads((tmp_path / "about.json").read_text()))
+        (tmp_path / "about.json").unlink()
+    os.close(ours)
+    os.close(theirs)
+    started, forked = found
     assert forked == started
     assert (forked["cwd"], forked["argv"][1:]) == (str(tmp_path), ["-x", "a b"])
 
@@ -96,10 +107,8 @@ def test_a_fork_ends_as_a_start_ends(tmp_path: Path, text: str, code: int) -> No
 
 
 def test_a_fork_is_waited_for_and_signalled_like_any_process(tmp_path: Path) -> None:
-    started, forked = both(tmp_path, "import time; print('x', flush=True); time.sleep(600)")
-    for process in (started, forked):
+    for process in both(tmp_path, "import time; print('x', flush=True); time.sleep(600)"):
         with process:
-            assert isinstance(process, zygote.Forked) is (process is not started)
             assert process.stdout is not None
             assert process.stdout.readline() == "x\n"
             assert process.poll() is None

@@ -56,6 +56,8 @@ _PATIENCE: Final = 60.0
 """Seconds until a request must have been answered."""
 _DRAWN_FROM: Final = ("PYTHON", "LC_", "LANG")
 """Beginnings of the variables that an interpreter reads once, when it starts."""
+_FOLLOWED: Final = frozenset({"cwd", "stdin", "stdout", "stderr"})
+"""Options of Popen that a fork follows, besides `env` and `text`."""
 
 
 def fits(environment: Mapping[str, str]) -> bool:
@@ -145,10 +147,10 @@ def python(
 ) -> subprocess.Popen[str]:
     """`python ARGS…`: a fork that stands for it, or where that cannot be, the real one.
 
-    `args`: a path to a script, or `-m` and a module; and what follows.
+    `args`: a path to a script, or `-m` and a module; and what follows. `options`: those of Popen.
     """
     environment = dict(os.environ if env is None else env)
-    if real or always_real or not fits(environment):
+    if real or always_real or set(options) - _FOLLOWED or not fits(environment):
         line = [sys.executable, *args]
         return subprocess.Popen(line, env=environment, text=True, **options)
     return Forked(args, env=environment, text=True, **options)
@@ -189,7 +191,7 @@ class Forked(subprocess.Popen[str]):
         """The next number that the zygote tells."""
         told = os.read(self._told, 4)
         if len(told) != 4:
-            raise RuntimeError(f"the zygote of pid {self.pid} is gone")
+            raise RuntimeError(f"the zygote of {self.args!r} is gone")
         return int.from_bytes(told, signed=True)
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
