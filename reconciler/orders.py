@@ -17,7 +17,7 @@ from reconciler.core.call_plan import LOST
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import HostError, UsageError, nearest
 from reconciler.core.guards import in_use
-from reconciler.core.ledger import EVERY, Ledger
+from reconciler.core.ledger import EVERY, Ledger, Proof
 from reconciler.core.ledger import Pause as Held
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings, below
@@ -37,6 +37,12 @@ _EVENTS: Final = {
     "failed": CallEvent.SAY_FAILED,
     "resend": CallEvent.RESEND,
 }
+
+_PROVED: Final = {
+    "verify": ("Verified", "VerifyFailed"),
+    "restore": ("RestoreTested", "RestoreTestFailed"),
+}
+"""Kind of a proof → the reasons of its events."""
 
 
 class Order(Struct, frozen=True, kw_only=True, tag=True):
@@ -163,6 +169,47 @@ class Resume(Order, frozen=True, kw_only=True):
         ]
         said += [f"{lasting}: nothing is changed before reconciler resume --all"] if every else []
         return said or ["no VM was paused"]
+
+
+class Prove(Order, frozen=True, kw_only=True):
+    """Keep with a run what was found of its images. No VM is worth a look for that."""
+
+    vm: str
+    run: str
+    job_id: str
+    kind: Literal["verify", "restore"]
+    ok: bool
+    summary: str
+    """One sentence."""
+    result: str
+    """A JSON object."""
+
+    def carry_out(self, store: Store, who: str, now: Seconds, _eyes: Observer) -> list[str]:
+        if all(call.job_id != self.job_id for call in calls_of(store.ledger(), self.vm)):
+            raise HostError(
+                f"cannot note what was found of run {self.run} of {self.vm}: the ledger has no job "
+                f"{self.job_id}"
+            )
+        store.prove(
+            Proof(
+                job_id=self.job_id,
+                kind=self.kind,
+                at=now,
+                ok=self.ok,
+                result=self.result,
+                who=who,
+            )
+        )
+        good, bad = _PROVED[self.kind]
+        event = Event(
+            vm=self.vm,
+            run=self.run,
+            reason=good if self.ok else bad,
+            message=self.summary,
+            severity="Normal" if self.ok else "Warning",
+        )
+        store.record([event], who, now)
+        return []
 
 
 def pausable(names: Sequence[str], ledger: Ledger) -> None:

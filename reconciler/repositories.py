@@ -132,6 +132,8 @@ class _Round:
             mine += [(e, self.nearest(e.image)) for e in (call.exports if call else ())]
             for export, root in mine:
                 self.image(vm, export.image, root)
+                if export.read_only:
+                    self.chain(vm, export.image, root)
                 if export.backing:
                     self.image(vm, export.backing, root)
                 last = before.get((vm.name, export.key))
@@ -161,6 +163,12 @@ class _Round:
             ask = partial(_image, path, root, self.systems[group], self.paths[group], served=served)
             question = self.questions[group]["image", path] = Question(ask)
         question.vms.add(vm.name)
+
+    def chain(self, vm: Vm, path: str, root: str) -> None:
+        """What an image that is to be read builds on, down to the last."""
+        group = root if below(root, path) else self.nearest(path)
+        ask = partial(_chain, path, root, self.paths[group])
+        self.questions[group].setdefault(("chain", path), Question(ask)).vms.add(vm.name)
 
     def holds(self) -> None:
         """Whether each server of a VM in scope has the file open that is at its image's path.
@@ -223,6 +231,26 @@ def _image(
         if who:
             image = replace(image, holder=", ".join(who))
     return partial(_seen, image, _system(image, systems))
+
+
+def chain(path: str, root: str, paths: images.Paths | None = None) -> list[Image]:
+    """An image and what it builds on, as far down as the headers can be followed. Never raises."""
+    found: list[Image] = []
+    following: str | None = path
+    while following and all(one.path != following for one in found):
+        image = images.look(following, root, paths)
+        found.append(image)
+        following = image.backing
+    return found
+
+
+def _chain(path: str, root: str, paths: images.Paths) -> Note:
+    return partial(_linked, chain(path, root, paths)[1:])
+
+
+def _linked(links: Sequence[Image], found: Found) -> None:
+    for link in links:
+        found.images.setdefault(link.path, link)
 
 
 def _other(path: str, systems: dict[int, FileSystem | None]) -> Note:

@@ -22,7 +22,7 @@ from reconciler.core.actual import Actual, Image, Server
 from reconciler.core.backoff import CRASH_LOOP, JITTER, LONGEST
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Desired, Export, Vm
-from reconciler.core.guards import in_use, unfit, unfit_parent
+from reconciler.core.guards import broken_chain, in_use, unfit, unfit_parent
 from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import argv
 from reconciler.core.ports import Pool
@@ -85,8 +85,11 @@ class Disks:
             wrong = unfit(export, image, held=self.holds(export))
             if not image.exists:
                 wrong = wrong or self.gone(export)
-            if not wrong and not export.read_only:
-                wrong = self.shared(export)
+            if not wrong:
+                if export.read_only:
+                    wrong = broken_chain(image, self.actual.images)
+                else:
+                    wrong = self.shared(export)
             if not wrong and export.backing and not image.exists:
                 parent = self.actual.images.get(export.backing)
                 parent = parent or Image(path=export.backing, exists=False)
@@ -321,6 +324,8 @@ class Disks:
         wrong = unfit(export, image, held=self.holds(export))
         if not image.exists:
             wrong = wrong or self.gone(export)
+        if not wrong and export.read_only:
+            wrong = broken_chain(image, self.actual.images)
         if wrong:
             self.actions.append(Refuse(**base, cause=wrong[0], why=wrong[1]))
             return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from reconciler.core.actual import Image, Server
 from reconciler.core.call import Call
 from reconciler.core.desired import Export
@@ -109,4 +111,33 @@ def unfit_parent(export: Export, parent: Image, *, written: bool) -> tuple[str, 
             f"its parent {parent.path} has {format_size(parent.size)}, the disk now "
             f"{format_size(export.size)}: an overlay keeps its parent's size, ask for a full run"
         )
+    return None
+
+
+def broken_chain(top: Image, images: Mapping[str, Image]) -> tuple[str, str] | None:
+    """(cause, why) for which what an image builds on cannot be read; None: it can.
+
+    By the headers alone; a link that was not looked at is not judged.
+    """
+    seen, child = {top.path}, top
+    while child.backing:
+        link = images.get(child.backing)
+        if link is None:
+            return None
+        builds = f"{child.path} builds on {link.path}"
+        wrong = ""
+        if link.path in seen:
+            wrong = "which builds on it: the chain is a ring"
+        elif link.outside:
+            wrong = f"which leads out of its repository, to {link.outside}"
+        elif link.error:
+            wrong = f"which cannot be read: {link.error}"
+        elif not link.exists:
+            wrong = "which is missing: put it back where it was, or read another run"
+        elif link.format != "qcow2":
+            wrong = f"which is {link.format or 'of no known format'}, not qcow2"
+        if wrong:
+            return "ChainBroken", f"{builds}, {wrong}"
+        seen.add(link.path)
+        child = link
     return None
