@@ -27,9 +27,10 @@ from reconciler.core.guards import broken_chain
 from reconciler.core.ledger import Ledger
 from reconciler.core.partitions import Table, table
 from reconciler.core.settings import Settings
-from reconciler.core.units import Bytes, Seconds, format_size
+from reconciler.core.units import Bytes, Seconds, format_size, stamp
 from reconciler.host import nbd, patience, qemu_nbd, reading
-from reconciler.host.reading import Debugfs, Deadline, Files, Grub, Kind, View
+from reconciler.host.reading import Deadline, Debugfs, Files, Grub, Kind, View
+from reconciler.host.store import archived
 from reconciler.repositories import chain, roots_of
 
 ANSWER: Final[Seconds] = 60.0
@@ -76,7 +77,9 @@ def run_of(ledger: Ledger, vm: str, run: str | None) -> Call:
     call = ledger.latest(vm, name)
     newest = ", ".join(completed[-5:]) or "none"
     if call is None:
-        raise UsageError(f"{vm} has no run {name!r}{nearest(name, completed)} (completed: {newest})")
+        raise UsageError(
+            f"{vm} has no run {name!r}{nearest(name, completed)} (completed: {newest})"
+        )
     if call.state is not CallState.COMPLETED:
         raise HostError(
             f"cannot test a restore of run {name} of {vm}: it is {call.state}, so it is not a "
@@ -92,6 +95,12 @@ def restore_test(settings: Settings, call: Call, order: Order) -> RestoreTest:
     if not exports:
         keys = ", ".join(str(one.key) for one in call.exports)
         raise UsageError(f"run {call.run} of {call.vm} has no disk {order.disk} (there: {keys})")
+    removed = [one for one in archived(Path(settings.state), call.job_id).values() if one.removed]
+    if removed:
+        raise HostError(
+            f"cannot test a restore of run {call.run} of {call.vm}: retention removed its images "
+            f"at {stamp(removed[0].removed)}"
+        )
     binary = qemu_nbd.find(settings.qemu_nbd.binary)
     deadline = Deadline(order.timeout)
     disks = []
@@ -171,7 +180,7 @@ class _Disk:
             raise HostError(f"cannot look at {path}: {top.error}")
         if not top.exists:
             raise HostError(f"its image {path} is missing")
-        broken = broken_chain(top, {one.path: one for one in links[1:]})
+        broken = broken_chain(top, {one.path: one for one in links})
         if broken:
             raise HostError(broken[1])
         if top.backing != self.export.backing:
@@ -233,9 +242,7 @@ class _Disk:
         if volume.start + volume.size > reader.size:
             return volume  # that it ends behind the disk is told of the table
         try:
-            kind = reading.probe(
-                reader.read, volume.start, volume.size, self.folder, self.deadline
-            )
+            kind = reading.probe(reader.read, volume.start, volume.size, self.folder, self.deadline)
         except HostError as error:
             return replace(volume, problem=str(error))
         return _with(volume, kind)

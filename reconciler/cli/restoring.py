@@ -62,9 +62,7 @@ def restore_test(
     What was found is kept with the run, and history shows it. Exit code 1: something of it cannot
     be read.
     """
-    order = Order(
-        file=_path(path), disk=disk, copy_limit=_size(copy_limit), timeout=timeout
-    )
+    order = Order(file=_path(path), disk=disk, copy_limit=_size(copy_limit), timeout=timeout)
     settings = load_settings(config, os.environ)
     call = run_of(current(settings), vm, run)
     found = read_back(settings, call, order)

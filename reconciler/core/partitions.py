@@ -106,9 +106,7 @@ def _mbr(read: Read, size: Bytes, entries: list[tuple[int, int, int]]) -> Table:
 
 
 def _partition(number: int, start: int, count: int, kind: int) -> Partition:
-    return Partition(
-        number=number, start=start * SECTOR, size=count * SECTOR, type=f"0x{kind:02x}"
-    )
+    return Partition(number=number, start=start * SECTOR, size=count * SECTOR, type=f"0x{kind:02x}")
 
 
 def _logical(read: Read, size: Bytes, base: int) -> tuple[list[Partition], str]:
@@ -186,7 +184,5 @@ def _outside(partitions: list[Partition], size: Bytes) -> str:
     """Whether a partition is not on its disk."""
     for one in partitions:
         if one.start + one.size > size:
-            return (
-                f"partition {one.number} ends at byte {one.start + one.size}, the disk at {size}"
-            )
+            return f"partition {one.number} ends at byte {one.start + one.size}, the disk at {size}"
     return ""

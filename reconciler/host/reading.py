@@ -306,10 +306,9 @@ def fuse(socket: Path, size: Bytes, folder: Path, deadline: Deadline) -> Iterato
                     break
                 time.sleep(0.01)
             if shown:
-                enter = (str(tools["nsenter"]), f"--target={child.pid}", "--mount")
-                if form:
-                    enter = (*enter, "--user", "--preserve-credentials")
-                yield View(path, "fuse", (*enter, "--"), str(point))
+                spaces = ("--user", "--preserve-credentials") if form else ()
+                enter = (str(tools["nsenter"]), f"--target={child.pid}", "--mount", *spaces, "--")
+                yield View(path, "fuse", enter, str(point))
                 return
             said = child.log.read_text(errors="replace").strip().splitlines()
             why = said[-1] if said else f"nbdfuse showed nothing within {MOUNT:g} s"

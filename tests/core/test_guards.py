@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reconciler.core.call import Call, CallState
-from reconciler.core.guards import in_use, keeps, unfit, unfit_parent
+from reconciler.core.guards import broken_chain, in_use, keeps, unfit, unfit_parent
 from tests.core.builders import GIB, a_call, a_server, a_vm, an_export, an_image, says
 
 S = CallState
@@ -125,3 +125,28 @@ def test_an_incremental_builds_only_on_a_whole_parent(
     if found:
         assert found[0] == "ParentUnfit"
         says(found[1], "/base", *(words or []))
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ({}, None),
+        ({"/b": {"backing": None}}, None),
+        ({"/b": {"backing": "/c"}, "/c": {"backing": None}}, None),
+        ({"/b": {"exists": False}}, ["/top builds on /b, which is missing", "put it back"]),
+        ({"/b": {"backing": "/c"}, "/c": {"exists": False}}, ["/b builds on /c", "missing"]),
+        ({"/b": {"error": "permission denied"}}, ["/b, which cannot be read: permission denied"]),
+        ({"/b": {"format": "raw"}}, ["/b, which is raw, not qcow2"]),
+        ({"/b": {"outside": "/etc/x"}}, ["leads out of its repository, to /etc/x"]),
+        ({"/b": {"backing": "/top"}, "/top": {"backing": "/b"}}, ["the chain is a ring"]),
+    ],
+)
+def test_a_chain_is_read_whole_or_not_at_all(
+    links: dict[str, dict[str, Any]], words: list[str] | None
+) -> None:
+    images = {path: an_image(**{"path": path, **link}) for path, link in links.items()}
+    found = broken_chain(an_image(path="/top", backing="/b"), images)
+    assert (found is None) == (words is None)
+    if found:
+        assert found[0] == "ChainBroken"
+        says(found[1], *(words or []))

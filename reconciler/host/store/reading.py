@@ -61,7 +61,16 @@ def archived(directory: Path, job_id: str) -> Mapping[int, Archived]:
 
 def proofs(directory: Path, job_id: str) -> Mapping[str, Proof]:
     """What was proved of a job's images last, by kind, without the lock. Raises StoreError."""
-    return looked_up(directory / NAME, lambda db: proofs_of(db, job_id)) or {}
+    return proved(directory, [job_id])[job_id]
+
+
+def proved(directory: Path, job_ids: Collection[str]) -> Mapping[str, Mapping[str, Proof]]:
+    """The same of several jobs, by job and kind: in one look. Raises StoreError."""
+
+    def query(db: sqlite3.Connection) -> Mapping[str, Mapping[str, Proof]]:
+        return {job_id: proofs_of(db, job_id) for job_id in job_ids}
+
+    return looked_up(directory / NAME, query) or {job_id: {} for job_id in job_ids}
 
 
 def home_of(path: Path) -> str:
