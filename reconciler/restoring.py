@@ -28,7 +28,7 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.partitions import Table, table
 from reconciler.core.settings import Settings
 from reconciler.core.units import Bytes, Seconds, format_size, stamp
-from reconciler.host import nbd, patience, qemu_nbd, reading
+from reconciler.host import images, nbd, patience, qemu_nbd, reading
 from reconciler.host.reading import Deadline, Debugfs, Files, Grub, Kind, View
 from reconciler.host.store import archived
 from reconciler.repositories import chain, roots_of
@@ -150,6 +150,11 @@ class _Disk:
         """Raises HostError; what was found until then is in `found`."""
         self.links = self.chain()
         self.found = replace(self.found, layers=len(self.links))
+        for link in self.links:
+            # What is cut off at the end of a file is read as zeros, without an error.
+            wrong = images.check(link.path, self.deadline.left())
+            if wrong:
+                raise HostError(f"{link.path} is damaged: {wrong}")
         with self.reader() as reader, self.stack:
             self.found = replace(self.found, size=reader.size)
             if self.export.size is not None and reader.size != self.export.size:

@@ -46,7 +46,7 @@ def gpt(disk: bytearray, partitions: Sequence[tuple[int, int, str]]) -> None:
         put(disk, table, entries)
 
 
-def put(disk: bytearray, sector: int, data: bytes) -> None:
+def put(disk: bytearray, sector: int, data: bytes | bytearray) -> None:
     disk[sector * SECTOR : sector * SECTOR + len(data)] = data
 
 

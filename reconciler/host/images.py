@@ -258,7 +258,7 @@ def sweep(path: str) -> None:
         os.unlink(_temporary(path))
 
 
-def check(path: str) -> str:
+def check(path: str, timeout: Seconds = CHECK_TIMEOUT) -> str:
     """What is wrong with an image, by `qemu-img check`; empty: nothing that matters.
 
     It may be open in its server, which must be idle and flushed. Clusters that leak cost space and
@@ -272,7 +272,7 @@ def check(path: str) -> str:
             line,
             capture_output=True,
             text=True,
-            timeout=CHECK_TIMEOUT,
+            timeout=timeout,
             check=False,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -280,7 +280,7 @@ def check(path: str) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise HostError(
-            f"cannot check {path}: no end after {CHECK_TIMEOUT:g} s, its storage hangs",
+            f"cannot check {path}: no end after {timeout:g} s, its storage hangs",
             "StorageHangs",
         ) from error
     except OSError as error:

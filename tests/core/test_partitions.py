@@ -7,13 +7,13 @@ import random
 import pytest
 
 from reconciler.core.partitions import Read, Table, table
-from tests.core.test_guards import says
+from tests.core.builders import says
 from tests.partitioned import SECTOR, gpt, mbr_sector, put
 
 SECTORS = 4096
 
 
-def reading(disk: bytes) -> Read:
+def reading(disk: bytes | bytearray) -> Read:
     """Reads as a server does: nothing behind the end."""
 
     def read(offset: int, length: int) -> bytes:
@@ -23,7 +23,7 @@ def reading(disk: bytes) -> Read:
     return read
 
 
-def found(disk: bytes) -> Table:
+def found(disk: bytes | bytearray) -> Table:
     return table(reading(disk), len(disk))
 
 
