@@ -184,7 +184,7 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
                     rule="disks-unverified",
                 )
             )
-    clashes = list(_clashes(vms))
+    clashes = list(_clashes(vms, ledger))
     diagnostics.extend(diagnostic for _, diagnostic in clashes)
     refused = {name for name, _ in clashes}
     return Desired(
@@ -480,7 +480,9 @@ def _restore(declared: Declared, root: str, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _clashes(vms: Mapping[str, tuple[Vm, Declared]]) -> list[tuple[str, Diagnostic]]:
+def _clashes(
+    vms: Mapping[str, tuple[Vm, Declared]], ledger: Ledger
+) -> list[tuple[str, Diagnostic]]:
     """Two VMs that cannot both be true; both are named, neither is used."""
     found: list[tuple[str, Diagnostic]] = []
     images: dict[str, tuple[str, bool]] = {}
@@ -500,9 +502,13 @@ def _clashes(vms: Mapping[str, tuple[Vm, Declared]]) -> list[tuple[str, Diagnost
             if other != name:
                 what = f"it has the vCenter path {vm.path!r}, as has"
                 clash(name, other, f"{what}", "vm")
+        # What a completed run wrote, nobody writes any more: it may be read beside its VM.
+        call = ledger.latest(name, vm.run)
+        written = call is None or call.state != "COMPLETED"
         for export in vm.exports:
-            owner, shared = images.setdefault(export.image, (name, export.read_only))
-            if owner != name and not (shared and export.read_only):
+            reads = export.read_only or not written
+            owner, shared = images.setdefault(export.image, (name, reads))
+            if owner != name and not (shared and reads):
                 clash(
                     name,
                     owner,
