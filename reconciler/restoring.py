@@ -40,6 +40,8 @@ MOST_DIRECTORIES: Final = 2000
 FIRST_FILE: Final[Bytes] = 256 << 20
 """Bytes. A first file that is larger is passed over for a smaller one: it proves no more."""
 _EXT: Final = frozenset({"ext2", "ext3", "ext4", "ext4dev"})
+_NEVER_EMPTY: Final = _EXT | {"ntfs"}
+"""Whose root directory has something in it from the first day: lost+found, or $MFT."""
 _CLOSED: Final = {
     "LVM2_member": "a physical volume of LVM",
     "crypto_LUKS": "it is encrypted, and nobody here has the key",
@@ -326,19 +328,22 @@ class _Disk:
     def listed(self, volume: Volume, files: Files) -> Volume:
         """The same, with its root directory and one file. Raises HostError."""
         top = files.entries("/")
-        size, used = files.usage()
+        if not top and volume.type in _NEVER_EMPTY:
+            raise HostError(f"its root directory is empty, which that of {volume.type} never is")
+        about = files.about()
         volume = replace(
             volume,
             how=files.how,
-            size=volume.size if size is None else size,
-            used=used,
+            size=about.size or volume.size,
+            used=about.used,
+            note=about.note,
             names=tuple(sorted(printable(one.name) for one in top)),
         )
         try:
             chosen = named(files, self.order.file) if self.order.file else first(files, top)
             if chosen is None:
-                note = "" if self.order.file else "there is no file in it that is not empty"
-                return replace(volume, note=note)
+                note = "there is no file in it that is not empty"
+                return volume if self.order.file else replace(volume, note=note)
             path, expected = chosen
             count, digest = files.digest(path)
             if count != expected:

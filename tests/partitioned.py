@@ -61,3 +61,74 @@ def holding(contents: Sequence[tuple[str, bytes]], spare: int = 2048) -> bytearr
         put(disk, start, data)
     gpt(disk, partitions)
     return disk
+
+
+def lvm(data: bytes, group: str = "vg0", volume: str = "root") -> bytes:
+    """A physical volume with one logical volume in it, which holds `data`, whole MiB.
+
+    Source: lvm2's lib/format_text/layout.h, and lib/misc/crc.c for the checksum.
+    """
+    mib, at, extents = 1 << 20, 4096, len(data) >> 20
+    ids = ["".join(chr(97 + n) * part for part in (6, 4, 4, 4, 4, 4, 6)) for n in range(3)]
+    dashed = ["-".join(chr(97 + n) * part for part in (6, 4, 4, 4, 4, 4, 6)) for n in range(3)]
+    text = (
+        f"""{group} {{
+id = "{dashed[0]}"
+seqno = 1
+format = "lvm2"
+status = ["RESIZEABLE", "READ", "WRITE"]
+flags = []
+extent_size = 2048
+max_lv = 0
+max_pv = 0
+metadata_copies = 0
+physical_volumes {{
+pv0 {{
+id = "{dashed[1]}"
+device = "/dev/any"
+status = ["ALLOCATABLE"]
+flags = []
+dev_size = {(extents + 1) * 2048}
+pe_start = 2048
+pe_count = {extents}
+}}
+}}
+logical_volumes {{
+{volume} {{
+id = "{dashed[2]}"
+status = ["READ", "WRITE", "VISIBLE"]
+flags = []
+segment_count = 1
+segment1 {{
+start_extent = 0
+extent_count = {extents}
+type = "striped"
+stripe_count = 1
+stripes = ["pv0", 0]
+}}
+}}
+}}
+}}
+contents = "Text Format Volume Group"
+version = 1
+""".encode()
+        + bytes(1)
+    )
+    size = len(data) + mib
+    areas = struct.pack("<QQQQQQQQ", mib, 0, 0, 0, at, mib - at, 0, 0)
+    body = struct.pack("<I8s", 32, b"LVM2 001") + ids[1].encode() + struct.pack("<Q", size) + areas
+    body = body.ljust(SECTOR - 20, b"\0")
+    label = b"LABELONE" + struct.pack("<QI", 1, _lvm_crc(body)) + body
+    head = struct.pack("<16sIQQ", b" LVM2 x[5A%r0N*>", 1, at, mib - at)
+    head += struct.pack("<QQII", SECTOR, len(text), _lvm_crc(text), 0)
+    head = head.ljust(SECTOR - 4, b"\0")
+    disk = bytearray(size)
+    put(disk, 1, label)
+    put(disk, at // SECTOR, struct.pack("<I", _lvm_crc(head)) + head + text)
+    put(disk, mib // SECTOR, data)
+    return bytes(disk)
+
+
+def _lvm_crc(data: bytes) -> int:
+    """CRC-32 from LVM's own beginning, and not inverted at the end."""
+    return ~zlib.crc32(data, ~0xF597A6CF & 0xFFFFFFFF) & 0xFFFFFFFF

@@ -418,6 +418,15 @@ class Entry(Struct, frozen=True):
     size: Bytes = 0
 
 
+class About(Struct, frozen=True):
+    """What a file system says of itself."""
+
+    size: Bytes | None = None
+    """None: not told."""
+    used: Bytes | None = None
+    note: str = ""
+
+
 class Files(Protocol):
     """A file system that a tool can read. Paths are absolute; all raise HostError."""
 
@@ -431,8 +440,8 @@ class Files(Protocol):
         """Read a file to its end: its size, and its SHA-256."""
         ...
 
-    def usage(self) -> tuple[Bytes | None, Bytes | None]:
-        """Size, and how much of it is used; None: not told."""
+    def about(self) -> About:
+        """What it says of itself."""
         ...
 
 
@@ -470,14 +479,16 @@ class Debugfs:
     def digest(self, path: str) -> tuple[Bytes, str]:
         return _digest(lambda take: self.ask(f"cat {_quoted(path)}", take))
 
-    def usage(self) -> tuple[Bytes | None, Bytes | None]:
+    def about(self) -> About:
         text = self.ask("show_super_stats -h").decode(errors="replace")
         found = dict(re.findall(r"^(Block count|Free blocks|Block size):\s+(\d+)$", text, re.M))
         if len(found) < 3:
             raise HostError("debugfs: its superblock says no size", "Unreadable")
         block = int(found["Block size"])
         count, free = int(found["Block count"]), int(found["Free blocks"])
-        return count * block, (count - free) * block
+        mounted = re.search(r"^Filesystem features:.* needs_recovery\b", text, re.M)
+        note = "it was mounted then: what its journal holds was not replayed" if mounted else ""
+        return About(count * block, (count - free) * block, note)
 
 
 def _quoted(path: str) -> str:
@@ -542,8 +553,8 @@ class Grub:
     def digest(self, path: str) -> tuple[Bytes, str]:
         return _digest(lambda take: self.ask("cat", f"({self.device}){path}", take=take))
 
-    def usage(self) -> tuple[Bytes | None, Bytes | None]:
-        return None, None
+    def about(self) -> About:
+        return About()
 
 
 def _digest(ask: Callable[[Callable[[bytes], object]], object]) -> tuple[Bytes, str]:

@@ -21,10 +21,11 @@ from reconciler.core.errors import HostError, UsageError
 from reconciler.core.ledger import Ledger
 from reconciler.core.settings import Settings
 from reconciler.host import proc, reading
+from reconciler.host.reading import Grub
 from reconciler.restoring import Order, restore_test, run_of
 from tests.core.builders import a_call, a_vm, an_export, remembered, says
 from tests.e2e.site import until
-from tests.partitioned import holding
+from tests.partitioned import holding, lvm
 
 MIB = 1 << 20
 ANY = Order()
@@ -172,6 +173,34 @@ def test_partitions_each_with_what_is_in_it(bench: Bench) -> None:
     says(text, "GPT", "partition 3 (secret)   crypto_LUKS", "/db/table   7000 bytes")
 
 
+needs_grub = pytest.mark.skipif(Grub.tool() is None, reason="grub-fstest is not installed")
+
+
+@needs_grub
+def test_logical_volumes(bench: Bench) -> None:
+    inside = bench.ext4({"etc/name": b"n" * 9000, "more": b""}, label="root", mib=8)
+    found = bench.read(bench.of(bench.image("a", bytes(holding([("pv", lvm(inside))])))))
+    physical, logical = found.disks[0].volumes
+    assert (physical.type, physical.problem) == ("LVM2_member", "")
+    says(physical.note, "a physical volume of LVM")
+    assert (logical.where, logical.type, logical.label) == ("lvm/vg0-root", "ext", "root")
+    assert {"etc", "more"} < set(logical.names)
+    assert logical.file and logical.file.sha256 == digest(b"n" * 9000)
+    named = bench.read(bench.call, Order(file="/etc/name"))
+    assert [one.path for one in named.files] == ["/etc/name"]
+    says(found.summary, "1 file system (ext)")
+
+
+@needs_grub
+def test_what_grub_cannot_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = bytearray(bench.ext4({"file": b"x" * 9000}))
+    inside[4096 : 4 * MIB] = bytes(4 * MIB - 4096)
+    without("debugfs", monkeypatch)
+    found = bench.read(bench.of(bench.image("a", bytes(inside))))
+    assert not found.ok
+    says(found.summary, "disk 2000: disk: its root directory is empty")
+
+
 def test_one_file_that_is_named(bench: Bench) -> None:
     data = b"the quick brown fox"
     call = bench.of(
@@ -236,6 +265,17 @@ def test_a_file_system_that_is_damaged(bench: Bench) -> None:
     assert not found.ok
     says(found.summary, "disk 2000: disk: debugfs")
     assert bench.read(bench.of(bench.image("b", whole))).ok
+
+
+def test_a_file_system_that_was_mounted_is_read_and_told(bench: Bench) -> None:
+    raw = bench.folder / "mounted"
+    raw.write_bytes(bench.ext4({"file": b"x" * 9000}))
+    tool = reading.find("debugfs") or "debugfs"
+    subprocess.run([tool, "-w", "-R", "feature needs_recovery", raw], check=True)
+    found = bench.read(bench.of(bench.image("a", raw.read_bytes())))
+    (volume,) = found.disks[0].volumes
+    assert volume.file and volume.file.sha256 == digest(b"x" * 9000)
+    says(volume.note, "it was mounted then")
 
 
 def test_an_image_whose_data_is_gone(bench: Bench) -> None:
