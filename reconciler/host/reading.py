@@ -487,7 +487,7 @@ class Debugfs:
         block = int(found["Block size"])
         count, free = int(found["Block count"]), int(found["Free blocks"])
         mounted = re.search(r"^Filesystem features:.* needs_recovery\b", text, re.M)
-        note = "it was mounted then: what its journal holds was not replayed" if mounted else ""
+        note = "its journal was not replayed: the VM was running" if mounted else ""
         return About(count * block, (count - free) * block, note)
 
 

@@ -275,7 +275,7 @@ def test_a_file_system_that_was_mounted_is_read_and_told(bench: Bench) -> None:
     found = bench.read(bench.of(bench.image("a", raw.read_bytes())))
     (volume,) = found.disks[0].volumes
     assert volume.file and volume.file.sha256 == digest(b"x" * 9000)
-    says(volume.note, "it was mounted then")
+    says(volume.note, "its journal was not replayed")
 
 
 def test_an_image_whose_data_is_gone(bench: Bench) -> None:
