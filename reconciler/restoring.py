@@ -277,7 +277,7 @@ class _Disk:
                     return replace(
                         volume, note="its files were not read: grub-fstest does not know its format"
                     )
-            return self.listed(volume, files)
+            return listed(volume, files, self.order.file)
         except HostError as error:
             return replace(volume, problem=str(error))
 
@@ -295,7 +295,7 @@ class _Disk:
             grub = Grub(view, device, self.folder, self.deadline)
             try:
                 volume = _with(Volume(where=device), grub.kind())
-                yield self.listed(volume, grub) if volume.type else volume
+                yield listed(volume, grub, self.order.file) if volume.type else volume
             except HostError as error:
                 yield Volume(
                     where=device,
@@ -325,35 +325,6 @@ class _Disk:
             self.seen = copied
         return self.seen
 
-    def listed(self, volume: Volume, files: Files) -> Volume:
-        """The same, with its root directory and one file. Raises HostError."""
-        top = files.entries("/")
-        if not top and volume.type in _NEVER_EMPTY:
-            raise HostError(f"its root directory is empty, which that of {volume.type} never is")
-        about = files.about()
-        volume = replace(
-            volume,
-            how=files.how,
-            size=about.size or volume.size,
-            used=about.used,
-            note=about.note,
-            names=tuple(sorted(printable(one.name) for one in top)),
-        )
-        try:
-            chosen = named(files, self.order.file) if self.order.file else first(files, top)
-            if chosen is None:
-                note = "there is no file in it that is not empty"
-                return volume if self.order.file else replace(volume, note=note)
-            path, expected = chosen
-            count, digest = files.digest(path)
-            if count != expected:
-                raise HostError(
-                    f"{printable(path)} ends after {count} bytes, and should have {expected}"
-                )
-        except HostError as error:
-            return replace(volume, problem=str(error))
-        return replace(volume, file=FileRead(path=printable(path), size=count, sha256=digest))
-
 
 def _with(volume: Volume, kind: Kind) -> Volume:
     """A volume of a kind."""
@@ -364,6 +335,39 @@ def _with(volume: Volume, kind: Kind) -> Volume:
         uuid=kind.uuid,
         note=kind.note or ("there is nothing in it" if kind.empty else ""),
     )
+
+
+def listed(volume: Volume, files: Files, wanted: str) -> Volume:
+    """A volume with its root directory and one file: the one that is wanted, or the first.
+
+    Raises HostError.
+    """
+    top = files.entries("/")
+    if not top and volume.type in _NEVER_EMPTY:
+        raise HostError(f"its root directory is empty, which that of {volume.type} never is")
+    about = files.about()
+    volume = replace(
+        volume,
+        how=files.how,
+        size=about.size or volume.size,
+        used=about.used,
+        note=about.note,
+        names=tuple(sorted(printable(one.name) for one in top)),
+    )
+    try:
+        chosen = named(files, wanted) if wanted else first(files, top)
+        if chosen is None:
+            note = "there is no file in it that is not empty"
+            return volume if wanted else replace(volume, note=note)
+        path, expected = chosen
+        count, digest = files.digest(path)
+        if count != expected:
+            raise HostError(
+                f"{printable(path)} ends after {count} bytes, and should have {expected}"
+            )
+    except HostError as error:
+        return replace(volume, problem=str(error))
+    return replace(volume, file=FileRead(path=printable(path), size=count, sha256=digest))
 
 
 def named(files: Files, path: str) -> tuple[str, Bytes] | None:

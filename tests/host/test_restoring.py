@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -16,13 +17,15 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.call import Call, CallState
-from reconciler.core.contents import DiskRead, RestoreTest, lines
+from reconciler.core.contents import DiskRead, RestoreTest, Volume, lines
 from reconciler.core.errors import HostError, UsageError
 from reconciler.core.ledger import Ledger
 from reconciler.core.settings import Settings
-from reconciler.host import proc, reading
-from reconciler.host.reading import Grub
-from reconciler.restoring import Order, restore_test, run_of
+from reconciler.host import nbd, proc, qemu_nbd, reading
+from reconciler.host.reading import Entry, Grub
+from reconciler.host.store import NAME
+from reconciler.host.store.schema import create
+from reconciler.restoring import FIRST_FILE, Order, first, listed, named, restore_test, run_of
 from tests.core.builders import a_call, a_vm, an_export, remembered, says
 from tests.e2e.site import until
 from tests.partitioned import holding, lvm
@@ -414,3 +417,87 @@ def test_which_run_is_read() -> None:
         run_of(known, "ctx-2", None)
     with pytest.raises(HostError, match="no run of it is completed"):
         run_of(ledger(CallState.FAILED), "ctx-1", None)
+
+
+def test_a_run_whose_images_were_removed_is_not_read(bench: Bench) -> None:
+    call = bench.of(bench.image("a", bench.ext4({"file": b"x"})))
+    with sqlite3.connect(Path(bench.settings.state) / NAME) as db:
+        create(db)
+        db.execute("INSERT INTO meta VALUES ('hub', 'h'), ('state_id', '1')")
+        db.execute(
+            "INSERT INTO archived (job_id, position, size, allocated, digest, at, removed) "
+            "VALUES (?, 0, 1, 1, '', 1, 1800000000)",
+            [call.job_id],
+        )
+    db.close()
+    with pytest.raises(HostError, match="retention removed its images at 2027-01-15T08:00:00Z"):
+        bench.read(call)
+
+
+class Shelf:
+    """Files as a tool would tell of them."""
+
+    how = "shelf"
+
+    def __init__(self, read: bytes) -> None:
+        self.data = read
+
+    def entries(self, path: str) -> list[Entry]:
+        inside = {
+            "/": [Entry("$MFT", "file", 9), Entry("big", "file", FIRST_FILE + 1)],
+            "/sub": [Entry("link", "other"), Entry("empty", "file"), Entry("file", "file", 4)],
+        }
+        return [*inside.get(path, []), *([Entry("sub", "directory")] if path == "/" else [])]
+
+    def digest(self, path: str) -> tuple[int, str]:
+        return len(self.data), digest(self.data)
+
+    def about(self) -> reading.About:
+        return reading.About()
+
+
+def test_the_first_file_is_small_where_there_is_one() -> None:
+    shelf = Shelf(b"four")
+    assert first(shelf, shelf.entries("/")) == ("/sub/file", 4)
+    assert first(shelf, [Entry("big", "file", FIRST_FILE + 1)]) == ("/big", FIRST_FILE + 1)
+    assert first(shelf, [Entry("empty", "file")]) is None
+    assert named(shelf, "/sub/file") == ("/sub/file", 4)
+    with pytest.raises(HostError, match="/sub/link is a link or a device"):
+        named(shelf, "/sub/link/more")
+
+
+def test_a_file_that_is_shorter_than_its_directory_says() -> None:
+    volume = Volume(where="disk", type="ext4")
+    assert listed(volume, Shelf(b"four"), "").file is not None
+    says(listed(volume, Shelf(b"fo"), "").problem, "/sub/file ends after 2 bytes", "should have 4")
+
+
+def test_ranges_are_read_over_one_connection(bench: Bench, temporary: Path) -> None:
+    data = random.Random(9).randbytes(3 * MIB)
+    path = bench.image("a", data)
+    with (
+        reading.scratch() as folder,
+        reading.served(qemu_nbd.find("qemu-nbd"), str(path), "of a test", folder) as (
+            child,
+            socket,
+        ),
+    ):
+        reader = until(lambda: connected(socket, child), "the server")
+        assert reader.size == 3 * MIB
+        assert reader.read(MIB - 7, nbd.MAX_READ + 20) == data[MIB - 7 : MIB - 7 + MIB + 20]
+        with pytest.raises(HostError, match="cannot read 2 bytes at byte 3145727 of the disk"):
+            reader.read(3 * MIB - 1, 2)
+        with pytest.raises(HostError, match="cannot read other: it has no export of that name"):
+            nbd.Reader(socket, "other", 20)
+        child.end()
+        with pytest.raises(HostError, match="at byte 0 of the disk"):
+            reader.read(0, 2)
+        reader.close()
+
+
+def connected(socket: Path, child: reading.Child) -> nbd.Reader | None:
+    assert not child.ended
+    try:
+        return nbd.Reader(socket, reading.EXPORT, 20)
+    except HostError:
+        return None
