@@ -9,7 +9,7 @@ import posixpath
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -29,7 +29,7 @@ from reconciler.core.partitions import Table, table
 from reconciler.core.settings import Settings
 from reconciler.core.units import Bytes, Seconds, format_size, stamp
 from reconciler.host import images, nbd, patience, qemu_nbd, reading
-from reconciler.host.reading import Deadline, Debugfs, Files, Grub, Kind, View
+from reconciler.host.reading import Deadline, Debugfs, Files, Grub, Guestfish, Kind, View
 from reconciler.host.store import archived
 from reconciler.repositories import chain, roots_of
 
@@ -61,6 +61,8 @@ class Order(Struct, frozen=True, kw_only=True):
     """Absolute path; empty: the first file that is found, on each disk."""
     disk: int | None = None
     """The key of one disk; None: all."""
+    guestfish: bool = False
+    """Let libguestfs read, in the place of the file systems' own tools."""
     copy_limit: Bytes = 4 << 30
     """Of a temporary copy, where nothing else can be had."""
     timeout: Seconds = 600.0
@@ -166,7 +168,8 @@ class _Disk:
                 )
             divided = table(reader.read, reader.size)
             self.found = replace(self.found, table=divided.kind, problem=divided.problem)
-            for volume in self.volumes(reader, divided):
+            volumes = self.guest() if self.order.guestfish else self.volumes(reader, divided)
+            for volume in volumes:
                 self.found = replace(self.found, volumes=(*self.found.volumes, volume))
             if isinstance(self.seen, View):
                 self.found = replace(self.found, view=self.seen.kind)
@@ -242,6 +245,21 @@ class _Disk:
             yield self.opened(known, device)
         if physical:
             yield from self.logical()
+
+    def guest(self) -> Iterator[Volume]:
+        """Everything that libguestfs finds. Raises HostError."""
+        with closing(Guestfish(self.socket, self.folder, self.deadline)) as guest:
+            for device, kind in guest.filesystems():
+                volume = Volume(where=device, type="" if kind == "unknown" else kind)
+                if not volume.type or kind in _CLOSED:
+                    yield replace(volume, note=_CLOSED.get(kind, ""))
+                    continue
+                try:
+                    found = guest.mount(device)
+                    volume = replace(volume, label=printable(found.label), uuid=found.uuid)
+                    yield listed(volume, guest, self.order.file)
+                except HostError as error:
+                    yield replace(volume, problem=str(error))
 
     def known(self, reader: nbd.Reader, volume: Volume) -> Volume:
         """The same, with what libblkid says of it."""

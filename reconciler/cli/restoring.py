@@ -28,6 +28,14 @@ from reconciler.restoring import restore_test as read_back
 )
 @click.option("--disk", type=int, metavar="KEY", help="Only this disk.")
 @click.option(
+    "--with",
+    "tool",
+    type=click.Choice(["tools", "guestfish"]),
+    default="tools",
+    show_default=True,
+    help="Their own tools read the file systems; or libguestfs, which boots a kernel for that.",
+)
+@click.option(
     "--copy-limit",
     metavar="SIZE",
     default="4GiB",
@@ -51,6 +59,7 @@ def restore_test(
     run: str | None,
     path: str | None,
     disk: int | None,
+    tool: str,
     copy_limit: str,
     timeout: float,
     lock_timeout: float,
@@ -62,7 +71,13 @@ def restore_test(
     What was found is kept with the run, and history shows it. Exit code 1: something of it cannot
     be read.
     """
-    order = Order(file=_path(path), disk=disk, copy_limit=_size(copy_limit), timeout=timeout)
+    order = Order(
+        file=_path(path),
+        disk=disk,
+        guestfish=tool == "guestfish",
+        copy_limit=_size(copy_limit),
+        timeout=timeout,
+    )
     settings = load_settings(config, os.environ)
     call = run_of(current(settings), vm, run)
     found = read_back(settings, call, order)

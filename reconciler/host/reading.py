@@ -567,3 +567,132 @@ def _digest(ask: Callable[[Callable[[bytes], object]], object]) -> tuple[Bytes, 
 
     ask(take)
     return size, hashed.hexdigest()
+
+
+class Guestfish:
+    """Whatever Linux can mount, by libguestfs: it boots a small kernel of its own that mounts the
+    disk, journals are replayed in memory, and RAID and LVM are put together. Source: guestfish(1).
+    """
+
+    how = "guestfish"
+    _MARK: Final = "-- done --"
+
+    def __init__(self, socket: Path, folder: Path, deadline: Deadline) -> None:
+        """Boots it. Raises HostError."""
+        tool = find("guestfish")
+        if tool is None:
+            raise HostError(
+                "guestfish is not installed: `apt-get install guestfs-tools`, or leave --with out",
+                "ToolMissing",
+            )
+        self.deadline, self.log = deadline, folder / "guestfish.log"
+        with self.log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [tool, "--ro", "--format=raw", "-a", f"nbd:///{EXPORT}?socket={socket}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                # By libvirt, the kernel would be somebody else's child.
+                env={**os.environ, "LC_ALL": "C", "LIBGUESTFS_BACKEND": "direct"},
+                start_new_session=True,
+                preexec_fn=_tied(),
+            )
+        self.rest = b""
+        try:
+            self.ask("run")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """The kernel goes with it: its qemu ends when the line to guestfish is cut."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        for ask in (None, self.process.terminate, self.process.kill):
+            if ask:
+                ask()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+                break
+        self.process.stdout.close()
+
+    def ask(self, *words: str) -> str:
+        """What a command prints. Raises HostError with what it says where it fails."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        said = self.log.stat().st_size
+        line = " ".join([words[0], *map(_guestfish_word, words[1:])])
+        try:
+            self.process.stdin.write(
+                f"-{line}\necho {_guestfish_word(self._MARK)}\n".encode(errors="surrogateescape")
+            )
+            self.process.stdin.flush()
+        except OSError as error:
+            raise HostError(f"guestfish ended: {self._words(0)}", "Unreadable") from error
+        end = f"{self._MARK}\n".encode()
+        fd = self.process.stdout.fileno()
+        while not self.rest.endswith(end):
+            if not select.select([fd], [], [], self.deadline.left())[0]:
+                continue
+            piece = os.read(fd, 1 << 20)
+            if not piece:
+                raise HostError(f"guestfish ended: {self._words(0)}", "Unreadable")
+            self.rest += piece
+            if len(self.rest) > MOST_OUTPUT:
+                raise HostError("guestfish says more than can be read")
+        out, self.rest = self.rest.removesuffix(end), b""
+        wrong = self._words(said)
+        if wrong:
+            raise HostError(f"guestfish: {wrong}", "Unreadable")
+        return out.decode(errors="surrogateescape")
+
+    def _words(self, since: int) -> str:
+        text = self.log.read_bytes()[since:].decode(errors="replace")
+        said = "; ".join(line for line in text.splitlines() if line.strip())
+        return re.sub(r"(\*stdin\*:\d+: )?libguestfs: error: ", "", said)
+
+    def filesystems(self) -> list[tuple[str, str]]:
+        """(device, type) of whatever can be mounted, and of swap; `unknown` is a type too."""
+        lines = self.ask("list-filesystems").splitlines()
+        return [(one, kind) for one, _, kind in (line.rpartition(": ") for line in lines) if one]
+
+    def mount(self, device: str) -> Kind:
+        """Have this one mounted, in the place of the one before; and what it is called."""
+        self.ask("umount-all")
+        self.ask("mount-ro", device, "/")
+        label, uuid = self.ask("vfs-label", device).strip(), self.ask("vfs-uuid", device).strip()
+        return Kind(label=label, uuid=uuid, usage="filesystem")
+
+    def entries(self, path: str) -> list[Entry]:
+        found = []
+        for line in self.ask("ll", path).split("\n"):
+            # As `ls -la` prints it; a device has two numbers in the place of its size.
+            seen = re.match(
+                r"([-dlcbps])\S+ +\d+ +\S+ +\S+ +(?:\d+, +)?(\d+) +\S+ +\S+ +\S+ (.+)$", line
+            )
+            if seen and seen[3] not in (".", ".."):
+                kind = {"d": "directory", "-": "file"}.get(seen[1], "other")
+                name = seen[3].split(" -> ")[0] if seen[1] == "l" else seen[3]
+                found.append(Entry(name, kind, int(seen[2]) if kind == "file" else 0))
+        return found
+
+    def digest(self, path: str) -> tuple[Bytes, str]:
+        return int(self.ask("filesize", path)), self.ask("checksum", "sha256", path).strip()
+
+    def about(self) -> About:
+        found = dict(
+            re.findall(r"^(bsize|frsize|blocks|bfree): (\d+)$", self.ask("statvfs", "/"), re.M)
+        )
+        if not {"blocks", "bfree"} <= found.keys():
+            return About()
+        block = int(found.get("frsize") or found["bsize"])
+        return About(
+            int(found["blocks"]) * block, (int(found["blocks"]) - int(found["bfree"])) * block
+        )
+
+
+def _guestfish_word(word: str) -> str:
+    """Source: guestfish(1), "Quoting"."""
+    if "\n" in word:
+        raise HostError("guestfish cannot be asked for a name with a line break in it")
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -26,6 +26,7 @@ from reconciler.host.reading import Entry, Grub
 from reconciler.host.store import NAME
 from reconciler.host.store.schema import create
 from reconciler.restoring import FIRST_FILE, Order, first, listed, named, restore_test, run_of
+from tests import fake_guestfish
 from tests.core.builders import a_call, a_vm, an_export, remembered, says
 from tests.e2e.site import until
 from tests.partitioned import holding, lvm
@@ -204,6 +205,33 @@ def test_what_grub_cannot_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     says(found.summary, "disk 2000: disk: its root directory is empty")
 
 
+def test_what_libguestfs_reads(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f'#!/bin/sh\nexec {sys.executable} {fake_guestfish.__file__} "$@"\n'
+    tool_of_ours(tmp_path, monkeypatch, "guestfish", text)
+    found = bench.read(bench.of(bench.image("a", bytes(MIB))), Order(guestfish=True))
+    one, swap, damaged, unknown = found.disks[0].volumes
+    assert (one.where, one.type, one.label, one.how) == ("/dev/sda1", "ext4", "rootfs", "guestfish")
+    names = ("bin", "disk", "etc", 'with a "name"')
+    assert (one.size, one.used, one.names) == (102400, 61440, names)
+    assert one.file and (one.file.path, one.file.sha256) == ('/with a "name"', "af49")
+    says(swap.note, "swap space")
+    assert damaged.problem == "guestfish: mount_ro: bad superblock"
+    assert (unknown.type, unknown.problem) == ("", "")
+    says(found.summary, "disk 2000: /dev/sda3: guestfish: mount_ro: bad superblock")
+
+
+def test_libguestfs_that_is_not_there_or_does_not_boot(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = bench.of(bench.image("a", bytes(MIB)))
+    tool_of_ours(tmp_path, monkeypatch, "guestfish", "#!/bin/sh\necho no kernel >&2\nexit 1\n")
+    says(bench.disk(call, Order(guestfish=True)).problem, "guestfish ended", "no kernel")
+    without("guestfish", monkeypatch)
+    says(bench.disk(call, Order(guestfish=True)).problem, "apt-get install guestfs-tools")
+
+
 def test_one_file_that_is_named(bench: Bench) -> None:
     data = b"the quick brown fox"
     call = bench.of(
@@ -335,9 +363,14 @@ def test_everything_has_a_deadline(
 
 def hanging(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A debugfs that never ends."""
-    tool = folder / "bin" / "debugfs"
+    tool_of_ours(folder, monkeypatch, "debugfs", "#!/bin/sh\nexec sleep 600\n")
+
+
+def tool_of_ours(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    """A program that is found before those that are installed."""
+    tool = folder / "bin" / name
     tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\nexec sleep 600\n")
+    tool.write_text(text)
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
 
