@@ -659,8 +659,9 @@ class Guestfish:
     def mount(self, device: str) -> Kind:
         """Have this one mounted, in the place of the one before; and what it is called."""
         self.ask("umount-all")
-        self.ask("mount-ro", device, "/")
+        # Before it is mounted: what tells an NTFS's label wants it for itself.
         label, uuid = self.ask("vfs-label", device).strip(), self.ask("vfs-uuid", device).strip()
+        self.ask("mount-ro", device, "/")
         return Kind(label=label, uuid=uuid, usage="filesystem")
 
     def entries(self, path: str) -> list[Entry]:
