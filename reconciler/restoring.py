@@ -361,7 +361,8 @@ def listed(volume: Volume, files: Files, wanted: str) -> Volume:
     Raises HostError.
     """
     top = files.entries("/")
-    if not top and volume.type in _NEVER_EMPTY:
+    # What NTFS keeps there, the kernel does not show.
+    if not top and volume.type in (_EXT if files.how == Guestfish.how else _NEVER_EMPTY):
         raise HostError(f"its root directory is empty, which that of {volume.type} never is")
     about = files.about()
     volume = replace(
