@@ -37,9 +37,12 @@ from reconciler.core.ledger import (
     Applied,
     Archived,
     DiskReport,
+    Kept,
     Lease,
     Ledger,
     Pause,
+    Proof,
+    Shelf,
     Sighting,
     Telemetry,
 )
@@ -85,6 +88,7 @@ class FakeRecords:
         self.calls: dict[tuple[str, str, int], Call] = {}
         self.targets: dict[tuple[str, str, int], str] = {}
         self.archived: dict[tuple[str, int], Archived] = {}
+        self.proofs: dict[tuple[str, str], Proof] = {}
         self.applied: dict[str, Applied] = {}
         self.reports: dict[str, dict[int, DiskReport]] = {}
         self.telemetry: dict[str, Telemetry] = {}
@@ -103,7 +107,18 @@ class FakeRecords:
             telemetry=dict(self.telemetry),
             sightings=dict(self.sightings),
             pauses=dict(self.pauses),
+            shelf=Shelf(self.kept),
         )
+
+    def kept(self, jobs: Sequence[str]) -> Mapping[str, Kept]:
+        return {
+            job: Kept(
+                {place: one for (its, place), one in self.archived.items() if its == job},
+                dict(self.reports.get(job, {})),
+                {kind: one for (its, kind), one in self.proofs.items() if its == job},
+            )
+            for job in jobs
+        }
 
     # -- what an appliance's client says
 
