@@ -113,9 +113,10 @@ class FakeRecords:
     def kept(self, jobs: Sequence[str]) -> Mapping[str, Kept]:
         return {
             job: Kept(
-                {place: one for (its, place), one in self.archived.items() if its == job},
-                dict(self.reports.get(job, {})),
-                {kind: one for (its, kind), one in self.proofs.items() if its == job},
+                archived={p: one for (its, p), one in self.archived.items() if its == job},
+                reports=dict(self.reports.get(job, {})),
+                heard=self.telemetry.get(job),
+                proofs={kind: one for (its, kind), one in self.proofs.items() if its == job},
             )
             for job in jobs
         }
@@ -283,6 +284,7 @@ class FakeRecords:
                 display_name=call.display_name,
                 path=call.path,
                 vcenter=call.vcenter,
+                fallback=call.fallback,
             )
 
 
@@ -792,7 +794,17 @@ class FakeHost:
                 if image is None or process.detached:
                     raise HostError(f"another file is at {export.image}", "ImageReplaced")
                 damage = "2 errors were found on the image" if export.image in self.damaged else ""
-                seals.append(Seal(export.key, export.image, image.pristine, damage))
+                seals.append(
+                    Seal(
+                        export.key,
+                        export.image,
+                        image.pristine,
+                        damage,
+                        image.size,
+                        image.allocated,
+                        "sha256:of-nothing",
+                    )
+                )
         self.fuse.burn()
         return seals
 

@@ -60,6 +60,10 @@ class Vm(Struct, frozen=True, kw_only=True):
     vcenter: str = ""
     run: str = ""
     type: str = "full"
+    fallback: str = ""
+    """`full`: what the run is where no incremental can be made; empty: it is refused then."""
+    fell_back: str = ""
+    """Why the run is full although an incremental was asked for; empty: it is what was asked."""
     release: str = "on_completion"
     protect: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)

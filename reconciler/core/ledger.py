@@ -144,6 +144,8 @@ class Kept(Struct, frozen=True):
     """By position; empty: it was published before that was written down."""
     reports: Mapping[int, DiskReport] = field(default_factory=dict)
     """By position."""
+    heard: Telemetry | None = None
+    """The last word about the job, with the moment of the first; None: there was none."""
     proofs: Mapping[str, Proof] = field(default_factory=dict)
     """By kind."""
 
@@ -167,6 +169,11 @@ class Shelf:
         if missing:
             self._known |= {job: Kept() for job in missing} | dict(self._load(missing))
         return {job: self._known[job] for job in wanted}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shelf)  # how much of it is loaded makes no other ledger
+
+    __hash__ = None  # type: ignore[assignment]
 
     def get(self, job: str) -> Kept:
         """What is known of one job."""

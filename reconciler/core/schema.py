@@ -169,6 +169,7 @@ SAYS: Final[Mapping[str, str]] = {
     "QemuModel.shared": "Clients at once per server.",
     "QemuModel.start_timeout": "Until a new server must answer an NBD handshake.",
     "QemuModel.stop_grace": "Between SIGTERM and SIGKILL.",
+    "RepositoryModel.digest": "What is taken of each image of a run that is published.",
     "RepositoryModel.min_free": "What a disk of a run is reckoned to need at least.",
     "RepositoryModel.root": "The directory below which its images live.",
     "RestoreSpec.run": "A run of it that is COMPLETED.",

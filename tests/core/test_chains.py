@@ -61,7 +61,7 @@ def shelf(
                 job_id=call.job_id, kind="verify", at=NOW, ok=False, result="{}", who=""
             )
         found[call.job_id] = Kept(
-            {
+            archived={
                 e.position: Archived(
                     job_id=call.job_id,
                     position=e.position,
@@ -73,7 +73,7 @@ def shelf(
                 )
                 for e in call.exports
             },
-            {
+            reports={
                 e.position: DiskReport(
                     job_id=call.job_id,
                     position=e.position,
@@ -83,7 +83,7 @@ def shelf(
                 )
                 for e in call.exports
             },
-            proofs,
+            proofs=proofs,
         )
     return Shelf(lambda jobs: {job: found[job] for job in jobs if job in found})
 

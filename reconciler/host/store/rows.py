@@ -84,8 +84,8 @@ def insert_call(db: sqlite3.Connection, call: Call, *, replace_due: bool) -> Non
             "(hub, vm, run, attempt) DO UPDATE SET sna = excluded.sna, type = excluded.type, "
             "request = excluded.request, exports = excluded.exports, job_id = excluded.job_id, "
             "display_name = excluded.display_name, path = excluded.path, "
-            "vcenter = excluded.vcenter, who = excluded.who, policy = excluded.policy, "
-            "tags = excluded.tags "
+            "vcenter = excluded.vcenter, who = excluded.who, fallback = excluded.fallback, "
+            "policy = excluded.policy, tags = excluded.tags "
             "WHERE state IN ('DUE', 'REJECTED')"
         )
     places = ", ".join("?" * len(COLUMNS))
@@ -163,7 +163,13 @@ def proofs_of(db: sqlite3.Connection, job_id: str) -> Mapping[str, Proof]:
 def kept_of(db: sqlite3.Connection, jobs: Sequence[str]) -> Mapping[str, Kept]:
     """What is known of some published runs besides their calls, by job id."""
     return {
-        job: Kept(archived_of(db, job), reports_of(db, job), proofs_of(db, job)) for job in jobs
+        job: Kept(
+            archived=archived_of(db, job),
+            reports=reports_of(db, job),
+            heard=_telemetry(db, job),
+            proofs=proofs_of(db, job),
+        )
+        for job in jobs
     }
 
 
