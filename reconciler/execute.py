@@ -446,6 +446,7 @@ class _OneVm:
                 call,
                 sna=vm.sna,
                 type=vm.type,
+                fallback=vm.fell_back,
                 exports=vm.exports,
                 request=vm.request,
                 display_name=vm.display_name,

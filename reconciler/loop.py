@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core.actions import CHANGES, Action, Hold, Restart
+from reconciler.core.actions import CHANGES, Action, Conclude, Hold, Notify, Restart
 from reconciler.core.actual import Actual, Server
 from reconciler.core.backoff import CRASH_LOOP
 from reconciler.core.call import Call, CallState, Report

@@ -47,6 +47,7 @@ from reconciler.core.ledger import (
     Telemetry,
 )
 from reconciler.core.mark import ENTER, Mark, Served, argv, parse
+from reconciler.core.parents import layers
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Bytes, Port, Seconds
@@ -618,6 +619,8 @@ class FakeHost:
             call = ledger.active(vm.name) or ledger.latest(vm.name, vm.run)
             for export in (*vm.exports, *(call.exports if call else ())):
                 paths |= {export.image} | ({export.backing} if export.backing else set())
+                if export.backing:
+                    paths |= {one.path for one in layers(ledger, vm.name, export.backing)}
         return {path: self.images.get(path) or Image(path=path, exists=False) for path in paths}
 
     def _claims(

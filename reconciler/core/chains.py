@@ -7,21 +7,16 @@ from the exports that were frozen with each run; nothing of it is stored anywher
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
-from reconciler.core.ledger import Archived, DiskReport, Kept, Ledger, Proof
+from reconciler.core.ledger import VERIFY, Archived, DiskReport, Kept, Ledger, Proof
 from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.units import Bytes, Seconds, stamp
-
-VERIFY: Final = "verify"
-"""The kind of proof that `reconciler verify` writes down."""
-RESTORE: Final = "restore"
-"""The kind of proof that a restore test writes down."""
 
 
 class Disk(Struct, frozen=True, kw_only=True):

@@ -124,6 +124,12 @@ class Archived(Struct, frozen=True, kw_only=True):
     """When its removal was decided; 0: it is kept."""
 
 
+VERIFY: Final = "verify"
+"""The kind of proof that `reconciler verify` writes down, of a run's own images."""
+RESTORE: Final = "restore"
+"""The kind of proof that a restore test writes down."""
+
+
 class Proof(Struct, frozen=True, kw_only=True):
     """The last time that somebody looked whether a published run can be used."""
 

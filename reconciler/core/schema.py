@@ -115,6 +115,8 @@ SAYS: Final[Mapping[str, str]] = {
     "ApplianceModel.timeout": "For the answer to the call; after that the outcome is unknown.",
     "ApplianceModel.token": "Sent as `Authorization: Bearer …`.",
     "ApplianceModel.url": "Its base URL; often the near end of a tunnel.",
+    "BackupSpec.fallback": "`full`: where no incremental can be made, all disks are backed up in "
+    "full, and that is told. Left out: the run is refused then.",
     "BackupSpec.run": "The identity of the one call; another one asks for another backup.",
     "BackupSpec.type": "`incremental`: each image is an overlay on its parent.",
     "ConfigModel.api": "Where callbacks are taken.",
@@ -176,6 +178,7 @@ SAYS: Final[Mapping[str, str]] = {
     "RestoreSpec.vm": "The VM context of the backup.",
     "RunSpec.by": "Who asked; written by tools.",
     "RunSpec.run": "The identity of the one call.",
+    "RunSpec.fallback": "As in `backup`.",
     "RunSpec.type": "`incremental`: each image is an overlay on its parent.",
     "RunSpec.vm": "A VM that is declared, or that the inventory knows.",
     "SecretModel.age": "What age has encrypted, as `reconciler secret encrypt` prints it.",

@@ -128,6 +128,7 @@ class BackupSpec(Strict):
 
     run: Name
     type: Literal["full", "incremental"] = "full"
+    fallback: Literal["full"] | None = None
 
 
 class AddressSpec(Strict):
@@ -168,6 +169,7 @@ class RunSpec(Strict):
     vm: Name
     run: Name
     type: Literal["full", "incremental"] = "full"
+    fallback: Literal["full"] | None = None
     by: Annotated[str, AfterValidator(_who)] = ""
     """Who asked; written by tools."""
 

@@ -32,6 +32,8 @@ CHECK_TIMEOUT: Final[Seconds] = 600.0
 SLOWEST: Final = 10 << 20
 """Bytes per second. Storage from which an image is read more slowly is one that hangs."""
 _MAGIC: Final = b"QFI\xfb"
+_CORRUPT: Final = 1 << 1
+"""Bit of the incompatible features. Source: qemu's docs/interop/qcow2.txt."""
 _MAX_L1: Final = 32 << 20
 """Bytes. Source: QCOW_MAX_L1_SIZE, qemu's block/qcow2.h."""
 TEMPORARY: Final = ".creating-"
@@ -156,6 +158,9 @@ def _header(path: str, fd: int, info: os.stat_result) -> Image:
     (snapshots,) = struct.unpack_from("!I", head, 60)
     if not 9 <= cluster_bits <= 21 or l1_entries * 8 > _MAX_L1 or backing_length > 1023:
         return Image(path=path, exists=True, error="its qcow2 header is damaged")
+    # Version 2 has no features: its header is shorter.
+    (version,) = struct.unpack_from("!I", head, 4)
+    features = struct.unpack_from("!Q", head, 72)[0] if version >= 3 else 0
     backing = None
     if backing_at:
         name = os.pread(fd, backing_length, backing_at).decode("utf-8", "replace")
@@ -171,6 +176,7 @@ def _header(path: str, fd: int, info: os.stat_result) -> Image:
         format="qcow2",
         size=size,
         backing=backing,
+        corrupt=bool(features & _CORRUPT),
         pristine=pristine,
         allocated=info.st_blocks * 512,
     )
