@@ -122,6 +122,7 @@ def second_run(world: World) -> None:
     world.spec()
     world.apply()
     world.resolve("--completed")
+    world.site.reported("pg")
     world.spec(backup={"run": "r2", "type": "incremental"})
 
 
