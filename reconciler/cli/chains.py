@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,8 +16,12 @@ from reconciler.cli.looking import directory
 from reconciler.core.chains import Backup, Chain, chains_of, document, in_order
 from reconciler.core.errors import Exit, nearest
 from reconciler.core.ledger import Ledger
+from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.units import format_size, stamp
 from reconciler.host import store
+
+if TYPE_CHECKING:
+    from reconciler.verifying import Verified
 
 
 @click.command()
@@ -62,9 +67,10 @@ def _text(vm: str, chains: Sequence[Chain], *, colour: bool) -> str:
     )
     count = sum(len(chain.kept) for chain in chains)
     takes = format_size(sum(chain.allocated for chain in chains))
+    head = f"{vm}   {len(chains)} chain{'s' if len(chains) != 1 else ''}, "
+    head += f"{count} backup{'s' if count != 1 else ''}, {takes}"
     out = [
-        f"{vm}   {len(chains)} chain{'s' if len(chains) != 1 else ''}, {count} "
-        f"backup{'s' if count != 1 else ''}, {takes}",
+        head,
         tables.paint(lines[0], None, colour, bold=True),
     ]
     for line, (_, one) in zip(lines[1:], backups, strict=True):
@@ -118,44 +124,77 @@ def verify(
     Each header is looked at, and each image checked by qemu-img. What was found is written down:
     nothing is built on an image that is damaged. Exit 1 if the backup cannot be restored.
     """
-    import json
-
     from reconciler.cli.applying import Session
     from reconciler.loop import load_settings
-    from reconciler.orders import Verify
+    from reconciler.orders import Prove
+    from reconciler.verifying import chosen
+    from reconciler.verifying import verify as looked_at
 
     settings = load_settings(config, os.environ)
-    known(Path(settings.state), vm)
-    session = Session(settings, "reconciler verify", lock_timeout)
-    (line,) = session.order(Verify(vms=(vm,), run=run or "", digests=digests))
-    value: dict[str, Any] = json.loads(line)
-    if output == "json":
-        options.print_json(value)
-    else:
-        for said in verified_text(value):
-            options.say(said, error=not value["ok"])
-    return Exit.OK if value["ok"] else Exit.ERROR
-
-
-def verified_text(value: dict[str, Any]) -> Sequence[str]:
-    """A line per image, and what follows from it."""
-    rows = []
-    wrong = []
-    for backup in value["backups"]:
-        for disk in backup["disks"]:
-            well = "well" if not disk["wrong"] else "damaged"
-            checked = "" if disk["digest"] is None else f", digest {disk['digest']}"
-            rows.append([backup["run"], disk["key"], disk["image"], f"{well}{checked}"])
-            wrong += [
-                f"run {backup['run']}, disk {disk['key']}: {one}" for one in disk["wrong"]
-            ]
-    lines = list(tables.table(rows, ["RUN", "DISK", "IMAGE", "FOUND"], None))
-    lines += wrong
-    count = len(rows)
+    ledger = known(Path(settings.state), vm)
+    backups = chosen(chains_of(ledger, vm), vm, run or "")
+    found: list[Verified] = []
+    for one in looked_at(settings, backups, digests=digests):
+        found.append(one)
+        if output == "text":
+            for line in _verified_lines(one):
+                options.say(line)
+    now = time.time()
+    proofs = tuple(one.proof(now, "") for one in found if not one.backup.removed)
+    Session(settings, "reconciler verify", lock_timeout).order(Prove(vms=(vm,), proofs=proofs))
+    ok = all(one.ok for one in found)
+    name, count = backups[-1].run, sum(len(one.disks) for one in found)
     images = f"{count} image{'s' if count != 1 else ''}"
-    if value["ok"]:
-        return [*lines, f"run {value['run']} of {value['vm']} can be restored: {images} well"]
-    return [
-        *lines,
-        f"run {value['run']} of {value['vm']} cannot be restored; next: {value['next']}",
-    ]
+    following = "" if ok else f"reconciler backup {vm} --run NEW --type full"
+    if output == "json":
+        options.print_json(verified_document(ledger.hub, vm, found, following))
+    elif ok:
+        options.say(f"run {name} of {vm} is whole: {images} looked at")
+    else:
+        bad = sum(bool(disk.wrong) for one in found for disk in one.disks)
+        options.say(
+            f"run {name} of {vm} cannot be restored: {bad} of {images} not well; nothing is built "
+            f"on it; next: {following}",
+            error=True,
+        )
+    return Exit.OK if ok else Exit.ERROR
+
+
+def verified_document(
+    hub: str, vm: str, found: Sequence[Verified], following: str
+) -> dict[str, Any]:
+    """What was found, as `verify -o json` prints it."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "hub": hub,
+        "vm": vm,
+        "run": found[-1].backup.run,
+        "ok": not following,
+        "backups": [
+            {
+                "run": one.backup.run,
+                "job_id": one.backup.call.job_id,
+                "ok": one.ok,
+                "disks": [
+                    {
+                        "key": str(disk.key),
+                        "image": disk.image,
+                        "wrong": list(disk.wrong),
+                        "digest": disk.digest or None,
+                    }
+                    for disk in one.disks
+                ],
+            }
+            for one in found
+        ],
+        "next": following or None,
+    }
+
+
+def _verified_lines(one: Verified) -> Iterator[str]:
+    for disk in one.disks:
+        mark = "not well" if disk.wrong else "well"
+        digest = f", digest: {disk.digest}" if disk.digest else ""
+        yield f"run {one.backup.run}, disk {disk.key}: {mark}{digest}   {disk.image}"
+        for why in disk.wrong:
+            yield f"    {why}"
