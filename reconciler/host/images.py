@@ -90,7 +90,12 @@ def look(path: str, root: str, paths: Paths | None = None) -> Image:
             if not stat.S_ISREG(info.st_mode):
                 return Image(path=path, exists=True, error=_kind(info.st_mode))
             found = replace(_header(path, fd, info), locked=_locked(fd))
-            return replace(found, allocated=info.st_blocks * 512, device=info.st_dev)
+            return replace(
+                found,
+                allocated=info.st_blocks * 512,
+                written=info.st_mtime,
+                device=info.st_dev,
+            )
         finally:
             os.close(fd)
     except FileNotFoundError:
