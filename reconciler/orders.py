@@ -13,6 +13,7 @@ from typing import ClassVar, Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reconciler import retaining
 from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.call_plan import LOST
 from reconciler.core.desired import Desired, Vm
@@ -251,6 +252,16 @@ class Prove(Order, frozen=True, kw_only=True):
             )
         store.record(events, who, now)
         return []
+
+
+class Retain(Order, frozen=True, kw_only=True):
+    """Remove backups that their VMs' `keep` does not keep, as far as they were shown."""
+
+    jobs: tuple[str, ...]
+    """Job ids of what was shown."""
+
+    def carry_out(self, store: Store, who: str, now: Seconds, eyes: Observer) -> list[str]:
+        return retaining.carry_out(eyes.settings, store, self.vms, self.jobs, now, who)
 
 
 class Cancel(Order, frozen=True, kw_only=True):

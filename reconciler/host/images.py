@@ -265,6 +265,38 @@ def _temporary(path: str) -> str:
     return posixpath.join(posixpath.dirname(path), f"{TEMPORARY}{posixpath.basename(path)}")
 
 
+def irremovable(path: str, root: str, size: Bytes | None, backing: str | None) -> str:
+    """Why what is at `path` is not removed as the image that was published there; empty: it is
+    that, and nobody has it locked, or nothing is there. `size` and `backing` are the record's."""
+    found = look(path, root)
+    if not found.exists:
+        return ""
+    if found.outside:
+        return f"it leads out of {root}, to {found.outside}"
+    if found.error:
+        return found.error
+    if os.path.islink(path):
+        return "it is a symlink: remove it and what it leads to yourself"
+    if found.format != "qcow2" or size not in (None, found.size):
+        return "it is not the image that was published there: remove it yourself"
+    if found.backing not in (backing, None):
+        return f"it is built on {found.backing}, and was on {backing or 'nothing'}"
+    return "some process has it locked" if found.locked else ""
+
+
+def remove(path: str) -> bool:
+    """Remove a file for good; False: it was not there. Raises HostError."""
+    try:
+        with effect(Effect.UNLINK):
+            os.unlink(path)
+            _sync(posixpath.dirname(path))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise HostError(f"cannot remove {path}: {error.strerror}", "CannotRemove") from error
+    return True
+
+
 def sweep(path: str) -> None:
     """Remove what a crash left beside an image that has its name. Never raises."""
     with contextlib.suppress(OSError):
