@@ -30,7 +30,6 @@ from reconciler.core.settings import Settings
 from reconciler.core.units import Bytes, Seconds, format_size, stamp
 from reconciler.host import images, nbd, patience, qemu_nbd, reading
 from reconciler.host.reading import Deadline, Debugfs, Files, Grub, Guestfish, Kind, View
-from reconciler.host.store import archived
 from reconciler.repositories import chain, roots_of
 
 ANSWER: Final[Seconds] = 60.0
@@ -89,6 +88,12 @@ def run_of(ledger: Ledger, vm: str, run: str | None) -> Call:
             f"cannot test a restore of run {name} of {vm}: it is {call.state}, so it is not a "
             f"backup; completed: {newest}"
         )
+    removed = ledger.shelf.of([call.job_id])[call.job_id].removed
+    if removed:
+        raise HostError(
+            f"cannot test a restore of run {name} of {vm}: its images were removed at "
+            f"{stamp(removed)}, as its `keep` does not keep it"
+        )
     return call
 
 
@@ -99,12 +104,6 @@ def restore_test(settings: Settings, call: Call, order: Order) -> RestoreTest:
     if not exports:
         keys = ", ".join(str(one.key) for one in call.exports)
         raise UsageError(f"run {call.run} of {call.vm} has no disk {order.disk} (there: {keys})")
-    removed = [one for one in archived(Path(settings.state), call.job_id).values() if one.removed]
-    if removed:
-        raise HostError(
-            f"cannot test a restore of run {call.run} of {call.vm}: retention removed its images "
-            f"at {stamp(removed[0].removed)}"
-        )
     binary = qemu_nbd.find(settings.qemu_nbd.binary)
     deadline = Deadline(order.timeout)
     disks = []
@@ -193,7 +192,8 @@ class _Disk:
         broken = broken_chain(top, {one.path: one for one in links})
         if broken:
             raise HostError(broken[1])
-        if top.backing != self.export.backing:
+        # One that builds on nothing any more was made one with what it was built on.
+        if top.backing and top.backing != self.export.backing:
             raise HostError(
                 f"{path} builds on {top.backing or 'nothing'}, the run recorded "
                 f"{self.export.backing or 'nothing'}"

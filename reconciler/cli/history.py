@@ -28,15 +28,15 @@ from reconciler.host import store
 @click.pass_obj
 def history(config: str | None, vm: str, limit: int, output: str) -> None:
     """The runs of one VM, newest first: when, by whom, of what, and how they ended."""
-    home = directory(config)
-    ledger = store.read(home)
+    ledger = store.read(directory(config))
     known = ledger.known if ledger else frozenset()
     if ledger is None or vm not in known:
         hint = nearest(vm, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
     found, now = runs(ledger, vm), time.time()
     shown = found[:limit]
-    proofs = store.proved(home, [call.job_id for call in shown])
+    kept = ledger.shelf.of(call.job_id for call in shown)
+    proofs = {job: one.proofs for job, one in kept.items()}
     if output == "json":
         options.print_json(document(vm, shown, len(found), ledger.hub, now, proofs))
     elif found:
@@ -64,6 +64,8 @@ def _text(
         out.append(line)
         if call.message:
             out.append(f"    {call.message}")
+        out += [f"    full instead of incremental: {call.fallback}"] if call.fallback else []
+        out += [f"    implausible: {call.doubt}"] if call.doubt else []
         out.append(f"    job {call.job_id} at SNA {call.sna}")
         if call.targets:
             out.append(f"    targets {call.targets}")
@@ -77,7 +79,8 @@ _KINDS: Final = {"restore": "restore test", "verify": "verified"}
 def _proof(found: Proof) -> str:
     said = proof(found)
     verdict = "ok" if found.ok else "FAILED"
-    return f"{_KINDS[found.kind]} {verdict} {said['at']}: {said['summary']}, by {found.who}"
+    summary = f": {said['summary']}" if said["summary"] else ""
+    return f"{_KINDS[found.kind]} {verdict} {said['at']}{summary}, by {found.who}"
 
 
 def _row(call: Call, now: Seconds) -> list[str]:

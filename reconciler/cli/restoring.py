@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import time
 
 import click
 
@@ -13,6 +14,7 @@ from reconciler.cli.applying import Session
 from reconciler.core.call import Call
 from reconciler.core.contents import RestoreTest, lines
 from reconciler.core.errors import Exit, UsageError
+from reconciler.core.ledger import RESTORE, Proof
 from reconciler.core.units import parse_size
 from reconciler.loop import current, load_settings
 from reconciler.orders import Prove
@@ -83,17 +85,15 @@ def restore_test(
     found = read_back(settings, call, order)
     _show(found, call, output)
     session = Session(settings, "reconciler restore-test", lock_timeout, quiet=output == "json")
-    session.order(
-        Prove(
-            vm=vm,
-            run=call.run,
-            job_id=call.job_id,
-            kind="restore",
-            ok=found.ok,
-            summary=found.summary,
-            result=json.dumps(found.to_json(), ensure_ascii=False),
-        )
+    proof = Proof(
+        job_id=call.job_id,
+        kind=RESTORE,
+        at=time.time(),
+        ok=found.ok,
+        result=json.dumps(found.to_json(), ensure_ascii=False),
+        who="",
     )
+    session.order(Prove(vms=(vm,), proofs=(proof,)))
     return Exit.OK if found.ok else Exit.ERROR
 
 

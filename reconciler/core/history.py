@@ -81,5 +81,7 @@ def _run(call: Call, now: Seconds, proofs: Mapping[str, Proof]) -> dict[str, Any
         "nbd_targets": call.targets or None,
         "who": call.who or None,
         "tainted": call.tainted,
+        "fallback": call.fallback or None,
+        "doubt": call.doubt or None,
         "proofs": {kind: proof(found) for kind, found in sorted(proofs.items())},
     }

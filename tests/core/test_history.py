@@ -57,6 +57,7 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         reason="ReportedFailed",
         message="datastore full",
         tainted=True,
+        doubt="disk 2001: nothing came",
     )
     result = {"ok": False, "summary": "disk 2000: its image is missing"}
     found = Proof(
@@ -84,6 +85,8 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         "nbd_targets": "2000:nbd://h:1/x",
         "who": "timer (root)",
         "tainted": True,
+        "fallback": None,
+        "doubt": "disk 2001: nothing came",
         "proofs": {
             "restore": {
                 "ok": False,

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from reconciler.core.call import Call
 from reconciler.core.errors import HostError, UsageError
+from reconciler.core.ledger import RESTORE, Proof
 from reconciler.handover import AnyOrder
 from reconciler.host.store import Store, events, proofs
 from reconciler.look import Observer
@@ -91,28 +91,15 @@ def test_a_vm_that_nobody_knows_is_refused_and_nothing_is_done(
     assert paused(store) == {}
 
 
-def a_proof(call: Call, *, ok: bool) -> Prove:
-    return Prove(
-        vm=call.vm,
-        run=call.run,
-        job_id=call.job_id,
-        kind="restore",
-        ok=ok,
-        summary="2 disks" if ok else "disk 2000: gone",
-        result='{"disks": []}',
-    )
-
-
 def test_what_was_found_of_a_run_is_kept_and_told(store: Store, tmp_path: Path) -> None:
     call = a_call(hub="h")
     store.hold([], call)
-    for ok, reason in ((False, "RestoreTestFailed"), (True, "RestoreTested")):
-        do(store, a_proof(call, ok=ok))
-        found = proofs(tmp_path, call.job_id)["restore"]
-        assert (found.ok, found.at, found.who) == (ok, NOW, "reconciler pause (jo)")
+    for ok, reason in ((False, "RestoreFailed"), (True, "RestorePassed")):
+        found = Proof(
+            job_id=call.job_id, kind=RESTORE, at=NOW, ok=ok, result='{"summary": "2 disks"}', who=""
+        )
+        do(store, Prove(vms=("ctx-1",), proofs=(found,)))
+        kept = proofs(tmp_path, call.job_id)["restore"]
+        assert kept == replace(found, who="reconciler pause (jo)")
         last = events(tmp_path, "ctx-1")[0]
-        assert (last.reason, last.run, last.severity) == (
-            reason, call.run, "Normal" if ok else "Warning",
-        )  # fmt: skip
-    with pytest.raises(HostError, match="the ledger has no job"):
-        do(store, replace(a_proof(call, ok=True), job_id="other"))
+        assert (last.reason, last.run, last.message) == (reason, call.run, "restore: 2 disks")

@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import signal
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -15,19 +14,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from reconciler.core.call import Call, CallState
 from reconciler.core.contents import DiskRead, RestoreTest, Volume, lines
 from reconciler.core.errors import HostError, UsageError
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import Archived, Kept, Ledger, Shelf
 from reconciler.core.settings import Settings
 from reconciler.host import nbd, proc, qemu_nbd, reading
 from reconciler.host.reading import Entry, Grub
-from reconciler.host.store import NAME
-from reconciler.host.store.schema import create
 from reconciler.restoring import FIRST_FILE, Order, first, listed, named, restore_test, run_of
 from tests import fake_guestfish
-from tests.core.builders import a_call, a_vm, an_export, remembered, says
+from tests.core.builders import NOW, a_call, a_vm, an_export, remembered, says
 from tests.e2e.site import until
 from tests.partitioned import holding, lvm
 
@@ -448,26 +446,15 @@ def test_which_run_is_read() -> None:
         run_of(known, "ctx-1", "r7")
     with pytest.raises(UsageError, match="no run of a VM 'ctx-2'; did you mean 'ctx-1'"):
         run_of(known, "ctx-2", None)
+    gone = Archived(job_id="", position=0, size=1, allocated=1, digest="", at=1, removed=NOW)
+    removed = replace(known, shelf=Shelf(lambda jobs: {job: Kept({0: gone}) for job in jobs}))
+    with pytest.raises(HostError, match="its images were removed at "):
+        run_of(removed, "ctx-1", "r0")
     with pytest.raises(HostError, match="no run of it is completed"):
         run_of(ledger(CallState.FAILED), "ctx-1", None)
 
 
-def test_a_run_whose_images_were_removed_is_not_read(bench: Bench) -> None:
-    call = bench.of(bench.image("a", bench.ext4({"file": b"x"})))
-    with sqlite3.connect(Path(bench.settings.state) / NAME) as db:
-        create(db)
-        db.execute("INSERT INTO meta VALUES ('hub', 'h'), ('state_id', '1')")
-        db.execute(
-            "INSERT INTO archived (job_id, position, size, allocated, digest, at, removed) "
-            "VALUES (?, 0, 1, 1, '', 1, 1800000000)",
-            [call.job_id],
-        )
-    db.close()
-    with pytest.raises(HostError, match="retention removed its images at 2027-01-15T08:00:00Z"):
-        bench.read(call)
-
-
-class Shelf:
+class Drawer:
     """Files as a tool would tell of them."""
 
     how = "shelf"
@@ -490,7 +477,7 @@ class Shelf:
 
 
 def test_the_first_file_is_small_where_there_is_one() -> None:
-    shelf = Shelf(b"four")
+    shelf = Drawer(b"four")
     assert first(shelf, shelf.entries("/")) == ("/sub/file", 4)
     assert first(shelf, [Entry("big", "file", FIRST_FILE + 1)]) == ("/big", FIRST_FILE + 1)
     assert first(shelf, [Entry("empty", "file")]) is None
@@ -501,8 +488,8 @@ def test_the_first_file_is_small_where_there_is_one() -> None:
 
 def test_a_file_that_is_shorter_than_its_directory_says() -> None:
     volume = Volume(where="disk", type="ext4")
-    assert listed(volume, Shelf(b"four"), "").file is not None
-    says(listed(volume, Shelf(b"fo"), "").problem, "/sub/file ends after 2 bytes", "should have 4")
+    assert listed(volume, Drawer(b"four"), "").file is not None
+    says(listed(volume, Drawer(b"fo"), "").problem, "/sub/file ends after 2 bytes", "should have 4")
 
 
 def test_ranges_are_read_over_one_connection(bench: Bench, temporary: Path) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from reconciler.core.call import Call
-from reconciler.core.ledger import Archived, Head, Ledger, Proof
+from reconciler.core.ledger import Archived, Head, Kept, Ledger, Proof
 from reconciler.core.units import Seconds
 from reconciler.host.store.files import NAME, StoreError, looked_up
 from reconciler.host.store.rows import (
@@ -19,6 +19,7 @@ from reconciler.host.store.rows import (
     archived_of,
     calls_of,
     identity,
+    kept_of,
     ledger_of,
     proofs_of,
     use_of,
@@ -37,7 +38,10 @@ def read(directory: Path) -> Ledger | None:
         found = looked_up(path, lambda db: calls_of(path, identity(db, path)["hub"], heads, db))
         return found or ()
 
-    return looked_up(path, partial(ledger_of, path, again))
+    def kept(jobs: Sequence[str]) -> Mapping[str, Kept]:
+        return looked_up(path, lambda db: kept_of(db, jobs)) or {}
+
+    return looked_up(path, partial(ledger_of, path, again, kept))
 
 
 def state_id_of(directory: Path) -> str | None:
@@ -61,16 +65,7 @@ def archived(directory: Path, job_id: str) -> Mapping[int, Archived]:
 
 def proofs(directory: Path, job_id: str) -> Mapping[str, Proof]:
     """What was proved of a job's images last, by kind, without the lock. Raises StoreError."""
-    return proved(directory, [job_id])[job_id]
-
-
-def proved(directory: Path, job_ids: Collection[str]) -> Mapping[str, Mapping[str, Proof]]:
-    """The same of several jobs, by job and kind: in one look. Raises StoreError."""
-
-    def query(db: sqlite3.Connection) -> Mapping[str, Mapping[str, Proof]]:
-        return {job_id: proofs_of(db, job_id) for job_id in job_ids}
-
-    return looked_up(directory / NAME, query) or {job_id: {} for job_id in job_ids}
+    return looked_up(directory / NAME, lambda db: proofs_of(db, job_id)) or {}
 
 
 def home_of(path: Path) -> str:
