@@ -20,6 +20,8 @@ END
     show reconciler backup "$vm" --run "$run" --type incremental -f "$specs" --apply -y --wait \
         --timeout 2m
 
+    show reconciler chain "$vm"
+
     say "Look into it: its disks, read-only, beside whatever else runs"
     printf 'vms:\n  - {name: look-into-%s, state: exported, for: restore, of: {vm: %s, run: %s}}\n' \
         "$vm" "$vm" "$run" >restore.yaml

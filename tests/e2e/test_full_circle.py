@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from reconciler.core.call import CallState
 from reconciler.host import nbd, reading
@@ -17,6 +20,15 @@ from tests.e2e.watching import watching
 
 MIB = 1 << 20
 ACT = ROOT / "examples" / "demo" / "second-act.sh"
+
+
+@pytest.fixture
+def telling(tmp_path: Path, site: Site) -> Iterator[Appliance]:
+    """The reference appliance, whose client tells the hub its change ids, and when it is done."""
+    found = Appliance(tmp_path / "appliance", "--hub", f"http://127.0.0.1:{site.api}")
+    site.appliance_at(found.url)
+    yield found
+    found.end()
 
 
 def ext4(path: Path, files: dict[str, str], mib: int = 8) -> None:
@@ -37,9 +49,9 @@ def state_of(site: Site, run: str, vm: str = "ctx-1") -> CallState | None:
     return call.state if call else None
 
 
-def test_full_incremental_restore_and_the_changed_file(site: Site, ending: Appliance) -> None:
+def test_full_incremental_restore_and_the_changed_file(site: Site, telling: Appliance) -> None:
     """The second act of the demo, by its own script."""
-    source = ending.sources / "ctx-1" / "2000.raw"
+    source = telling.sources / "ctx-1" / "2000.raw"
     ext4(source, {"who-am-i": "as it was"})
     site.spec(site.vm("ctx-1", [8 * MIB]))
     site.apply("--wait", "--timeout", "60s")
@@ -69,14 +81,14 @@ def test_full_incremental_restore_and_the_changed_file(site: Site, ending: Appli
     )
     assert "as it was" not in done.stdout
     assert site.image("ctx-1").read_bytes() == full
-    assert [start["backup_type"] for start in ending.starts()] == ["full", "incremental"]
+    assert [start["backup_type"] for start in telling.starts()] == ["full", "incremental"]
     assert site.servers() == {}
     assert site.listening() == set()
 
 
-def test_a_restore_and_its_test_beside_a_running_backup(site: Site, ending: Appliance) -> None:
+def test_a_restore_and_its_test_beside_a_running_backup(site: Site, telling: Appliance) -> None:
     """A chain is read while the VM's next run builds on it; nobody disturbs anybody."""
-    source = ending.sources / "ctx-1" / "2000.raw"
+    source = telling.sources / "ctx-1" / "2000.raw"
     ext4(source, {"file": "first"})
     site.spec(site.vm("ctx-1", [8 * MIB]))
     with watching(site):
@@ -88,7 +100,7 @@ def test_a_restore_and_its_test_beside_a_running_backup(site: Site, ending: Appl
         until(lambda: ("look", 2000) in site.pids(), "the restore", 60)
         serving = site.pids()["look", 2000]
 
-        ending.misbehave("forget")  # so that its end is never heard
+        telling.misbehave("die")  # half-way: its end is never heard
         site.spec(site.vm("ctx-1", [8 * MIB], backup={"run": "r3", "type": "incremental"}))
         until(lambda: state_of(site, "r3") is CallState.ACCEPTED, "the next run", 60)
         before = (site.pids(), site.listening())
