@@ -93,8 +93,9 @@ class LiveVm:
             if together:
                 # First every job, then the bitmaps: a job's step stops the writes to its disk until
                 # the transaction is over, so no write falls between a disk and its bitmap.
-                actions = [action for step in zip(*steps.values(), strict=True) for action in step]
-                monitor.do("transaction", actions=actions)
+                jobs = [job for job, *_ in steps.values()]
+                bitmaps = [action for _, *rest in steps.values() for action in rest]
+                monitor.do("transaction", actions=[*jobs, *bitmaps])
             for key, step in () if together else steps.items():
                 monitor.do("transaction", actions=step)
                 self._until_written(monitor, steps, key)
@@ -146,10 +147,11 @@ class LiveVm:
         disk, name = f"disk-{key}", "block-dirty-bitmap"
         job = {"job-id": f"snap-{key}", "device": disk, "target": f"snap-{key}", "sync": "none"}
         yield {"type": "blockdev-backup", "data": job}
-        still = {"node": disk, "name": CHANGED, "disabled": True}
-        yield {"type": f"{name}-add", "data": still}
-        since = {"node": disk, "target": CHANGED, "bitmaps": [previous] if previous else []}
-        yield {"type": f"{name}-merge", "data": since}
+        if previous:
+            still = {"node": disk, "name": CHANGED, "disabled": True}
+            yield {"type": f"{name}-add", "data": still}
+            since = {"node": disk, "target": CHANGED, "bitmaps": [previous]}
+            yield {"type": f"{name}-merge", "data": since}
         yield {"type": f"{name}-add", "data": {"node": disk, "name": new, "persistent": True}}
 
     def _served(self, monitor: Monitor, key: str, size: int, previous: str, new: str) -> Snapshot:

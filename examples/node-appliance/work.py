@@ -129,7 +129,7 @@ class Appliance:
         self._begin(works)
 
     def _carry(self, job: Job, disk: Disk, vm: LiveVm, snapshot: Snapshot | LiveError) -> str:
-        """Carry one disk of a live VM over (raises CopyError, LiveError, OSError); its change id."""
+        """Carry one disk of a live VM over; its change id (raises as carry does, and LiveError)."""
         if isinstance(snapshot, LiveError):
             raise snapshot
         disk.phase = Phase.RUNNING
