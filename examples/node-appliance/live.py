@@ -58,6 +58,11 @@ class Snapshot:
     areas: tuple[Area, ...]
     """What to copy: everything, or what has changed since the previous change id."""
 
+    @property
+    def size(self) -> int:
+        """Say how much there is to copy. Bytes."""
+        return sum(area.length for area in self.areas)
+
 
 class LiveVm:
     """A VM that runs. Its folder holds its sockets, and the overlays while there is a snapshot."""

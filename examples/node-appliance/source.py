@@ -56,7 +56,8 @@ def serve(folder: Path, disks: Mapping[str, int]) -> subprocess.Popen[bytes]:
         command += ["--blockdev", f"driver=qcow2,{node},discard=unmap,{image}"]
         command += ["--export", f"nbd,id=disk-{key},{node},name={key},writable=on"]
     # In the folder, with short names: the path of a socket has no more than 107 bytes.
-    daemon = subprocess.Popen(command, cwd=folder, start_new_session=True)
+    none = subprocess.DEVNULL
+    daemon = subprocess.Popen(command, cwd=folder, stdin=none, stdout=none, start_new_session=True)
     until = time.monotonic() + STARTING
     while not started.exists():  # written when all else is ready. Source: its --help
         if daemon.poll() is not None or time.monotonic() > until:
@@ -66,7 +67,7 @@ def serve(folder: Path, disks: Mapping[str, int]) -> subprocess.Popen[bytes]:
     return daemon
 
 
-def write(folder: Path, keys: list[str], stopping: threading.Event) -> int:
+def write(folder: Path, keys: list[str], pause: float, stopping: threading.Event) -> int:
     """Write record after record until it is time to stop; the number of the last one."""
     with ExitStack() as stack:
         disks = [stack.enter_context(Connection(folder / live.NBD, key)) for key in keys]
@@ -75,7 +76,7 @@ def write(folder: Path, keys: list[str], stopping: threading.Event) -> int:
             for position, disk in enumerate(disks):
                 block = number % (disk.size // BLOCK)
                 disk.write(block * BLOCK, record(number, position))
-            if stopping.is_set():
+            if stopping.wait(pause) if pause else stopping.is_set():
                 return number
             number += 1
 
@@ -88,8 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--disk", type=parse_disk, action="append", required=True, metavar="KEY=SIZE", help=hint
     )
-    hint = "write numbered records on all disks, without a pause"
+    hint = "write numbered records on all disks"
     parser.add_argument("--write", action="store_true", help=hint)
+    hint = "rest so long after each record; default 0"
+    parser.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help=hint)
     options = parser.parse_args(argv)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -104,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"disks {', '.join(disks)} are live in {options.folder}", flush=True)
     try:
         if options.write:
-            print(f"last record: {write(options.folder, list(disks), stopping)}", flush=True)
+            last = write(options.folder, list(disks), options.pause, stopping)
+            print(f"last record: {last}", flush=True)
         else:
             while daemon.poll() is None and not stopping.wait(1.0):
                 pass

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -116,17 +116,26 @@ class Appliance:
         taken: dict[str, Snapshot | LiveError]
         try:
             taken = vm.snapshot(previous, together=job.mode is not Mode.TORN)
+            self._tell_snapshot(job, taken)
         except (LiveError, OSError) as error:
             taken = dict.fromkeys(previous, LiveError(str(error)))
         works: list[Callable[[], None]] = []
         for disk in job.disks:
             snapshot = taken[disk.target.key]
             if isinstance(snapshot, Snapshot):
-                disk.size = sum(area.length for area in snapshot.areas)
+                disk.size = snapshot.size
             works.append(
                 partial(self._copy, job, disk, partial(self._carry, job, disk, vm, snapshot))
             )
         self._begin(works)
+
+    def _tell_snapshot(self, job: Job, taken: Mapping[str, Snapshot | LiveError]) -> None:
+        disks = [
+            {"key": key, "change_id": one.change_id, "bytes": one.size}
+            for key, one in taken.items()
+            if isinstance(one, Snapshot)
+        ]
+        self.log.write("snapshot", job_id=job.start.job_id, disks=disks)
 
     def _carry(self, job: Job, disk: Disk, vm: LiveVm, snapshot: Snapshot | LiveError) -> str:
         """Carry one disk of a live VM over; its change id (raises as carry does, and LiveError)."""
