@@ -63,10 +63,13 @@ def living(folder: Path, sizes: Mapping[int, int], pause: float | None = None) -
         found.kill()
 
 
-def ask(site: Site, vm: str, sizes: Mapping[int, int], run: str, kind: str = "full") -> None:
+def ask(
+    site: Site, vm: str, sizes: Mapping[int, int], run: str, kind: str = "full", **changes: Any
+) -> None:
     """Write down that this run of a VM is wanted: a daemon begins with it."""
     disks = [{"key": key, "size": size} for key, size in sizes.items()]
-    site.spec(site.vm(vm, disks=disks, backup={"run": run, "type": kind}), file=f"{vm}.yaml")
+    backup = {"run": run, "type": kind}
+    site.spec(site.vm(vm, disks=disks, backup=backup, **changes), file=f"{vm}.yaml")
 
 
 def ended(site: Site, vm: str, run: str) -> Call:
