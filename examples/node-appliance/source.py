@@ -59,7 +59,7 @@ def serve(folder: Path, disks: Mapping[str, int]) -> subprocess.Popen[bytes]:
     none = subprocess.DEVNULL
     daemon = subprocess.Popen(command, cwd=folder, stdin=none, stdout=none, start_new_session=True)
     until = time.monotonic() + STARTING
-    while not started.exists():  # written when all else is ready. Source: its --help
+    while not (started.exists() and started.read_text()):  # written last. Source: its --help
         if daemon.poll() is not None or time.monotonic() > until:
             daemon.kill()
             raise OSError(f"qemu-storage-daemon does not serve {folder}; see above")
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1
-    print(f"disks {', '.join(disks)} are live in {options.folder}", flush=True)
+    print(f"disks {', '.join(disks)} are live in {options.folder}, pid {daemon.pid}", flush=True)
     try:
         if options.write:
             last = write(options.folder, list(disks), options.pause, stopping)

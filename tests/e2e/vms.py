@@ -32,8 +32,9 @@ class Vm:
         line += [] if self.pause is None else ["--write", f"--pause={self.pause}"]
         self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        assert "are live" in self.process.stdout.readline()
-        self.daemon = int((self.folder / "pid").read_text())
+        said = self.process.stdout.readline()
+        assert "are live" in said
+        self.daemon = int(said.rpartition(" ")[2])
 
     @property
     def socket(self) -> Path:
