@@ -11,6 +11,7 @@ PATH="$PATH:/usr/sbin:/sbin"
 PYTHON="${PYTHON:-python3}"
 need qemu-nbd qemu-utils
 need nbdcopy libnbd-bin
+need qemu-storage-daemon qemu-system-common
 need mke2fs e2fsprogs
 need systemd-analyze systemd
 need "$PYTHON" python3

@@ -23,8 +23,8 @@ def carry(snapshot: Snapshot, disk: Disk, gate: Callable[[], None]) -> None:
     """Copy what a snapshot has to give (raises CopyError, or OSError). Half-way, pass the gate.
 
     What is zero goes as an order to write zeros: in an incremental, it hides the parent's data. It
-    is known by reading. The map of what is allocated can be wrong while the VM discards: QEMU looks
-    into the overlay and into the disk one after the other.
+    is known by reading: a map of what is allocated looks into the overlay, then into the disk, and
+    the VM may discard in between.
     """
     target = disk.target
     with ExitStack() as stack:
@@ -35,9 +35,9 @@ def carry(snapshot: Snapshot, disk: Disk, gate: Callable[[], None]) -> None:
             )
             for _ in range(CONNECTIONS)
         ]
-        sizes = {side: connection.size for side, connection in enumerate(pairs[0])}
-        if sizes[1] < sizes[0]:
-            raise CopyError(f"the export has {sizes[1]} bytes, and the disk has {sizes[0]}")
+        size, room = (side.size for side in pairs[0])
+        if room < size:
+            raise CopyError(f"the export has {room} bytes, and the disk has {size}")
         pieces = _Pieces(snapshot, gate)
 
         def work(pair: tuple[Connection, Connection]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -116,9 +117,11 @@ def test_whole_disks_then_what_has_changed_also_after_a_restart_of_the_vm(
 def test_two_connections_are_held_half_way(
     tmp_path: Path, vm: Vm, exports: list[Export], hub: Hub
 ) -> None:
-    with running(tmp_path, "--slow=0.8") as node:
+    progress = "/api/v1/progress/job-1"
+    with running(tmp_path, "--slow=1") as node:
         node.post(order("job-1", *(one.target for one in exports)))
-        wait_for(lambda: [one.clients() for one in exports] == [2, 2], "the connections")
+        wait_for(lambda: json.loads(node.ask("GET", progress)[1])["percent"] == 50, "the half")
+        assert [one.clients() for one in exports] == [2, 2]
         write(vm, 2000, 0, b"late")  # after the snapshot
         assert node.end("job-1")["status"] == "completed"
         assert arrived(exports[0]) == bytes(SIZES[2000])
