@@ -18,6 +18,8 @@ _GO, _ACK, _INFORMATION, _EXPORT = 7, 1, 3, 0
 _FIXED_NO_ZEROES: Final = 3
 _REQUEST, _REPLY = 0x25609513, 0x67446698
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _ZERO = 0, 1, 2, 3, 4, 6
+MOST: Final = 1 << 25
+"""What one request may read or write. Bytes. Source: doc/proto.md, "Size constraints"."""
 PATIENCE: Final = 600.0
 """For one answer. Seconds. Chosen: the hub restarts a server meanwhile, and a client waits."""
 
@@ -50,8 +52,12 @@ class Connection:
         self._socket.close()
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read so many bytes."""
-        return self._ask(_READ, offset, length, wanted=length)
+        """Read so many bytes, in as many requests as that takes."""
+        pieces = []
+        for start in range(offset, offset + length, MOST):
+            count = min(MOST, offset + length - start)
+            pieces.append(self._ask(_READ, start, count, wanted=count))
+        return b"".join(pieces)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write, and return when that is acknowledged."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from nbd_client import Connection
 from records import BLOCK, newest, record
 
 UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+PROGRAMS: Final = {"qemu-img": "qemu-utils", "qemu-storage-daemon": "qemu-system-common"}
 STARTING: Final = 30.0
 """For qemu-storage-daemon to be there. Seconds. Chosen: it takes 10 ms where nothing else runs."""
 ENDING: Final = 10.0
@@ -44,7 +46,8 @@ def serve(folder: Path, disks: Mapping[str, int]) -> subprocess.Popen[bytes]:
     for key, size in disks.items():
         if not (folder / f"{key}.qcow2").exists():
             create = ["qemu-img", "create", "-q", "-f", "qcow2", f"{key}.qcow2", str(size)]
-            subprocess.run(create, cwd=folder, check=True)
+            if subprocess.run(create, cwd=folder, check=False).returncode:
+                raise OSError(f"qemu-img makes no disk {key}; see above")
     started = folder / "pid"
     started.unlink(missing_ok=True)
     command = ["qemu-storage-daemon", "--pidfile", started.name]
@@ -99,6 +102,9 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stopping.set())
     disks: dict[str, int] = dict(options.disk)
     try:
+        for program, package in PROGRAMS.items():
+            if not shutil.which(program):
+                raise OSError(f"there is no {program}; install it (Debian: {package})")
         options.folder.mkdir(parents=True, exist_ok=True)
         daemon = serve(options.folder, disks)
     except OSError as error:
@@ -112,6 +118,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             while daemon.poll() is None and not stopping.wait(1.0):
                 pass
+    except OSError as error:
+        print(f"cannot write: {error}; is pid {daemon.pid} gone?", file=sys.stderr)
+        return 1
     finally:
         daemon.terminate()  # in order: its bitmaps go into its images
         daemon.wait(ENDING)
