@@ -29,6 +29,8 @@ NBD: Final = "nbd"
 """The sockets in a live VM's folder. An export of a disk is named by its disk key."""
 CHANGED: Final = "changed"
 """The bitmap that is served with a snapshot: it stands still, and goes with the snapshot."""
+WRITTEN: Final = 30.0
+"""How long a torn set waits for the VM to write. Seconds. Chosen."""
 CHANGE_ID: Final = re.compile(
     r"(?P<uuid>52( [0-9a-f]{2}){7}-[0-9a-f]{2}( [0-9a-f]{2}){7})/(?P<n>\d+)"
 )
@@ -186,14 +188,20 @@ class LiveVm:
             for _ in range(2):  # the first write may be the one that the snapshot was just before
                 probe = {"node": f"disk-{later}", "name": "probe"}
                 monitor.do("block-dirty-bitmap-add", **probe)
-                until = time.monotonic() + 30.0
-                while not self._count(monitor, later, "probe") and time.monotonic() < until:
-                    time.sleep(0.002)
-                monitor.do("block-dirty-bitmap-remove", **probe)
+                try:
+                    self._until_counted(monitor, later)
+                finally:
+                    monitor.do("block-dirty-bitmap-remove", **probe)
 
-    def _count(self, monitor: Monitor, key: str, name: str) -> int:
-        bitmaps = self._disks(monitor)[key].bitmaps
-        return next(int(one["count"]) for one in bitmaps if one.get("name") == name)
+    def _until_counted(self, monitor: Monitor, key: str) -> None:
+        """Wait until the probe has noted a write (raises LiveError)."""
+        until = time.monotonic() + WRITTEN
+        while time.monotonic() < until:
+            bitmaps = self._disks(monitor)[key].bitmaps
+            if any(one.get("name") == "probe" and one["count"] for one in bitmaps):
+                return
+            time.sleep(0.002)
+        raise LiveError("told to tear the set, and the VM does not write")
 
     def _sweep(self, monitor: Monitor, key: str) -> None:
         """Let go of what is there of a snapshot: also of one that a killed appliance has left."""
