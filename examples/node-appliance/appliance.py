@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Take a start: check it, start it unless told not to, answer unless told not to."""
         appliance, log = self.server.appliance, self.server.appliance.log
-        job_id = None
+        job_id = job = None
         try:
             body = self._body()
             if self.path != START_PATH:
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         if mode in {Mode.HANG_BEFORE, Mode.DROP_BEFORE, Mode.STRANGER}:
             log.write("refused", job_id=job_id, status=None, why=f"told to misbehave ({mode})")
         else:
-            appliance.start(start, mode)
+            job = appliance.start(start, mode)
         answer: Json = {
             "job_id": f"stranger-{uuid.uuid4()}" if mode is Mode.STRANGER else job_id,
             "status": Phase.STARTED,
@@ -129,6 +129,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(200, answer)
             case _:
                 self._send(200, answer)
+        if job:
+            self.wfile.flush()
+            job.answered.set()
 
     def do_PUT(self) -> None:
         """Switch a misbehaviour on: /_control, for tests only."""

@@ -65,6 +65,7 @@ class Job:
     mode: Mode = Mode.NONE  # how it is to misbehave on its way
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     updated: datetime = field(default_factory=lambda: datetime.now(UTC))
+    answered: threading.Event = field(default_factory=threading.Event)  # the call was
 
     @property
     def phase(self) -> Phase:

@@ -72,7 +72,7 @@ class Appliance:
                     self.misbehave(Mode.NONE)
             return mode
 
-    def start(self, start: Start, mode: Mode) -> None:
+    def start(self, start: Start, mode: Mode) -> Job:
         """Accept a start: log it, and copy every disk in a thread of its own."""
         folder = self.sources / start.vm_name
         disks = []
@@ -90,6 +90,7 @@ class Appliance:
             self._begin([partial(self._copy, job, d, partial(self._fetch, job, d)) for d in disks])
         if self.hub.base:
             threading.Thread(target=self._report, args=(job,), daemon=True).start()
+        return job
 
     def _begin(self, works: list[Callable[[], None]]) -> list[threading.Thread]:
         """Start a thread for each work."""
@@ -153,7 +154,7 @@ class Appliance:
         if self._closing.wait(max(0.0, until - time.monotonic())):
             raise CopyError("the appliance is stopping; start the job again")
         if job.mode is Mode.CRASH:
-            self._crash()
+            self._crash(job)
         if job.mode is Mode.DIE:
             raise CopyError("told to die; the copy was given up half-way")
 
@@ -252,11 +253,12 @@ class Appliance:
         process.send_signal(signal.SIGSTOP)
         time.sleep(max(0.0, until - time.monotonic()))
         if job.mode is Mode.CRASH:
-            self._crash()
+            self._crash(job)
         process.send_signal(signal.SIGKILL if job.mode is Mode.DIE else signal.SIGCONT)
 
-    def _crash(self) -> None:
-        """Be gone at once, copies and all."""
+    def _crash(self, job: Job) -> None:
+        """Be gone at once, copies and all; the start was accepted by then."""
+        job.answered.wait()
         with self._lock:
             for process in self._children:
                 process.kill()
