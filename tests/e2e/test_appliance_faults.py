@@ -129,7 +129,7 @@ def nights(site: Site, tmp_path: Path) -> Iterator[Nights]:
     told = {**site.config["snas"][SILENT], "reports_end": True}
     site.write_config(snas={**site.config["snas"], TELLING: told})
     try:
-        with living(appliance.sources / "ctx-1", SIZES, pause=0.01) as vm, watching(site):
+        with living(appliance.sources / "ctx-1", SIZES, pause=0.02) as vm, watching(site):
             yield Nights(site, appliance, vm)
     finally:
         appliance.end()

@@ -36,7 +36,7 @@ def restored(site: Site, vm: str, sizes: dict[int, int], run: str) -> list[bytes
 
 
 @pytest.mark.parametrize(
-    ("backups", "pause"), [(3, 0.002), pytest.param(50, 0.0, marks=pytest.mark.soak)]
+    ("backups", "pause"), [(3, 0.005), pytest.param(50, 0.0, marks=pytest.mark.soak)]
 )
 def test_every_completed_run_of_a_writing_vm_is_of_one_instant(
     site: Site, telling: Appliance, count: Count, backups: int, pause: float
@@ -67,7 +67,7 @@ def test_every_completed_run_of_a_writing_vm_is_of_one_instant(
 
 
 @pytest.mark.parametrize(
-    ("backups", "pause"), [(3, 0.002), pytest.param(50, 0.0, marks=pytest.mark.soak)]
+    ("backups", "pause"), [(3, 0.005), pytest.param(50, 0.0, marks=pytest.mark.soak)]
 )
 def test_snapshots_that_are_taken_one_by_one_are_found_torn(
     site: Site, telling: Appliance, count: Count, backups: int, pause: float
