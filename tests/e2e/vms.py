@@ -24,6 +24,8 @@ class Vm:
 
     def __init__(self, folder: Path, sizes: Mapping[int, int], pause: float | None = None) -> None:
         self.folder, self.sizes, self.pause = folder, dict(sizes), pause
+        self.daemon = 0
+        """The pid of its storage daemon; 0: it does not run."""
         self.start()
 
     def start(self) -> None:
@@ -33,7 +35,9 @@ class Vm:
         self.process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         said = self.process.stdout.readline()
-        assert "are live" in said
+        if "are live" not in said:
+            self.end()
+            raise AssertionError(f"no VM in {self.folder}: {said!r}")
         self.daemon = int(said.rpartition(" ")[2])
 
     @property
@@ -44,15 +48,18 @@ class Vm:
         """End it in order; the last line that it said."""
         self.process.terminate()
         out, _ = self.process.communicate(timeout=60)
+        self.daemon = 0  # it has waited for it
         return out.strip()
 
     def kill(self) -> None:
         """End it as a power cut does."""
         self.process.kill()
+        if self.daemon:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.daemon, signal.SIGKILL)
         self.process.communicate(timeout=20)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.daemon, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{self.daemon}/exe").exists(), "the end of the VM")
+        self.daemon = 0  # its number may be another's now
 
 
 @contextlib.contextmanager
