@@ -11,7 +11,7 @@ PYTEST = PATH="$(abspath $(BIN)):$$PATH" PYTHONDONTWRITEBYTECODE= $(BIN)/python 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-system: ## Install missing system packages: qemu-utils, libnbd-bin, python3-venv, e2fsprogs, systemd
+system: ## Install missing system packages: qemu-utils, qemu-system-common, libnbd-bin, python3-venv, e2fsprogs, systemd
 	@examples/demo/install.sh
 
 system-tests: ## The same, and what only tests use: MariaDB, PostgreSQL, ssh-keygen, grub-fstest
