@@ -16,7 +16,7 @@ from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Export
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Ledger
-from reconciler.core.mark import Served, parse
+from reconciler.core.mark import READER, Served, parse
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Port, Seconds
 from reconciler.host import lock, nbd, proc
@@ -222,6 +222,8 @@ class Observer:
             what = "a qemu-nbd without our mark"
             if served.mark:
                 what = f"a qemu-nbd of hub {served.mark.hub}"
+            elif _option(served.argv, "--description").startswith(READER):
+                what = "a restore test"
             yield Foreign(pid=pid, what=what, image=served.image, ports=tuple(sorted(ports)))
 
     def _reports(self, desired: Desired, ledger: Ledger) -> dict[str, Report]:

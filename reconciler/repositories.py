@@ -16,6 +16,7 @@ from reconciler.core.call import CallState
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Ledger
+from reconciler.core.parents import layers
 from reconciler.core.settings import Settings, below
 from reconciler.host import images, patience, proc
 from reconciler.host.images import Owner
@@ -128,14 +129,20 @@ class _Round:
         others: list[Export] = []
         for vm in self.desired.vms.values():
             call = self.ledger.active(vm.name) or self.ledger.latest(vm.name, vm.run)
+            begun = call and call.state not in (CallState.DUE, CallState.REJECTED)
             mine = [(export, vm.root) for export in vm.exports]
             mine += [(e, self.nearest(e.image)) for e in (call.exports if call else ())]
             for export, root in mine:
                 self.image(vm, export.image, root)
+                if export.read_only:
+                    self.chain(vm, export.image, root)
                 if export.backing:
                     self.image(vm, export.backing, root)
+                    below = () if begun else layers(self.ledger, vm.name, export.backing)
+                    for layer in below:
+                        self.image(vm, layer.path, self.nearest(layer.path))
                 last = before.get((vm.name, export.key))
-                if last and not export.read_only and not export.backing:
+                if last and not export.read_only and (vm.fallback or not export.backing):
                     others.append(last)
         for call in self.ledger.open:
             if call.state.active and call.vm not in self.desired.vms:
@@ -161,6 +168,12 @@ class _Round:
             ask = partial(_image, path, root, self.systems[group], self.paths[group], served=served)
             question = self.questions[group]["image", path] = Question(ask)
         question.vms.add(vm.name)
+
+    def chain(self, vm: Vm, path: str, root: str) -> None:
+        """What an image that is to be read builds on, down to the last."""
+        group = root if below(root, path) else self.nearest(path)
+        ask = partial(_chain, path, root, self.paths[group])
+        self.questions[group].setdefault(("chain", path), Question(ask)).vms.add(vm.name)
 
     def holds(self) -> None:
         """Whether each server of a VM in scope has the file open that is at its image's path.
@@ -223,6 +236,26 @@ def _image(
         if who:
             image = replace(image, holder=", ".join(who))
     return partial(_seen, image, _system(image, systems))
+
+
+def chain(path: str, root: str, paths: images.Paths | None = None) -> list[Image]:
+    """An image and what it builds on, as far down as the headers can be followed. Never raises."""
+    found: list[Image] = []
+    following: str | None = path
+    while following and all(one.path != following for one in found):
+        image = images.look(following, root, paths)
+        found.append(image)
+        following = image.backing
+    return found
+
+
+def _chain(path: str, root: str, paths: images.Paths) -> Note:
+    return partial(_linked, chain(path, root, paths)[1:])
+
+
+def _linked(links: Sequence[Image], found: Found) -> None:
+    for link in links:
+        found.images.setdefault(link.path, link)
 
 
 def _other(path: str, systems: dict[int, FileSystem | None]) -> Note:

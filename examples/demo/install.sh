@@ -30,6 +30,7 @@ if [ "${1:-}" = tests ]; then
     need mariadb-install-db mariadb-server-core
     need mariadb mariadb-client-core # mariadb-install-db asks it for its options
     need ssh-keygen openssh-client
+    need grub-fstest grub-common
     # Debian's PostgreSQL is beside the PATH; the tests find it there.
     command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
         missing="$missing postgresql"

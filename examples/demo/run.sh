@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The main job, on real disks: two VMs, five disks, one call each; then everything is taken down.
+# The main job, on real disks: two VMs, five disks, one call each; then an incremental of one, read
+# back; then everything is taken down.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,14 +10,13 @@ PATH="$PATH:/usr/sbin:/sbin"
 appliance=""
 serve=""
 
-say() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
-show() { printf '\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+. "$here/second-act.sh" # say, show, second_act
 
 clean_up() {
     status=$?
     trap - EXIT
     cd "$work"
-    [ "$status" -eq 0 ] || reconciler stop ctx-101 ctx-102 --cancel-run --kill-clients -y || true
+    [ "$status" -eq 0 ] || reconciler stop ctx-101 ctx-102 look-into-ctx-101 --cancel-run --kill-clients -y || true
     for process in $serve $appliance; do
         kill "$process" 2>/dev/null || true
         wait "$process" 2>/dev/null || true
@@ -100,6 +100,8 @@ for vm in ctx-101:web1 ctx-102:db1; do
         qemu-img compare -f raw -F qcow2 "$source" "$image"
     done
 done
+
+second_act ctx-101 2001 sources/web1/2001.raw demo-2 "$root/specs"
 
 say "Take it down; images and history stay"
 printf 'vms:\n  - {name: ctx-101, state: absent}\n  - {name: ctx-102, state: absent}\n' >absent.yaml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
@@ -12,7 +13,8 @@ from reconciler.cli import options, tables
 from reconciler.cli.looking import directory
 from reconciler.core.call import Call
 from reconciler.core.errors import nearest
-from reconciler.core.history import document, duration, ended, runs
+from reconciler.core.history import Proofs, document, duration, ended, proof, runs
+from reconciler.core.ledger import Proof
 from reconciler.core.units import Seconds, format_duration, stamp
 from reconciler.host import store
 
@@ -33,18 +35,27 @@ def history(config: str | None, vm: str, limit: int, output: str) -> None:
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
     found, now = runs(ledger, vm), time.time()
     shown = found[:limit]
+    kept = ledger.shelf.of(call.job_id for call in shown)
+    proofs = {job: one.proofs for job, one in kept.items()}
     if output == "json":
-        options.print_json(document(vm, shown, len(found), ledger.hub, now))
+        options.print_json(document(vm, shown, len(found), ledger.hub, now, proofs))
     elif found:
         width = tables.limit(sys.stdout)
-        click.echo(_text(shown, now, colour=tables.coloured(sys.stdout), width=width))
+        click.echo(_text(shown, proofs, now, colour=tables.coloured(sys.stdout), width=width))
         if len(found) > limit:
             click.echo(f"{len(found) - limit} older: --limit {len(found)} shows all")
     else:
         click.echo(f"No run of {vm} was ever asked for.")
 
 
-def _text(shown: Sequence[Call], now: Seconds, *, colour: bool, width: int | None = None) -> str:
+def _text(
+    shown: Sequence[Call],
+    proofs: Proofs,
+    now: Seconds,
+    *,
+    colour: bool,
+    width: int | None = None,
+) -> str:
     """A line per run, and below it what is too long for one."""
     heads = ["RUN", "TYPE", "STATE", "ASKED", "CALLED", "ENDED", "TOOK", "WHO"]
     lines = tables.table([_row(call, now) for call in shown], heads, width)
@@ -53,10 +64,23 @@ def _text(shown: Sequence[Call], now: Seconds, *, colour: bool, width: int | Non
         out.append(line)
         if call.message:
             out.append(f"    {call.message}")
+        out += [f"    full instead of incremental: {call.fallback}"] if call.fallback else []
+        out += [f"    implausible: {call.doubt}"] if call.doubt else []
         out.append(f"    job {call.job_id} at SNA {call.sna}")
         if call.targets:
             out.append(f"    targets {call.targets}")
+        out += [f"    {line}" for line in map(_proof, proofs.get(call.job_id, {}).values())]
     return "\n".join(out)
+
+
+_KINDS: Final = {"restore": "restore test", "verify": "verified"}
+
+
+def _proof(found: Proof) -> str:
+    said = proof(found)
+    verdict = "ok" if found.ok else "FAILED"
+    summary = f": {said['summary']}" if said["summary"] else ""
+    return f"{_KINDS[found.kind]} {verdict} {said['at']}{summary}, by {found.who}"
 
 
 def _row(call: Call, now: Seconds) -> list[str]:

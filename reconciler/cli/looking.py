@@ -22,6 +22,7 @@ from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
+from reconciler.core.parents import PARENTS
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import Settings, state_directory
@@ -196,6 +197,9 @@ def explain(config: str | None, vm: str, output: str) -> None:
             )
         for line in heard(call, one, actual, ledger, now):
             click.echo(f"    {line}")
+    for kind in tables.TOLD:
+        if kind in found and found[kind].status == "True":
+            click.echo(f"  {kind}: {found[kind].message}")
     if one.unsure:
         click.echo(f"  SpaceUnsure: {one.unsure}")
     if any(action.cause == "RunActive" and action.kind == "wait" for action in one.actions):
@@ -248,6 +252,8 @@ def heard(call: Call, one: VmPlan, actual: Actual, ledger: Ledger, now: float) -
         return
     if said := ledger.telemetry.get(call.job_id):
         yield f"progress: {progress_text(said, now)}"
+    if one.stale:
+        yield f"stale: {one.stale}"
     views = disks(one, actual, ledger)
     arrived = [str(view.export.key) for view in views if view.reported]
     if arrived:
@@ -309,6 +315,8 @@ def next_command(one: VmPlan, plan: Plan, reason: str, requests: str) -> str:
         return f"mend what it says, then reconciler retry {name} and {apply}"
     if causes & _STORAGE:
         return f"see to that storage, as said above, then {apply}"
+    if causes & PARENTS:
+        return f"{new_run(name)} --type full --apply{specs}; see reconciler chain {name}"
     if any(action.kind == "hold" for action in actions):
         return "see what holds it, above; nothing is destroyed meanwhile"
     if "RunChanged" in causes:
@@ -319,6 +327,11 @@ def next_command(one: VmPlan, plan: Plan, reason: str, requests: str) -> str:
         return f"let run {one.call.run} end, then {apply}"
     if plan.changes or any(action.kind == "wait" for action in actions):
         return apply
+    if one.stale:
+        return (
+            f"look at the appliance; when its run is over: reconciler resolve {name} --completed | "
+            f"--failed --reason WHY; to end it unfinished: reconciler stop {name} --cancel-run"
+        )
     if reason == "ServerDied":
         return f"let the appliance end, then {another}"
     if reason in ("RunFailed", "RunCancelled"):

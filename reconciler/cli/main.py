@@ -33,7 +33,11 @@ COMMANDS: Final = {
     "explain": ("looking", "What one VM waits for, since when, and what to type next."),
     "events": ("telling", "What happened, newest last; -w goes on telling."),
     "wait": ("waiting", "Stay until VMs are ready, completed or gone."),
+    "restore-test": ("restoring", "Read a backup back: partitions, file systems, a file."),
     "history": ("history", "The runs of one VM: when, by whom, and how they ended."),
+    "chain": ("chains", "What each backup of a VM is built on, and what it takes."),
+    "verify": ("chains", "Check every image that a backup needs."),
+    "retain": ("retaining", "Remove the backups that are older than `keep` says."),
     "resolve": ("calls", "Say what became of a call whose outcome is unknown."),
     "retry": ("calls", "Ask again for a run that was refused or could not be sent."),
     "pause": ("pausing", "Leave VMs as they are, until they are resumed."),
@@ -54,7 +58,11 @@ COMMANDS: Final = {
     "version": ("looking", "Show the version."),
 }
 """Command → the module that has it, and the line in --help that is shown without importing it."""
-_FUNCTIONS: Final = {"vars": "variables", "import": "importing"}
+_FUNCTIONS: Final = {
+    "vars": "variables",
+    "import": "importing",
+    "restore-test": "restore_test",
+}
 """Command → the function, where that has another name."""
 
 

@@ -90,10 +90,14 @@ class Image(Struct, frozen=True, kw_only=True):
     """Virtual size."""
     backing: str | None = None
     """Absolute path."""
+    corrupt: bool = False
+    """qemu has marked it so: what was read of it contradicted itself."""
     pristine: bool = False
     """Nothing was ever written into it."""
     allocated: Bytes = 0
     """What it takes of its file system."""
+    written: Seconds = 0.0
+    """When it was written into last; 0: not known."""
     device: int = 0
     """The file system that it is or would be on: st_dev. 0: not known."""
     outside: str | None = None

@@ -14,8 +14,10 @@ from reconciler.core.call import Call, CallEvent, CallState, Report, job_id
 from reconciler.core.desired import Export, at_attempt
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import in_use, unfit
+from reconciler.core.ledger import Ledger
 from reconciler.core.mark import export_of
-from reconciler.core.units import Bytes, Seconds, format_duration, format_size
+from reconciler.core.settings import Settings
+from reconciler.core.units import Bytes, Seconds, format_duration, format_size, stamp
 
 LOST: Final = "ClaimWithoutRecord"
 """Reason of a call that only a claim in the repository tells of."""
@@ -205,6 +207,33 @@ class Calls(Disks):
             )
         )
 
+    def silence(self) -> str:
+        """What is known of a run of which nothing was heard for too long; empty: it was heard of.
+
+        It is no verdict: a client may be slow, or its way to us shut.
+        """
+        call = self.call
+        if call is None or self.all_reported(call):
+            return ""
+        if not silent(call, self.ledger, self.desired.settings, self.now):
+            return ""
+        words = words_of(call, self.ledger)
+        since = stamp(max(words, default=call.changed))
+        if words:
+            return f"nothing was heard of it since {since}: {self.signs(call)}"
+        return f"not a word has come of it since {since}, when it was accepted: {self.signs(call)}"
+
+    def signs(self, call: Call) -> str:
+        """What can be seen of an active run: its servers, its clients, its images."""
+        servers = [self.server_for(export) for export in call.exports]
+        total = len(servers)
+        up = sum(bool(one and one.handshake and one.handshake.answered) for one in servers)
+        busy = sum(bool(one and one.clients) for one in servers)
+        images = [self.actual.images.get(export.image) for export in call.exports]
+        written = max((image.written for image in images if image and image.exists), default=0.0)
+        found = f"{up} of {total} servers answer, clients are connected to {busy} of {total} disks"
+        return f"{found}; the images were written last at {stamp(written)}" if written else found
+
     def unseen(self, export: Export) -> str:
         """Why an image cannot be looked at just now; empty: it can."""
         image = self.actual.images.get(export.image)
@@ -290,9 +319,37 @@ class Calls(Disks):
     def end(
         self, call: Call, event: CallEvent, cause: str, why: str, up: tuple[Server, ...] = ()
     ) -> None:
+        reports = self.ledger.reports.get(call.job_id, {})
         self.actions.append(
-            Conclude(vm=self.vm.name, call=call, event=event, cause=cause, why=why, servers=up)
+            Conclude(
+                vm=self.vm.name,
+                call=call,
+                event=event,
+                cause=cause,
+                why=why,
+                servers=up,
+                told={position: report.bytes for position, report in reports.items()},
+            )
         )
+
+
+def words_of(call: Call, ledger: Ledger) -> list[Seconds]:
+    """When its client was heard of a run that is under way; empty: never yet."""
+    told = ledger.telemetry.get(call.job_id)
+    reports = ledger.reports.get(call.job_id, {}).values()
+    return [*(report.at for report in reports), *([told.at] if told else [])]
+
+
+def silent(call: Call, ledger: Ledger, settings: Settings, now: Seconds) -> bool:
+    """Whether nothing was heard of an accepted run for `stale_after`.
+
+    With `reports_end` it is the SNA that is asked, with every look.
+    """
+    sna = settings.snas.get(call.sna)
+    if call.state is not CallState.ACCEPTED or (sna and sna.reports_end):
+        return False
+    last = max(words_of(call, ledger), default=call.changed)
+    return now - last >= settings.loop.stale_after
 
 
 def sighted(call: Call, actual: Actual) -> Bytes | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, field, to_builtins
@@ -18,7 +18,7 @@ from reconciler.core.units import Bytes, Seconds, format_size
 if TYPE_CHECKING:
     from reconciler.core.inventory import Inventory
     from reconciler.core.ledger import Ledger
-    from reconciler.core.spec import Declared, DiskSpec, Specs
+    from reconciler.core.spec import Declared, DiskSpec, Specs, VmSpec
 
 
 class Export(Struct, frozen=True, kw_only=True):
@@ -45,6 +45,15 @@ class Export(Struct, frozen=True, kw_only=True):
         return value
 
 
+class Keep(Struct, frozen=True, kw_only=True):
+    """How much of a VM's backups is kept at least; a chain goes when neither keeps it."""
+
+    full: int = 1
+    """So many of the newest chains."""
+    days: float = 0.0
+    """Chains whose newest backup ended within so many days."""
+
+
 class Vm(Struct, frozen=True, kw_only=True):
     """What should be true of one VM."""
 
@@ -60,8 +69,14 @@ class Vm(Struct, frozen=True, kw_only=True):
     vcenter: str = ""
     run: str = ""
     type: str = "full"
+    fallback: str = ""
+    """`full`: what the run is where no incremental can be made; empty: it is refused then."""
+    fell_back: str = ""
+    """Why the run is full although an incremental was asked for; empty: it is what was asked."""
     release: str = "on_completion"
     protect: bool = False
+    keep: Keep | None = None
+    """None: all backups are kept."""
     labels: Mapping[str, str] = field(default_factory=dict)
     exports: tuple[Export, ...] = ()
     verified: bool = True
@@ -184,7 +199,7 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
                     rule="disks-unverified",
                 )
             )
-    clashes = list(_clashes(vms))
+    clashes = list(_clashes(vms, ledger))
     diagnostics.extend(diagnostic for _, diagnostic in clashes)
     refused = {name for name, _ in clashes}
     return Desired(
@@ -209,7 +224,9 @@ def _definite(
     spec = declared.spec
     place = f"{declared.place('name')}"
     if spec.state == "absent":
-        return Vm(name=spec.name, exported=False, protect=spec.protect, place=place)
+        return Vm(
+            name=spec.name, exported=False, protect=spec.protect, keep=_keep(spec), place=place
+        )
     repository = _chosen("repository", spec.repository, settings.repositories, "repositories")
     root = settings.repositories[repository]
     common: dict[str, Any] = {
@@ -220,6 +237,7 @@ def _definite(
         "root": root,
         "release": spec.release,
         "protect": spec.protect,
+        "keep": _keep(spec),
         "labels": dict(spec.labels),
         "place": place,
         "run_place": f"{declared.entry.place('run')}" if declared.entry else "",
@@ -249,6 +267,10 @@ def _definite(
         )
     vcenter = _chosen("vm.vcenter", address["vcenter"], settings.vcenters, "vcenters")
     incremental = spec.backup.type == "incremental"
+    call = ledger.latest(spec.name, run)
+    fell_back = call.fallback if call and incremental else ""
+    if incremental and not fell_back and spec.backup.fallback and not frozen:
+        fell_back = _orphaned(spec.name, disks, root, ledger)
     exports = []
     for position, disk in enumerate(disks):
         image = disk.image or f"{spec.name}/{disk.key}/{run}.qcow2"
@@ -262,7 +284,9 @@ def _definite(
                 name=attempted(disk.export or f"{spec.name}-{run}-disk{position}", attempt),
                 image=posixpath.join(root, attempted_image(image, attempt)),
                 size=disk.size,
-                backing=_parent(declared, disk, root, ledger, frozen) if incremental else None,
+                backing=_parent(declared, disk, root, ledger, frozen)
+                if incremental and not fell_back
+                else None,
             )
         )
         if disk.backing and not incremental:
@@ -283,10 +307,19 @@ def _definite(
         request=_digest(told, settings.snas[sna], settings.vcenters[vcenter]),
         vcenter=vcenter,
         run=run,
-        type=spec.backup.type,
+        type="full" if fell_back else spec.backup.type,
+        fallback=spec.backup.fallback or "",
+        fell_back=fell_back,
         exports=tuple(exports),
         verified=known is not None,
     )
+
+
+def _keep(spec: VmSpec) -> Keep | None:
+    written = spec.keep
+    if written is None:
+        return None
+    return Keep(full=written.full or 1, days=written.days or 0.0)
 
 
 def _digest(told: list[str | None], sna: Appliance, vcenter: VCenter) -> str:
@@ -412,7 +445,10 @@ def _parent(
     ledger: Ledger,
     frozen: Mapping[int, Export],
 ) -> str:
-    """The image that an incremental builds on: as written, as it was, or the newest there is."""
+    """The image that an incremental builds on: as written, as it was, or the newest there is.
+
+    Whether that can be built on is judged with each look, in core/parents.py.
+    """
     if disk.backing:
         return _complete(posixpath.join(root, disk.backing), disk.key, ledger)
     was = frozen.get(disk.key)
@@ -423,10 +459,18 @@ def _parent(
     if newest is None:
         raise _Refused(
             f"disk {disk.key} has no completed run to build an incremental on: write "
-            "`type: full`, or name its `backing`",
+            "`type: full`, or name its `backing`; with `fallback: full` it would be full by itself",
             "backup",
         )
     return newest.image
+
+
+def _orphaned(vm: str, disks: Sequence[DiskSpec], root: str, ledger: Ledger) -> str:
+    """Why no incremental can be made of a VM: a disk of it was never backed up. Empty: each was."""
+    for disk in disks:
+        if not disk.backing and ledger.newest_completed(vm, disk.key, root) is None:
+            return f"disk {disk.key} has no completed run to build an incremental on"
+    return ""
 
 
 def _complete(image: str, key: int, ledger: Ledger) -> str:
@@ -480,7 +524,9 @@ def _restore(declared: Declared, root: str, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _clashes(vms: Mapping[str, tuple[Vm, Declared]]) -> list[tuple[str, Diagnostic]]:
+def _clashes(
+    vms: Mapping[str, tuple[Vm, Declared]], ledger: Ledger
+) -> list[tuple[str, Diagnostic]]:
     """Two VMs that cannot both be true; both are named, neither is used."""
     found: list[tuple[str, Diagnostic]] = []
     images: dict[str, tuple[str, bool]] = {}
@@ -500,9 +546,13 @@ def _clashes(vms: Mapping[str, tuple[Vm, Declared]]) -> list[tuple[str, Diagnost
             if other != name:
                 what = f"it has the vCenter path {vm.path!r}, as has"
                 clash(name, other, f"{what}", "vm")
+        # What a completed run wrote, nobody writes any more: it may be read beside its VM.
+        call = ledger.latest(name, vm.run)
+        written = call is None or call.state != "COMPLETED"
         for export in vm.exports:
-            owner, shared = images.setdefault(export.image, (name, export.read_only))
-            if owner != name and not (shared and export.read_only):
+            reads = export.read_only or not written
+            owner, shared = images.setdefault(export.image, (name, reads))
+            if owner != name and not (shared and reads):
                 clash(
                     name,
                     owner,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from reconciler.core.actual import Image, Server
 from reconciler.core.call import Call
 from reconciler.core.desired import Export
@@ -91,22 +93,32 @@ def unfit(export: Export, image: Image, *, held: bool) -> tuple[str, str] | None
     return None
 
 
-def unfit_parent(export: Export, parent: Image, *, written: bool) -> tuple[str, str] | None:
-    """(cause, why) for which nothing can be built on a parent image."""
-    cause = "ParentUnfit"
-    if parent.outside:
-        return cause, f"its parent {parent.path} leads out of its repository, to {parent.outside}"
-    if parent.error:
-        return cause, f"cannot look at its parent {parent.path}: {parent.error}"
-    if not parent.exists:
-        return cause, f"its parent {parent.path} is missing: ask for a full run"
-    if parent.format != "qcow2":
-        return cause, f"its parent {parent.path} is not qcow2"
-    if written:
-        return cause, f"its parent {parent.path} is being written: build on a completed run"
-    if export.size is not None and parent.size != export.size:
-        return cause, (
-            f"its parent {parent.path} has {format_size(parent.size)}, the disk now "
-            f"{format_size(export.size)}: an overlay keeps its parent's size, ask for a full run"
-        )
+def broken_chain(top: Image, images: Mapping[str, Image]) -> tuple[str, str] | None:
+    """(cause, why) for which what an image builds on cannot be read; None: it can.
+
+    By the headers alone; a link that was not looked at is not judged.
+    """
+    seen, child = {top.path}, top
+    while child.backing:
+        link = images.get(child.backing)
+        if link is None:
+            return None
+        builds = f"{child.path} builds on {link.path}"
+        wrong = ""
+        if link.path in seen:
+            wrong = "which builds on it: the chain is a ring"
+        elif link.outside:
+            wrong = f"which leads out of its repository, to {link.outside}"
+        elif link.error:
+            wrong = f"which cannot be read: {link.error}"
+        elif not link.exists:
+            wrong = "which is missing: put it back where it was, or read another run"
+        elif link.corrupt:
+            wrong = "which qemu has marked as corrupt"
+        elif link.format != "qcow2":
+            wrong = f"which is {link.format or 'of no known format'}, not qcow2"
+        if wrong:
+            return "ChainBroken", f"{builds}, {wrong}"
+        seen.add(link.path)
+        child = link
     return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from reconciler.core.call import Call
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import Ledger, Proof
 from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.units import Seconds, stamp
 
@@ -33,18 +34,36 @@ def duration(call: Call, now: Seconds) -> Seconds | None:
     return max(0.0, (now if end is None else end) - call.called)
 
 
-def document(vm: str, shown: Sequence[Call], total: int, hub: str, now: Seconds) -> dict[str, Any]:
+Proofs: TypeAlias = Mapping[str, Mapping[str, Proof]]
+"""Job id → kind → what was found when somebody last looked whether its images can be used."""
+
+
+def document(
+    vm: str, shown: Sequence[Call], total: int, hub: str, now: Seconds, proofs: Proofs
+) -> dict[str, Any]:
     """The history of a VM, as `history -o json` prints it."""
     return {
         "format_version": FORMAT_VERSION,
         "hub": hub,
         "vm": vm,
         "total": total,
-        "runs": [_run(call, now) for call in shown],
+        "runs": [_run(call, now, proofs.get(call.job_id, {})) for call in shown],
     }
 
 
-def _run(call: Call, now: Seconds) -> dict[str, Any]:
+def proof(found: Proof) -> dict[str, Any]:
+    """One proof, for a document."""
+    result = json.loads(found.result)
+    return {
+        "ok": found.ok,
+        "at": stamp(found.at),
+        "who": found.who,
+        "summary": result.get("summary", ""),
+        "result": result,
+    }
+
+
+def _run(call: Call, now: Seconds, proofs: Mapping[str, Proof]) -> dict[str, Any]:
     span, end = duration(call, now), ended(call)
     return {
         "run": call.run,
@@ -62,4 +81,7 @@ def _run(call: Call, now: Seconds) -> dict[str, Any]:
         "nbd_targets": call.targets or None,
         "who": call.who or None,
         "tainted": call.tainted,
+        "fallback": call.fallback or None,
+        "doubt": call.doubt or None,
+        "proofs": {kind: proof(found) for kind, found in sorted(proofs.items())},
     }

@@ -18,6 +18,8 @@ from reconciler.core.units import Bytes, Port
 
 PREFIX: Final = "nbd-reconciler/1"
 """First word of every mark; the number changes when its fields do."""
+READER: Final = "nbd-reconciler-reader/1"
+"""First word of what a server says that a restore test has for itself: it is no export."""
 _NAME: Final = r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})"
 _NUMBER: Final = r"([0-9]{1,10})"
 _MARK: Final = re.compile(

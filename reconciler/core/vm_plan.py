@@ -38,6 +38,8 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     """Disk key → port."""
     unsure: str = ""
     """What could still fill up the file systems of its run; empty: nothing."""
+    stale: str = ""
+    """For how long nothing was heard of its run, and what can be seen of it; empty: it was."""
 
     @property
     def again_at(self) -> Seconds:
@@ -102,6 +104,7 @@ class OneVm(Calls):
             actions=tuple(self.actions),
             call=self.call,
             ports=self.ports,
+            stale=self.silence() if self.over is None else "",
         )
 
     def rival(self) -> str:
@@ -272,6 +275,7 @@ class OneVm(Calls):
         return call.exports if call and call.state.active else self.vm.exports
 
     def exported(self) -> None:
+        self.judge_parents()
         vm, call = self.vm, self.call
         backup = vm.purpose == "backup"
         if backup and self.desired.stale and not self.begun:
@@ -325,6 +329,8 @@ class OneVm(Calls):
                 times = f"{call.failures} times" if call.failures > 1 else "once"
                 why = f"tried {times}, last: {call.message}"
             cause = "RunDue"
+            if vm.fell_back:
+                cause, why = "FellBack", f"full instead of incremental: {vm.fell_back}"
             if call and call.state is CallState.REJECTED:
                 cause, why = "RunRearmed", "the spec or the config was changed since it was refused"
             self.actions.append(Notify(vm=vm.name, cause=cause, why=why, target=vm))

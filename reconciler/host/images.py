@@ -29,7 +29,11 @@ CREATE_TIMEOUT: Final[Seconds] = 60.0
 """qemu-img create takes 11-40 ms; a minute means that the storage hangs."""
 CHECK_TIMEOUT: Final[Seconds] = 600.0
 """qemu-img check reads an image's tables: some 130 MiB for each TiB that is in it."""
+SLOWEST: Final = 10 << 20
+"""Bytes per second. Storage from which an image is read more slowly is one that hangs."""
 _MAGIC: Final = b"QFI\xfb"
+_CORRUPT: Final = 1 << 1
+"""Bit of the incompatible features. Source: qemu's docs/interop/qcow2.txt."""
 _MAX_L1: Final = 32 << 20
 """Bytes. Source: QCOW_MAX_L1_SIZE, qemu's block/qcow2.h."""
 TEMPORARY: Final = ".creating-"
@@ -86,7 +90,12 @@ def look(path: str, root: str, paths: Paths | None = None) -> Image:
             if not stat.S_ISREG(info.st_mode):
                 return Image(path=path, exists=True, error=_kind(info.st_mode))
             found = replace(_header(path, fd, info), locked=_locked(fd))
-            return replace(found, allocated=info.st_blocks * 512, device=info.st_dev)
+            return replace(
+                found,
+                allocated=info.st_blocks * 512,
+                written=info.st_mtime,
+                device=info.st_dev,
+            )
         finally:
             os.close(fd)
     except FileNotFoundError:
@@ -154,6 +163,9 @@ def _header(path: str, fd: int, info: os.stat_result) -> Image:
     (snapshots,) = struct.unpack_from("!I", head, 60)
     if not 9 <= cluster_bits <= 21 or l1_entries * 8 > _MAX_L1 or backing_length > 1023:
         return Image(path=path, exists=True, error="its qcow2 header is damaged")
+    # Version 2 has no features: its header is shorter.
+    (version,) = struct.unpack_from("!I", head, 4)
+    features = struct.unpack_from("!Q", head, 72)[0] if version >= 3 else 0
     backing = None
     if backing_at:
         name = os.pread(fd, backing_length, backing_at).decode("utf-8", "replace")
@@ -169,6 +181,7 @@ def _header(path: str, fd: int, info: os.stat_result) -> Image:
         format="qcow2",
         size=size,
         backing=backing,
+        corrupt=bool(features & _CORRUPT),
         pristine=pristine,
         allocated=info.st_blocks * 512,
     )
@@ -252,27 +265,62 @@ def _temporary(path: str) -> str:
     return posixpath.join(posixpath.dirname(path), f"{TEMPORARY}{posixpath.basename(path)}")
 
 
+def irremovable(path: str, root: str, size: Bytes | None, backing: str | None) -> str:
+    """Why what is at `path` is not removed as the image that was published there; empty: it is
+    that, and nobody has it locked, or nothing is there. `size` and `backing` are the record's."""
+    found = look(path, root)
+    if not found.exists:
+        return ""
+    if found.outside:
+        return f"it leads out of {root}, to {found.outside}"
+    if found.error:
+        return found.error
+    if os.path.islink(path):
+        return "it is a symlink: remove it and what it leads to yourself"
+    if found.format != "qcow2" or size not in (None, found.size):
+        return "it is not the image that was published there: remove it yourself"
+    if found.backing not in (backing, None):
+        return f"it is built on {found.backing}, and was on {backing or 'nothing'}"
+    return "some process has it locked" if found.locked else ""
+
+
+def remove(path: str) -> bool:
+    """Remove a file for good; False: it was not there. Raises HostError."""
+    try:
+        with effect(Effect.UNLINK):
+            os.unlink(path)
+            _sync(posixpath.dirname(path))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise HostError(f"cannot remove {path}: {error.strerror}", "CannotRemove") from error
+    return True
+
+
 def sweep(path: str) -> None:
     """Remove what a crash left beside an image that has its name. Never raises."""
     with contextlib.suppress(OSError):
         os.unlink(_temporary(path))
 
 
-def check(path: str) -> str:
+def check(path: str, timeout: Seconds = CHECK_TIMEOUT) -> str:
     """What is wrong with an image, by `qemu-img check`; empty: nothing that matters.
 
-    It may be open in its server, which must be idle and flushed. Clusters that leak cost space and
-    nothing else. Exit codes 0, 2 and 3. Source: qemu-img(1). Raises HostError.
+    It may be open in its server, which must be idle and flushed. It is opened without what it is
+    built on, whose own faults are told of that. Clusters that leak cost space and nothing else.
+    Exit codes 0, 2 and 3. Source: qemu-img(1). Raises HostError.
     """
+    import json
     import subprocess
 
-    line = ["qemu-img", "check", "-U", "-q", "-f", "qcow2", path]
+    alone = {"driver": "qcow2", "file": {"driver": "file", "filename": path}, "backing": None}
+    line = ["qemu-img", "check", "-U", "-q", f"json:{json.dumps(alone)}"]
     try:
         done = subprocess.run(
             line,
             capture_output=True,
             text=True,
-            timeout=CHECK_TIMEOUT,
+            timeout=timeout,
             check=False,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -280,18 +328,64 @@ def check(path: str) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise HostError(
-            f"cannot check {path}: no end after {CHECK_TIMEOUT:g} s, its storage hangs",
+            f"cannot check {path}: no end after {timeout:g} s, its storage hangs",
             "StorageHangs",
         ) from error
     except OSError as error:
         raise HostError(f"cannot run qemu-img: {error.strerror}", "CannotCheck") from error
-    words = (done.stderr + done.stdout).strip().splitlines()
+    words = (done.stderr + done.stdout).replace(line[-1], path).strip().splitlines()
     if done.returncode == 2:
         return words[0] if words else "qemu-img check finds errors in it"
     if done.returncode not in (0, 3):
         said = words[-1] if words else f"qemu-img check ends with {done.returncode}"
         raise HostError(f"cannot check {path}: {said}", "CannotCheck")
     return ""
+
+
+def digest(path: str, block: Bytes = 1 << 20) -> str:
+    """`sha256:…` of the bytes of a file, holes read as zeros: what sha256sum(1) prints. So it is
+    the same wherever the file is copied to, however sparse the copy is. Raises HostError.
+
+    Holes are not read from the disk, only hashed.
+    """
+    import hashlib
+
+    found, zeros = hashlib.sha256(), bytes(block)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            at, end = 0, os.fstat(file.fileno()).st_size
+            while at < end:
+                data = _data_from(file.fileno(), at, end)
+                for start in range(at, data, block):
+                    found.update(zeros[: min(block, data - start)])
+                at = data
+                hole = os.lseek(file.fileno(), data, os.SEEK_HOLE) if data < end else end
+                file.seek(data)
+                while at < min(hole, end):
+                    read = file.read(min(block, hole - at))
+                    if not read:
+                        raise HostError(
+                            f"cannot take the digest of {path}: it became shorter meanwhile, so "
+                            "somebody writes it",
+                            "CannotDigest",
+                        )
+                    found.update(read)
+                    at += len(read)
+    except OSError as error:
+        raise HostError(
+            f"cannot take the digest of {path}: {error.strerror}", "CannotDigest"
+        ) from error
+    return f"sha256:{found.hexdigest()}"
+
+
+def _data_from(fd: int, at: int, end: int) -> int:
+    """Where the next data of a file begins; its end, if there is none. Source: lseek(2)."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return end
+        raise
 
 
 def locked(path: str) -> bool:

@@ -13,12 +13,14 @@ import socket
 import struct
 import time
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
 from reconciler.core.actual import Handshake
-from reconciler.core.units import Port, Seconds
+from reconciler.core.errors import HostError
+from reconciler.core.units import Bytes, Port, Seconds
 
 GREETING: Final = b"NBDMAGICIHAVEOPT"
 _OPTION: Final = 0x49484156454F5054
@@ -30,8 +32,10 @@ _CLIENT_FLAGS: Final = 0x3  # fixed newstyle, no zeroes
 _READ_ONLY, _CAN_FLUSH = 0x2, 0x4
 _REQUEST: Final = 0x25609513
 _SIMPLE_REPLY: Final = 0x67446698
-_DISCONNECT, _FLUSH = 2, 3
+_READ, _DISCONNECT, _FLUSH = 0, 2, 3
 _MAX_REPLY: Final = 65536
+MAX_READ: Final[Bytes] = 1 << 20
+"""Bytes of one request to read; the protocol lets a client ask for 32 MiB at most."""
 _ERRORS: Final = {
     0x80000001: "it does not know the question",
     0x80000002: "forbidden by its policy",
@@ -46,11 +50,13 @@ class _Malformed(Exception):  # noqa: N818 never leaves this module
     pass
 
 
-def negotiate(name: str, *, flush: bool = False) -> Generator[tuple[bytes, int], bytes, Handshake]:
+def negotiate(
+    name: str, *, flush: bool = False, stay: bool = False
+) -> Generator[tuple[bytes, int], bytes, Handshake]:
     """The client's side: yields (bytes to send, bytes wanted next), is sent those bytes.
 
     With `flush`, everything that the server has acknowledged to anybody is on the disk when this
-    ends well.
+    ends well. With `stay`, the server is ready to be read from then.
     """
     greeting = yield b"", 18
     if greeting[:16] != GREETING:
@@ -59,7 +65,7 @@ def negotiate(name: str, *, flush: bool = False) -> Generator[tuple[bytes, int],
     body = struct.pack("!I", len(encoded)) + encoded + struct.pack("!HH", 1, _DESCRIPTION)
     size: int | None = None
     flags, description = 0, ""
-    option = _GO if flush else _INFO
+    option = _GO if flush or stay else _INFO
     out = struct.pack("!IQII", _CLIENT_FLAGS, _OPTION, option, len(body)) + body
     while True:
         magic, _, kind, length = struct.unpack("!QIII", (yield out, 20))
@@ -83,6 +89,7 @@ def negotiate(name: str, *, flush: bool = False) -> Generator[tuple[bytes, int],
         raise _Malformed("it named no size")
     if flush:
         yield from _flushed(flags)
+    if flush or stay:
         return Handshake(size, bool(flags & _READ_ONLY), description)
     # Leave in order: a connection that just closes costs the server a line on its stderr.
     yield struct.pack("!QII", _OPTION, _ABORT, 0), 20
@@ -210,3 +217,70 @@ class _Talk:
                 self.end(Handshake(error=str(error)))
             except OSError as error:
                 self.end(Handshake(error=f"it dropped the connection: {error.strerror}"))
+
+
+class Reader:
+    """One connection to a server on a Unix socket, to read ranges of its disk."""
+
+    def __init__(self, path: Path, name: str, timeout: Seconds) -> None:
+        """Connects and negotiates. Raises HostError. `timeout` is that of each answer."""
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(timeout)
+        protocol = negotiate(name, stay=True)
+        try:
+            self._sock.connect(str(path))
+            out, wanted = next(protocol)
+            while True:
+                self._sock.sendall(out)
+                out, wanted = protocol.send(self._exactly(wanted))
+        except StopIteration as stop:
+            shaken: Handshake = stop.value
+            if shaken.size is None:
+                self.close()
+                raise HostError(f"cannot read {name}: {shaken.error}", "NoAnswer") from None
+            self.size: Bytes = shaken.size
+        except (OSError, _Malformed) as error:
+            self.close()
+            raise HostError(f"cannot read {name}: {_said(error)}", "NoAnswer") from error
+
+    def read(self, offset: Bytes, length: Bytes) -> bytes:
+        """Raises HostError, which names the place that cannot be read."""
+        found = bytearray()
+        while len(found) < length:
+            at = offset + len(found)
+            part = min(MAX_READ, length - len(found))
+            try:
+                self._sock.sendall(struct.pack("!IHHQQI", _REQUEST, 0, _READ, at, at, part))
+                magic, code, handle = struct.unpack("!IIQ", self._exactly(16))
+                if magic != _SIMPLE_REPLY or handle != at:
+                    raise _Malformed("its answer is not NBD")
+                if code:
+                    raise OSError(code, os.strerror(code))
+                found += self._exactly(part)
+            except (OSError, _Malformed) as error:
+                raise HostError(
+                    f"cannot read {part} bytes at byte {at} of the disk: {_said(error)}",
+                    "Unreadable",
+                ) from error
+        return bytes(found)
+
+    def close(self) -> None:
+        """Leave; in order, where the server still listens."""
+        with contextlib.suppress(OSError):
+            self._sock.sendall(struct.pack("!IHHQQI", _REQUEST, 0, _DISCONNECT, 0, 0, 0))
+        self._sock.close()
+
+    def _exactly(self, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            piece = self._sock.recv(size - len(found))
+            if not piece:
+                raise _Malformed("it closed the connection")
+            found += piece
+        return bytes(found)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return getattr(error, "strerror", None) or str(error)

@@ -291,6 +291,18 @@ def test_nobody_writes_an_image_that_a_restore_reads() -> None:
     says(wrong(desired(text)), "VM ctx-1:", "VM look:", "the image /backup/x")
 
 
+@pytest.mark.parametrize("state", [CallState.COMPLETED, CallState.FAILED, CallState.ACCEPTED])
+def test_a_completed_run_may_be_read_while_its_vm_still_declares_it(state: CallState) -> None:
+    text = LISTED + (
+        "  - {name: look, for: restore, disks: [{key: 1, image: ctx-1/2001/r1.qcow2}]}\n"
+    )
+    found = desired(text, ledger=remembered(calls=[a_call(a_vm(disks=2), state)]))
+    if state is CallState.COMPLETED:
+        assert sorted(found.vms) == ["ctx-1", "look"]
+    else:
+        says(wrong(found), "VM ctx-1:", "VM look:", "the image /backup/ctx-1/2001/r1.qcow2")
+
+
 # -- attempts, incrementals, restores: what the ledger adds
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reconciler.core.call import Call, CallState
-from reconciler.core.guards import in_use, keeps, unfit, unfit_parent
+from reconciler.core.guards import broken_chain, in_use, keeps, unfit
 from tests.core.builders import GIB, a_call, a_server, a_vm, an_export, an_image, says
 
 S = CallState
@@ -105,23 +105,25 @@ def test_an_image_is_served_only_if_nothing_in_it_is_at_stake(
 
 
 @pytest.mark.parametrize(
-    ("parent", "written", "words"),
+    ("links", "words"),
     [
-        ({}, False, None),
-        ({"pristine": False}, False, None),
-        ({"exists": False}, False, ["is missing", "full run"]),
-        ({"format": "raw"}, False, ["not qcow2"]),
-        ({"size": 2 * GIB}, False, ["2 GiB", "1 GiB", "full run"]),
-        ({"error": "torn"}, False, ["torn"]),
-        ({"outside": "/elsewhere"}, False, ["leads out", "/elsewhere"]),
-        ({}, True, ["is being written", "completed run"]),
+        ({}, None),
+        ({"/b": {"backing": None}}, None),
+        ({"/b": {"backing": "/c"}, "/c": {"backing": None}}, None),
+        ({"/b": {"exists": False}}, ["/top builds on /b, which is missing", "put it back"]),
+        ({"/b": {"backing": "/c"}, "/c": {"exists": False}}, ["/b builds on /c", "missing"]),
+        ({"/b": {"error": "permission denied"}}, ["/b, which cannot be read: permission denied"]),
+        ({"/b": {"format": "raw"}}, ["/b, which is raw, not qcow2"]),
+        ({"/b": {"outside": "/etc/x"}}, ["leads out of its repository, to /etc/x"]),
+        ({"/b": {"backing": "/top"}, "/top": {"backing": "/b"}}, ["the chain is a ring"]),
     ],
 )
-def test_an_incremental_builds_only_on_a_whole_parent(
-    parent: dict[str, Any], written: bool, words: list[str] | None
+def test_a_chain_is_read_whole_or_not_at_all(
+    links: dict[str, dict[str, Any]], words: list[str] | None
 ) -> None:
-    found = unfit_parent(an_export(), an_image(**{"path": "/base", **parent}), written=written)
+    images = {path: an_image(**{"path": path, **link}) for path, link in links.items()}
+    found = broken_chain(an_image(path="/top", backing="/b"), images)
     assert (found is None) == (words is None)
     if found:
-        assert found[0] == "ParentUnfit"
-        says(found[1], "/base", *(words or []))
+        assert found[0] == "ChainBroken"
+        says(found[1], *(words or []))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from reconciler.core.call import CallState
 from reconciler.core.history import document, duration, ended, runs
+from reconciler.core.ledger import Proof
 from reconciler.core.units import stamp
 from tests.core.builders import HUB, NOW, a_call, a_vm, remembered
 
@@ -55,8 +57,18 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         reason="ReportedFailed",
         message="datastore full",
         tainted=True,
+        doubt="disk 2001: nothing came",
     )
-    value = document("ctx-1", [call], 7, HUB, NOW)
+    result = {"ok": False, "summary": "disk 2000: its image is missing"}
+    found = Proof(
+        job_id=call.job_id,
+        kind="restore",
+        at=NOW - 5,
+        ok=False,
+        result=json.dumps(result),
+        who="ann",
+    )
+    value = document("ctx-1", [call], 7, HUB, NOW, {call.job_id: {"restore": found}})
     expected: dict[str, Any] = {
         "run": "r1",
         "attempt": 1,
@@ -73,6 +85,17 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         "nbd_targets": "2000:nbd://h:1/x",
         "who": "timer (root)",
         "tainted": True,
+        "fallback": None,
+        "doubt": "disk 2001: nothing came",
+        "proofs": {
+            "restore": {
+                "ok": False,
+                "at": stamp(NOW - 5),
+                "who": "ann",
+                "summary": "disk 2000: its image is missing",
+                "result": result,
+            }
+        },
     }
     assert value == {
         "format_version": "1.0",
@@ -81,6 +104,6 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         "total": 7,
         "runs": [expected],
     }
-    bare = document("ctx-1", [a_call(state=S.DUE)], 1, HUB, NOW)["runs"][0]
+    bare = document("ctx-1", [a_call(state=S.DUE)], 1, HUB, NOW, {})["runs"][0]
     absent = ("called", "ended", "seconds", "nbd_targets", "who")
     assert [bare[name] for name in absent] == [None] * 5

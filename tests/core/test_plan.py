@@ -117,16 +117,20 @@ def test_what_the_appliance_is_told_is_the_wire_format() -> None:
 
 
 def test_an_incremental_builds_on_its_parent_and_says_so() -> None:
-    vm = replace(changed(a_vm(run="r2"), backing=f"{ROOT}/base"), type="incremental")
+    base = an_export().image
+    vm = replace(changed(a_vm(run="r2"), backing=base), type="incremental")
     host = FakeHost(a_settings())
-    host.put(f"{ROOT}/base", GIB, pristine=False)
+    host.put(base, GIB, pristine=False)
+    before = a_call(state=CallState.COMPLETED)
+    host.records.calls[before.key] = before
+    host.records.report(before.job_id, 0)
     settle(host, wanting(vm))
     (post,) = sna_of(host).posts
     assert (post.request["backup_type"], post.request["previous_change_id"]) == (
         "incremental",
         "ask-hub",
     )
-    assert host.images[vm.exports[0].image].backing == f"{ROOT}/base"
+    assert host.images[vm.exports[0].image].backing == base
 
 
 def test_the_intent_and_the_targets_are_on_disk_before_a_byte_leaves() -> None:
@@ -660,9 +664,9 @@ def test_an_image_that_a_stranger_serves_is_not_served() -> None:
 
 def test_nothing_is_built_on_an_image_that_is_being_written() -> None:
     host, _ = a_hub(a_vm("ctx-2"))
-    vm = changed(a_vm(run="r2"), backing=an_export("ctx-2").image)
+    vm = changed(a_vm(run="r2", type="incremental"), backing=an_export("ctx-2").image)
     refusal = only(planned(host, wanting(vm)))
-    assert (refusal.cause, "is being written" in refusal.why) == ("ParentUnfit", True)
+    assert (refusal.cause, "is being written" in refusal.why) == ("ParentWritten", True)
 
 
 def test_storage_that_cannot_be_read_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""What an operator orders about pauses, on a real store."""
+"""What an operator orders about what is remembered, on a real store."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from reconciler.core.errors import HostError, UsageError
+from reconciler.core.ledger import RESTORE, Proof
 from reconciler.handover import AnyOrder
-from reconciler.host.store import Store, events
+from reconciler.host.store import Store, events, proofs
 from reconciler.look import Observer
-from reconciler.orders import Pause, Resume
+from reconciler.orders import Pause, Prove, Resume
+from tests.core.builders import a_call
 
 NOW = 1_800_000_000.0
 
@@ -86,3 +89,17 @@ def test_a_vm_that_nobody_knows_is_refused_and_nothing_is_done(
     with pytest.raises(UsageError, match=r"no VM 'ctx-3'; did you mean 'ctx-[12]'\?"):
         do(store, order)
     assert paused(store) == {}
+
+
+def test_what_was_found_of_a_run_is_kept_and_told(store: Store, tmp_path: Path) -> None:
+    call = a_call(hub="h")
+    store.hold([], call)
+    for ok, reason in ((False, "RestoreFailed"), (True, "RestorePassed")):
+        found = Proof(
+            job_id=call.job_id, kind=RESTORE, at=NOW, ok=ok, result='{"summary": "2 disks"}', who=""
+        )
+        do(store, Prove(vms=("ctx-1",), proofs=(found,)))
+        kept = proofs(tmp_path, call.job_id)["restore"]
+        assert kept == replace(found, who="reconciler pause (jo)")
+        last = events(tmp_path, "ctx-1")[0]
+        assert (last.reason, last.run, last.message) == (reason, call.run, "restore: 2 disks")
