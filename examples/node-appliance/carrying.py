@@ -1,15 +1,15 @@
-"""How a snapshot of a live VM's disk reaches the hub: two connections, only what is asked for."""
+"""How a disk reaches the hub piece by piece: two connections, only what is asked for."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from typing import Final
+from contextlib import AbstractContextManager, ExitStack
+from typing import Final, Protocol
 
+from areas import Area
 from jobs import CopyError, Disk
-from live import Snapshot
 from nbd_client import Connection
 
 CONNECTIONS: Final = 2
@@ -19,8 +19,22 @@ PIECE: Final = 1 << 16
 ZEROS: Final = bytes(PIECE)
 
 
-def carry(snapshot: Snapshot, disk: Disk, gate: Callable[[], None]) -> None:
-    """Copy what a snapshot has to give (raises CopyError, or OSError). Half-way, pass the gate.
+class Reader(Protocol):
+    """A disk that is read."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+
+class Source(Protocol):
+    """What a disk is read from, by several connections."""
+
+    def opened(self) -> AbstractContextManager[Reader]: ...
+
+
+def carry(source: Source, areas: Sequence[Area], disk: Disk, gate: Callable[[], None]) -> None:
+    """Copy parts of a disk (raises CopyError, or OSError). Half-way, pass the gate.
 
     What is zero goes as an order to write zeros: in an incremental, it hides the parent's data. It
     is known by reading: a map of what is allocated looks into the overlay, then into the disk, and
@@ -30,7 +44,7 @@ def carry(snapshot: Snapshot, disk: Disk, gate: Callable[[], None]) -> None:
     with ExitStack() as stack:
         pairs = [
             (
-                stack.enter_context(Connection(snapshot.socket, snapshot.export)),
+                stack.enter_context(source.opened()),
                 stack.enter_context(Connection((target.host, target.port), target.export)),
             )
             for _ in range(CONNECTIONS)
@@ -38,12 +52,12 @@ def carry(snapshot: Snapshot, disk: Disk, gate: Callable[[], None]) -> None:
         size, room = (side.size for side in pairs[0])
         if room < size:
             raise CopyError(f"the export has {room} bytes, and the disk has {size}")
-        pieces = _Pieces(snapshot, gate)
+        pieces = _Pieces(areas, gate)
 
-        def work(pair: tuple[Connection, Connection]) -> None:
-            source, there = pair
+        def work(pair: tuple[Reader, Connection]) -> None:
+            here, there = pair
             for offset, length in pieces:
-                data = source.read(offset, length)
+                data = here.read(offset, length)
                 if data == ZEROS[:length]:
                     there.zero(offset, length)
                 else:
@@ -57,12 +71,12 @@ def carry(snapshot: Snapshot, disk: Disk, gate: Callable[[], None]) -> None:
 
 
 class _Pieces:
-    """The pieces of a snapshot, each dealt once; at half of them, the gate. For several threads."""
+    """The pieces of a disk, each dealt once; at half of them, the gate. For several threads."""
 
-    def __init__(self, snapshot: Snapshot, gate: Callable[[], None]) -> None:
+    def __init__(self, areas: Sequence[Area], gate: Callable[[], None]) -> None:
         self._pieces = [
             (offset, min(PIECE, area.offset + area.length - offset))
-            for area in snapshot.areas
+            for area in areas
             for offset in range(area.offset, area.offset + area.length, PIECE)
         ]
         self._half = len(self._pieces) // 2

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from areas import Area
+from nbd_client import Connection
 from qmp import Monitor, QmpError
 
 QMP: Final = "qmp"
@@ -42,14 +44,6 @@ class LiveError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Area:
-    """A part of a disk. Bytes."""
-
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One disk as it was at one instant, served read-only."""
 
@@ -60,10 +54,9 @@ class Snapshot:
     areas: tuple[Area, ...]
     """What to copy: everything, or what has changed since the previous change id."""
 
-    @property
-    def size(self) -> int:
-        """Say how much there is to copy. Bytes."""
-        return sum(area.length for area in self.areas)
+    def opened(self) -> Connection:
+        """Connect to it."""
+        return Connection(self.socket, self.export)
 
 
 class LiveVm:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import tracking
 from carrying import carry
 from jobs import CopyError, Disk, Job, Phase, bytes_read
 from live import QMP, LiveError, LiveVm, Snapshot
@@ -124,7 +125,7 @@ class Appliance:
         for disk in job.disks:
             snapshot = taken[disk.target.key]
             if isinstance(snapshot, Snapshot):
-                disk.size = snapshot.size
+                disk.size = sum(area.length for area in snapshot.areas)
             works.append(
                 partial(self._copy, job, disk, partial(self._carry, job, disk, vm, snapshot))
             )
@@ -132,7 +133,7 @@ class Appliance:
 
     def _tell_snapshot(self, job: Job, taken: Mapping[str, Snapshot | LiveError]) -> None:
         disks = [
-            {"key": key, "change_id": one.change_id, "bytes": one.size}
+            {"key": key, "change_id": one.change_id, "bytes": sum(a.length for a in one.areas)}
             for key, one in taken.items()
             if isinstance(one, Snapshot)
         ]
@@ -144,10 +145,14 @@ class Appliance:
             raise snapshot
         disk.phase = Phase.RUNNING
         try:
-            carry(snapshot, disk, partial(self._gate, job, time.monotonic() + self.slow))
+            carry(snapshot, snapshot.areas, disk, self._gate_of(job))
         finally:
             vm.drop(disk.target.key)
         return snapshot.change_id
+
+    def _gate_of(self, job: Job) -> Callable[[], None]:
+        """Make the gate of a copy that begins now."""
+        return partial(self._gate, job, time.monotonic() + self.slow)
 
     def _gate(self, job: Job, until: float) -> None:
         """Hold a copy half-way until then; after that let it go on, or not (raises CopyError)."""
@@ -161,8 +166,19 @@ class Appliance:
     def _fetch(self, job: Job, disk: Disk) -> str:
         """Copy a raw file over; a change id (raises CopyError, or OSError without an nbdcopy)."""
         disk.previous = self.hub.change_id(job.start.vm_name, disk.target.position)
-        self._run_nbdcopy(job, disk)
-        return f"{uuid.uuid4()}/{next(self._sequence)}"
+        if not disk.source.is_file():
+            raise CopyError(f"there is no source disk {disk.source}; put a raw image there")
+        source = tracking.RawFile(disk.source)
+        digests = source.digests()  # of before the copy: what changes meanwhile is copied again
+        known = disk.previous and tracking.changed(disk.source, disk.previous, digests)
+        if isinstance(known, tuple):
+            disk.size, disk.phase = sum(area.length for area in known), Phase.RUNNING
+            carry(source, known, disk, self._gate_of(job))
+        else:
+            self._run_nbdcopy(job, disk)
+        change_id = f"{uuid.uuid4()}/{next(self._sequence)}"
+        tracking.note(disk.source, change_id, digests)
+        return change_id
 
     def _copy(self, job: Job, disk: Disk, bring: Callable[[], str]) -> None:
         """Bring one disk over, and report it."""
@@ -205,8 +221,6 @@ class Appliance:
 
     def _run_nbdcopy(self, job: Job, disk: Disk) -> None:
         """Copy one disk (raises CopyError, or OSError without an nbdcopy)."""
-        if not disk.source.is_file():
-            raise CopyError(f"there is no source disk {disk.source}; put a raw image there")
         until = time.monotonic() + self.slow
         kills = job.mode in {Mode.DIE, Mode.CRASH}
         pacing = kills or self.slow > 0

@@ -82,6 +82,8 @@ def test_full_incremental_restore_and_the_changed_file(site: Site, telling: Appl
     assert "as it was" not in done.stdout
     assert site.image("ctx-1").read_bytes() == full
     assert [start["backup_type"] for start in telling.starts()] == ["full", "incremental"]
+    moved = [end["disks"][0]["bytes_transferred"] for end in telling.log_lines("end")]
+    assert 0 < moved[1] < MIB < moved[0], moved
     assert site.servers() == {}
     assert site.listening() == set()
 
