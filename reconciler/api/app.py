@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
 from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 
 from fastapi import Depends, FastAPI, Request
@@ -16,22 +15,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from reconciler import __version__
 from reconciler.api.about import HEALTH, About
+from reconciler.api.answers import error, short
+from reconciler.api.guard import Guarded, Say
 from reconciler.core.errors import HostError
 from reconciler.core.units import stamp
 from reconciler.host.store.inbox import Inbox, Question, Receipt, Word
 
-MAX_BODY: Final = 1 << 20
-"""Bytes of a request's body. A telemetry post that names 100 disks has about 20 KiB."""
-
 Kick: TypeAlias = Callable[[str], None]
 """Look at this VM again. It carries no news."""
-Say: TypeAlias = Callable[[str], None]
-"""A line for who watches the process."""
 
 
 class Vital(Protocol):
@@ -228,7 +223,7 @@ class Callbacks:
         try:
             identity = self.inbox.identity()
         except HostError as trouble:
-            words = {"status": "not ready", "error": _short(503), "details": str(trouble)}
+            words = {"status": "not ready", "error": short(503), "details": str(trouble)}
             return JSONResponse({**words, **found}, 503)
         return JSONResponse(
             {"status": "healthy", **found, "state_id": identity.state_id if identity else ""}
@@ -288,7 +283,7 @@ def create_app(
     async def refused(request: Request, problem: Exception) -> JSONResponse:
         assert isinstance(problem, HTTPException)
         details, path = problem.detail, request.url.path
-        if details == _short(problem.status_code):
+        if details == short(problem.status_code):
             details = f"nothing is at {path}"
         if problem.status_code == 405:
             details = f"{path} takes {(problem.headers or {}).get('Allow')}, not {request.method}"
@@ -310,49 +305,3 @@ def create_app(
     app.add_exception_handler(HostError, not_ready)
     app.add_exception_handler(Exception, failed)
     return Guarded(app, say)
-
-
-class Guarded:
-    """Keeps a body within its limit, and tells of what should never happen."""
-
-    def __init__(self, app: ASGIApp, say: Say) -> None:
-        self.app, self.say = app, say
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MAX_BODY:
-            await error(413, _TOO_LARGE)(scope, receive, send)
-            return
-        taken = 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > MAX_BODY:
-                raise HTTPException(413, _TOO_LARGE)
-            return message
-
-        try:
-            await self.app(scope, limited, send)
-        except ClientDisconnect:
-            return  # nobody is left to answer
-        except Exception as problem:  # the answer, 500, is sent already
-            where = f"{scope['method']} {scope['path']}"
-            self.say(f"error: this is a bug: {where}: {type(problem).__name__}: {problem}")
-
-
-_TOO_LARGE: Final = f"a body may have {MAX_BODY} bytes at most"
-
-
-def _short(status: int) -> str:
-    return HTTPStatus(status).phrase
-
-
-def error(status: int, details: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error, as every path answers it."""
-    body = {"error": _short(status), "details": details, "timestamp": stamp(time.time())}
-    return JSONResponse(body, status, dict(headers) if headers else None)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from reconciler.api.about import HEALTH, ourselves
-from reconciler.api.app import MAX_BODY
+from reconciler.api.guard import MAX_BODY
 from reconciler.api.listener import Listener
 from reconciler.core.call import CallEvent
 from reconciler.core.units import Endpoint
