@@ -150,17 +150,29 @@ def problems(desired: Desired, files: Collection[str]) -> list[Diagnostic]:
 # -- its words
 
 
-def rendered(asked: RunSpec, when: str) -> str:
+def rendered(asked: RunSpec, when: str, command: str = "reconciler backup") -> str:
     """The file of a request. Values are quoted: none is read as a number, a boolean, a template."""
+    more = f"    policy: {_quoted(asked.policy)}\n" if asked.policy else ""
+    if asked.tags:
+        more += "    tags:\n"
+    for name, value in asked.tags.items():
+        more += f"      {json.dumps(name, ensure_ascii=False)}: {_quoted(value)}\n"
     return (
-        f"# Written by `reconciler backup`, {when}. A newer request of this VM replaces it.\n"
+        f"# Written by `{command}`, {when}. A newer request of this VM replaces it.\n"
         "# It asks for nothing once the run has ended, and may be deleted then.\n"
         "runs:\n"
         f"  - vm: {json.dumps(asked.vm)}\n"
         f"    run: {json.dumps(asked.run)}\n"
         f"    type: {json.dumps(asked.type)}\n"
         f"    by: {json.dumps(asked.by, ensure_ascii=False)}\n"
+        f"{more}"
     )
+
+
+def _quoted(text: str) -> str:
+    """A text as it stands in a file: what looks like an expression in it is none."""
+    plain = text.replace("{", "{{ '{' }}") if "{{" in text else text
+    return json.dumps(plain, ensure_ascii=False)
 
 
 def one_line(who: str) -> str:

@@ -85,6 +85,7 @@ CREATE TABLE plans (
     5: """
 ALTER TABLE calls ADD COLUMN policy TEXT NOT NULL DEFAULT '';
 ALTER TABLE calls ADD COLUMN tags TEXT NOT NULL DEFAULT '{}';
+CREATE INDEX calls_by_age ON calls (created);
 CREATE TABLE archived (
     job_id TEXT NOT NULL, position INTEGER NOT NULL, size INTEGER NOT NULL,
     allocated INTEGER NOT NULL, digest TEXT NOT NULL, at REAL NOT NULL,
