@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from reconciler.core.access import SOLE, Access, Key, Peer, Scope, key, sentence
 from reconciler.core.errors import HostError
-from reconciler.core.settings import ApiLimits, Settings, Tls
-from reconciler.host import files
+from reconciler.core.settings import ApiLimits, Settings
+from reconciler.host import files, sockets, tls
 
 if TYPE_CHECKING:
     import ssl
@@ -49,12 +49,12 @@ class Gate:
                 loopback=settings.listen.loopback,
                 callbacks_closed=api.callbacks_closed,
                 uid=os.geteuid(),
-                group=gid(api.group) if api.group else None,
+                group=sockets.gid(api.group) if api.group else None,
             ),
             api.limits,
         )
         if api.tls:
-            gate.tls = context(api.tls)
+            gate.tls = tls.context(api.tls)
         return gate
 
     def renew(self, settings: Settings, environment: Mapping[str, str]) -> None:
@@ -67,13 +67,18 @@ class Gate:
         if not (self.access.loopback or keys):
             raise HostError("cannot do without a token: others than this machine can ask")
         if self.tls and api.tls:
-            context(api.tls)  # what cannot be used must not reach the one in use
-            _load(self.tls, api.tls)
+            tls.context(api.tls)  # what cannot be used must not reach the one in use
+            tls.load(self.tls, api.tls)
         self.access = replace(self.access, keys=keys, callbacks_closed=api.callbacks_closed)
 
     def sentence(self) -> str:
         """What a person should know of it; empty: nothing."""
-        return sentence(self.access)
+        access = self.access
+        return sentence(
+            loopback=access.loopback,
+            tokens=bool(access.keys),
+            callbacks_closed=access.callbacks_closed,
+        )
 
 
 def _keys(settings: Settings, environment: Mapping[str, str]) -> tuple[Key, ...]:
@@ -97,59 +102,6 @@ def _keys(settings: Settings, environment: Mapping[str, str]) -> tuple[Key, ...]
             )
         found.append(one)
     return tuple(found)
-
-
-def gid(group: str) -> int:
-    """The number of a group. Raises HostError."""
-    import grp
-
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise HostError(
-            f"cannot let in the members of {group!r}: there is no such group: getent group {group}"
-        ) from None
-
-
-def context(tls: Tls) -> ssl.SSLContext:
-    """What TLS is spoken with. Raises HostError."""
-    import ssl
-
-    found = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    found.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load(found, tls)
-    if tls.client_ca:
-        try:
-            found.load_verify_locations(cafile=tls.client_ca)
-        except OSError as error:
-            raise HostError(
-                f"cannot use `api: {{tls: {{client_ca: {tls.client_ca}}}}}`: {_why(error)}"
-            ) from error
-        found.verify_mode = ssl.CERT_REQUIRED
-    return found
-
-
-def _load(context: ssl.SSLContext, tls: Tls) -> None:
-    def asked() -> str:  # else OpenSSL would ask at the terminal
-        raise HostError(f"cannot use the key {tls.key}: it has a password; write one without")
-
-    for path in (tls.cert, tls.key):  # OpenSSL does not say which of the two it could not read
-        try:
-            with open(path, "rb"):
-                pass
-        except OSError as error:
-            raise HostError(f"cannot read {path} of `api: {{tls: …}}`: {_why(error)}") from error
-    try:
-        context.load_cert_chain(tls.cert, tls.key, asked)
-    except OSError as error:
-        raise HostError(
-            f"cannot use the certificate {tls.cert} with the key {tls.key}: {_why(error)}"
-        ) from error
-
-
-def _why(error: OSError) -> str:
-    """OpenSSL's words, or the kernel's."""
-    return getattr(error, "reason", None) or error.strerror or str(error)
 
 
 def peer_of(sock: socket.socket) -> Peer:

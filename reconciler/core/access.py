@@ -99,11 +99,6 @@ class Access(Struct, frozen=True, kw_only=True):
     group: int | None = None
     """Whose members may operate."""
 
-    @property
-    def open(self) -> bool:
-        """Nobody who comes by the address is asked who they are."""
-        return self.loopback and not self.keys
-
     def holder(self, presented: bytes) -> Caller | None:
         """Whose token this is; None: nobody's. It takes the same time whichever is meant."""
         found: Key | None = None
@@ -140,19 +135,19 @@ class Access(Struct, frozen=True, kw_only=True):
                 return bool(self.keys)
 
 
-def sentence(access: Access) -> str:
-    """What there is to say of it when it begins; empty: it asks everybody."""
-    if access.open:
-        return (
-            "everybody on this machine, and whoever a tunnel brings here, may use the API: it asks "
-            "for no token until `api: {tokens: …}` names one"
-        )
-    if not access.callbacks_closed and access.loopback:
+def sentence(*, loopback: bool, tokens: bool, callbacks_closed: bool) -> str:
+    """What a person should know of an address; empty: it asks everybody."""
+    if not loopback or callbacks_closed:
+        return ""
+    if tokens:
         return (
             "callbacks are taken without a token, as unmodified appliances send none; a token with "
-            "the scope `callback` closes that"
+            "the scope `callback` in `api: {tokens: …}` closes that"
         )
-    return ""
+    return (
+        "everybody on this machine, and whoever a tunnel brings here, may use the API: no token is "
+        "asked for until `api: {tokens: …}` in the config names one"
+    )
 
 
 UNASKED: Final = (

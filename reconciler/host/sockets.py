@@ -99,6 +99,18 @@ def inode(sock: Bound) -> int:
     return os.fstat(sock.fileno()).st_ino
 
 
+def gid(group: str) -> int:
+    """The number of a group. Raises HostError."""
+    import grp
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise HostError(
+            f"cannot let in the members of {group!r}: there is no such group: getent group {group}"
+        ) from None
+
+
 class Local:
     """A listening Unix socket at a path."""
 
