@@ -15,12 +15,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
 
 from reconciler import __version__
 from reconciler.api.about import HEALTH, About
 from reconciler.api.answers import error, short
-from reconciler.api.guard import Guarded, Say
+from reconciler.api.gate import Gate
+from reconciler.api.guard import Guarded, Routes, Say, needs
+from reconciler.core.access import Scope
 from reconciler.core.errors import HostError
 from reconciler.core.units import stamp
 from reconciler.host.store.inbox import Inbox, Question, Receipt, Word
@@ -255,10 +256,16 @@ def _probed(trouble: str) -> Response:
 
 
 def create_app(
-    inbox: Inbox, about: About, kick: Kick, say: Say, vital: Vital | None = None
-) -> ASGIApp:
+    inbox: Inbox,
+    about: About,
+    kick: Kick,
+    say: Say,
+    vital: Vital | None = None,
+    gate: Gate | None = None,
+) -> Guarded:
     """The application. `kick` is told of VMs that are worth a look, `say` what a person should
-    see; both from any thread. `vital`: the process, where it is one that is watched over."""
+    see; both from any thread. `vital`: the process, where it is one that is watched over.
+    `gate`: who may come in; None: whoever is on this machine."""
     callbacks = Callbacks(inbox, about, kick, say)
     app = FastAPI(
         title="reconciler",
@@ -268,17 +275,20 @@ def create_app(
         openapi_url=None,
         redirect_slashes=False,
     )
-    add = app.add_api_route
-    add(HEALTH, callbacks.health, methods=["GET"])
-    add("/api/v1/backups/changeid", callbacks.change_id, methods=["GET"])
-    add("/api/v1/backups/{backup_id}/complete", callbacks.complete, methods=["POST"])
-    add("/api/v1/telemetry/{job_type}/{job_id}", callbacks.telemetry, methods=["POST"])
+
+    def add(path: str, endpoint: Callable[..., Any], scope: Scope, method: str = "GET") -> None:
+        app.add_api_route(path, endpoint, methods=[method], openapi_extra=needs(scope))
+
+    add(HEALTH, callbacks.health, Scope.WATCH)
+    add("/api/v1/backups/changeid", callbacks.change_id, Scope.CALLBACK)
+    add("/api/v1/backups/{backup_id}/complete", callbacks.complete, Scope.CALLBACK, "POST")
+    add("/api/v1/telemetry/{job_type}/{job_id}", callbacks.telemetry, Scope.CALLBACK, "POST")
 
     if vital:
         probes = Probes(vital)
-        add("/healthz", probes.alive, methods=["GET"])
-        add("/readyz", probes.ready, methods=["GET"])
-        add("/metrics", probes.metrics, methods=["GET"])
+        add("/healthz", probes.alive, Scope.WATCH)
+        add("/readyz", probes.ready, Scope.WATCH)
+        add("/metrics", probes.metrics, Scope.WATCH)
 
     async def refused(request: Request, problem: Exception) -> JSONResponse:
         assert isinstance(problem, HTTPException)
@@ -304,4 +314,4 @@ def create_app(
     app.add_exception_handler(RequestValidationError, misread)
     app.add_exception_handler(HostError, not_ready)
     app.add_exception_handler(Exception, failed)
-    return Guarded(app, say)
+    return Guarded(app, say, gate or Gate(), Routes(app))

@@ -77,6 +77,8 @@ def watch(
     class Site(Daemon):
         """The loop, with its callbacks and its commands."""
 
+        ears: Ears | None = None
+
         def signing(self) -> Secret | None:
             """What messages are signed with. Raises HostError."""
             ref = self.settings.notify.secret
@@ -89,6 +91,11 @@ def watch(
             if fetching.is_set() and fetcher and not fetcher.alive:
                 return "the fetcher ended"
             return super().alive()
+
+        def _take_config(self) -> None:
+            super()._take_config()
+            if self.ears:
+                self.ears.renew(self.settings)
 
         @contextmanager
         def attached(self) -> Iterator[None]:
@@ -107,6 +114,9 @@ def watch(
                 )
                 stack.callback(ears.close)
                 opened(ears)
+                self.ears = ears
+                if ears.said:
+                    told.said(ears.said)
                 told.notifier = notifier = Notifier(
                     self.store, lambda: self.settings.notify, self.signing, told.said
                 )

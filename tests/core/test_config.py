@@ -127,9 +127,15 @@ def test_the_environment_goes_before_the_file() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "hub.example", "[::]", "[2001:db8::1]"])
-def test_the_api_is_not_offered_beyond_this_machine(host: str) -> None:
+def test_beyond_this_machine_the_api_needs_tls_and_a_token(host: str) -> None:
     found = wrong(f'hub: a\napi: {{listen: "{host}:8082"}}')
-    says(found, "2:15 error: listen: cannot listen on", f"{host}:8082", "loopback only")
+    says(
+        found,
+        "2:15 error: listen: cannot listen on",
+        f"{host}:8082",
+        "write `tls: {cert: PATH, key: PATH}` and `tokens: [{name: NAME, token: {file: PATH}, ",
+        "or listen on loopback",
+    )
 
 
 @pytest.mark.parametrize("written", ["8082", "127.0.0.1", "127.0.0.1:0", "127.1:8082", "x y:1"])
