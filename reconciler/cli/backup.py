@@ -52,6 +52,11 @@ _BEFORE_ALL: Final = (Exit.TIMED_OUT, Exit.INTERRUPTED, Exit.TERMINATED)
     default="full",
     show_default=True,
 )
+@click.option(
+    "--fallback",
+    type=click.Choice(["full"]),
+    help="With --type incremental: what it is where none can be made. [default: it is refused]",
+)
 @options.specs
 @options.extra_vars
 @click.option("--apply", "at_once", is_flag=True, help="Go on and apply these VMs, and no others.")
@@ -69,6 +74,7 @@ def backup(
     selector: str | None,
     pattern: str | None,
     kind: str,
+    fallback: str | None,
     files: tuple[str, ...],
     extra: tuple[str, ...],
     at_once: bool,
@@ -96,6 +102,8 @@ def backup(
         raise click.UsageError("--wait goes with --apply")
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
+    if fallback and kind != "incremental":
+        raise click.UsageError("--fallback goes with --type incremental")
     now = time.time()
     run = _run(pattern, now)
     source, ledger = (
@@ -105,7 +113,8 @@ def backup(
     failed = source.specs.failed
     names = _selected(source, selector) if selector else _known(source, vms)
     by = asking.one_line(options.who(COMMAND))
-    asked = [RunSpec.model_validate({"vm": vm, "run": run, "type": kind, "by": by}) for vm in names]
+    written = {"run": run, "type": kind, "fallback": fallback, "by": by}
+    asked = [RunSpec.model_validate({"vm": vm, **written}) for vm in names]
     text = output == "text"
     source, verdicts = ask(asked, source, ledger, settings, now, lock_timeout, COMMAND)
     fresh = [one.vm for one, verdict in zip(asked, verdicts, strict=True) if verdict.write]

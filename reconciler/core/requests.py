@@ -84,14 +84,15 @@ def considered(asked: RunSpec, now: Declared | None, ledger: Ledger) -> Verdict:
     """What comes of asking for a run; `now` has the run that counts of that VM without it."""
     vm, run = asked.vm, asked.run
     call = ledger.latest(vm, run)
-    changed = call is not None and call.type != asked.type
+    changed = call is not None and call.type != asked.type and not call.fallback
     if (
         call is None
         or call.state is CallState.DUE
         or (call.state is CallState.REJECTED and changed)  # a change arms it again
     ):
         counts = now.spec.backup if now else None
-        if counts and (counts.run, counts.type) == (run, asked.type):
+        wanted = (run, asked.type, asked.fallback)
+        if counts and (counts.run, counts.type, counts.fallback) == wanted:
             return Verdict(f"run {run} of {vm} is asked for already{_turn(asked, now, ledger)}")
         return Verdict(f"run {run} of {vm} is asked for{_turn(asked, now, ledger)}", write=True)
     if call.state is CallState.REJECTED:
@@ -192,8 +193,9 @@ def rendered(asked: RunSpec, when: str, command: str = "reconciler backup") -> s
         f"  - vm: {json.dumps(asked.vm)}\n"
         f"    run: {json.dumps(asked.run)}\n"
         f"    type: {json.dumps(asked.type)}\n"
-        f"    by: {json.dumps(asked.by, ensure_ascii=False)}\n"
-        f"{more}"
+        + (f"    fallback: {json.dumps(asked.fallback)}\n" if asked.fallback else "")
+        + f"    by: {json.dumps(asked.by, ensure_ascii=False)}\n"
+        + more
     )
 
 

@@ -148,6 +148,7 @@ class BackupSpec(Strict):
 
     run: Name
     type: Literal["full", "incremental"] = "full"
+    fallback: Literal["full"] | None = None
 
 
 class AddressSpec(Strict):
@@ -188,6 +189,7 @@ class RunSpec(Strict):
     vm: Name
     run: Name
     type: Literal["full", "incremental"] = "full"
+    fallback: Literal["full"] | None = None
     by: Annotated[str, AfterValidator(_who)] = ""
     """Who asked; written by tools."""
     policy: Annotated[str, AfterValidator(_who)] = ""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from reconciler.core.call import Call
-from reconciler.core.ledger import Archived, Head, Ledger, Proof
+from reconciler.core.ledger import Archived, Head, Kept, Ledger, Proof
 from reconciler.core.units import Seconds
 from reconciler.host.store.files import NAME, StoreError, looked_up
 from reconciler.host.store.rows import (
@@ -19,6 +19,7 @@ from reconciler.host.store.rows import (
     calls_of,
     events_where,
     identity,
+    kept_of,
     ledger_of,
     proofs_of,
     use_of,
@@ -37,7 +38,10 @@ def read(directory: Path) -> Ledger | None:
         found = looked_up(path, lambda db: calls_of(path, identity(db, path)["hub"], heads, db))
         return found or ()
 
-    return looked_up(path, partial(ledger_of, path, again))
+    def kept(jobs: Sequence[str]) -> Mapping[str, Kept]:
+        return looked_up(path, lambda db: kept_of(db, jobs)) or {}
+
+    return looked_up(path, partial(ledger_of, path, again, kept))
 
 
 def state_id_of(directory: Path) -> str | None:

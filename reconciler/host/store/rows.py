@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -21,11 +21,13 @@ from reconciler.core.ledger import (
     Declaration,
     DiskReport,
     Head,
+    Kept,
     Lease,
     Ledger,
     Load,
     Pause,
     Proof,
+    Shelf,
     Sighting,
     Telemetry,
     head_of,
@@ -78,6 +80,8 @@ COLUMNS: Final = Call.__struct_fields__
 CALL: Final = ", ".join(COLUMNS)
 """What is selected for `call_of`."""
 S = TypeVar("S", bound=Struct)
+LoadKept: TypeAlias = Callable[[Sequence[str]], Mapping[str, Kept]]
+"""Gets what is known of some published runs besides their calls, by job id."""
 _EXPORTS: Final = msgspec.json.Decoder(tuple[Export, ...])
 
 
@@ -93,8 +97,8 @@ def insert_call(db: sqlite3.Connection, call: Call, *, replace_due: bool) -> Non
             "(hub, vm, run, attempt) DO UPDATE SET sna = excluded.sna, type = excluded.type, "
             "request = excluded.request, exports = excluded.exports, job_id = excluded.job_id, "
             "display_name = excluded.display_name, path = excluded.path, "
-            "vcenter = excluded.vcenter, who = excluded.who, policy = excluded.policy, "
-            "tags = excluded.tags "
+            "vcenter = excluded.vcenter, who = excluded.who, fallback = excluded.fallback, "
+            "policy = excluded.policy, tags = excluded.tags "
             "WHERE state IN ('DUE', 'REJECTED')"
         )
     places = ", ".join("?" * len(COLUMNS))
@@ -182,6 +186,19 @@ def proofs_of(db: sqlite3.Connection, job_id: str) -> Mapping[str, Proof]:
     return {one.kind: replace(one, ok=bool(one.ok)) for one in found}
 
 
+def kept_of(db: sqlite3.Connection, jobs: Sequence[str]) -> Mapping[str, Kept]:
+    """What is known of some published runs besides their calls, by job id."""
+    return {
+        job: Kept(
+            archived=archived_of(db, job),
+            reports=reports_of(db, job),
+            heard=telemetry_of(db, job),
+            proofs=proofs_of(db, job),
+        )
+        for job in jobs
+    }
+
+
 def telemetry_of(db: sqlite3.Connection, job_id: str) -> Telemetry | None:
     """The last word about a job."""
     return next(_where(db, Telemetry, "telemetry", "job_id = ?", job_id), None)
@@ -217,8 +234,9 @@ def identity(db: sqlite3.Connection, path: Path) -> Mapping[str, str]:
     return meta
 
 
-def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
-    """Everything, as it is at one moment; most calls that have ended are got by `load` if needed.
+def ledger_of(path: Path, load: Load, kept: LoadKept, db: sqlite3.Connection) -> Ledger:
+    """Everything, as it is at one moment; most calls that have ended are got by `load` if needed,
+    and what else is known of those by `kept`.
 
     Raises StoreError.
     """
@@ -248,6 +266,7 @@ def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
             pauses={one.vm: one for one in _all(db, Pause, "pauses")},
             declared={one.vm: one for one in _all(db, Declaration, "declared")},
             source=_source(meta),
+            shelf=Shelf(kept),
             failures={
                 vm: (reason, message)
                 for vm, reason, message in db.execute("SELECT vm, reason, message FROM failures")
