@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from reconciler.core.errors import (
     nearest,
 )
 from reconciler.core.ledger import Ledger
-from reconciler.core.mark import parse
+from reconciler.core.mark import Served, parse
 from reconciler.core.runs import newest
 from reconciler.core.settings import Settings
 from reconciler.core.spec import Asked, RunSpec, Specs
@@ -38,6 +38,7 @@ from reconciler.core.units import Seconds, stamp
 from reconciler.host import files, lock, proc, requests
 from reconciler.host.files import requested
 from reconciler.host.store import StoreError
+from reconciler.host.store.listing import Listing
 from reconciler.library import YOUNG
 from reconciler.look import Observer
 from reconciler.loop import Applier, Source, current, desire, load_source, parse_all
@@ -189,8 +190,13 @@ class Desk:
         kick: Callable[[str], None],
     ) -> None:
         self._settings, self.environment, self.kick = settings, environment, kick
+        self.listing = Listing(Path(settings().state))
         self._requests: dict[str, tuple[int, files.Signature, tuple[Asked, ...]]] = {}
         """File → when it was read, in ns, what it looked like, and what it asks for."""
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+        self.listing.close()
 
     @property
     def settings(self) -> Settings:
@@ -212,16 +218,11 @@ class Desk:
         is known."""
         return self.starts
 
-    def pids(self, call: Call) -> Mapping[int, int]:
-        """Disk key → pid of the server of a run's disk."""
-        found = {}
-        for process in proc.processes():
-            served = parse(process.argv)
-            if served and served.mark and served.mark.hub == call.hub and not served.starting:
-                mark = served.mark
-                if (mark.vm, mark.run, mark.attempt) == call.key:
-                    found[mark.disk] = process.identity.pid
-        return found
+    def pids(self, calls: Sequence[Call]) -> Mapping[tuple[str, str, int], Mapping[int, int]]:
+        """The servers of some runs: the run's key → disk key → pid."""
+        seen = ((one, served) for one in proc.processes() if (served := parse(one.argv)))
+        ours = ((one, served) for one, served in seen if _is_of(served, self.settings.hub))
+        return pids_of(ours, calls)
 
     def wanted(self) -> Sequence[Call]:
         """Runs that are wanted and that no request asks for, as the ledger would have them."""
@@ -402,19 +403,23 @@ class Desk:
         self._requests[path] = (now, seen, found)
         return found
 
-    def detailed(self, call: Call) -> Call:
-        """The same pending run with its disks, if they can be told."""
-        if call.exports:
-            return call
+    def detailed(self, calls: Sequence[Call]) -> list[Call]:
+        """The same pending runs with their disks, where they can be told."""
+        bare = [call.vm for call in calls if not call.exports]
+        if not bare:
+            return list(calls)
         try:
             source, ledger = self.source(), self.ledger()
-            found = desire(replace(source, specs=source.specs.only((call.vm,))), self.settings)
-            vm = found(ledger).vms.get(call.vm)
         except HostError:
-            return call  # who asks is told of the run all the same
-        if vm is None or vm.run != call.run or not vm.exports:
+            return list(calls)  # who asks is told of the runs all the same
+        source = replace(source, specs=source.specs.only(bare))
+        vms = desire(source, self.settings)(ledger).vms
+        return [self._with_disks(call, vms.get(call.vm)) for call in calls]
+
+    def _with_disks(self, call: Call, vm: Vm | None) -> Call:
+        if call.exports or vm is None or vm.run != call.run or not vm.exports:
             return call
-        return replace(due_call(call.hub, vm, call.created, call.who), created=call.created)
+        return due_call(call.hub, vm, call.created, call.who)
 
     def _call_of(self, asked: RunSpec, source: Source, ledger: Ledger) -> Call:
         known = ledger.latest(asked.vm, asked.run)
@@ -457,6 +462,22 @@ class Desk:
             raise
         except ReconcilerError as error:
             raise RefusedError(Why.HELD, str(error), call.job_id) from error
+
+
+def _is_of(served: Served, hub: str) -> bool:
+    return served.mark is not None and served.mark.hub == hub
+
+
+def pids_of(
+    ours: Iterable[tuple[proc.Process, Served]], calls: Sequence[Call]
+) -> Mapping[tuple[str, str, int], Mapping[int, int]]:
+    """Which of our servers are of some runs; those in the act of starting are none yet."""
+    found: dict[tuple[str, str, int], dict[int, int]] = {call.key: {} for call in calls}
+    for process, served in ours:
+        mark = served.mark
+        if mark and not served.starting and (mark.vm, mark.run, mark.attempt) in found:
+            found[mark.vm, mark.run, mark.attempt][mark.disk] = process.identity.pid
+    return found
 
 
 def tags_of(call: Call) -> dict[str, str]:

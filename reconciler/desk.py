@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from reconciler.asking import LOCK, Desk
+from reconciler.asking import LOCK, Desk, pids_of
 from reconciler.core.actions import CHANGES
 from reconciler.core.call import Call, due_call
 from reconciler.core.errors import HostError, LockError
@@ -52,13 +52,8 @@ class DaemonDesk(Desk):
             return ""
         return next(_standing(planned), "")
 
-    def pids(self, call: Call) -> Mapping[int, int]:
-        found = {}
-        for process, served in self.daemon.roster.of((call.vm,)):
-            mark = served.mark
-            if mark and not served.starting and (mark.vm, mark.run, mark.attempt) == call.key:
-                found[mark.disk] = process.identity.pid
-        return found
+    def pids(self, calls: Sequence[Call]) -> Mapping[tuple[str, str, int], Mapping[int, int]]:
+        return pids_of(self.daemon.roster.of({call.vm for call in calls}), calls)
 
     def wanted(self) -> Sequence[Call]:
         ledger = self.ledger()

@@ -128,6 +128,17 @@ class Listing(Window):
             one = "SELECT 1 FROM calls WHERE job_id = ?"
             return {job for job in jobs if db.execute(one, (job,)).fetchone()}
 
+    def vms(self, name: str) -> list[str]:
+        """The VM contexts that a name means: the context itself, else those of that name in
+        vCenter. Raises StoreError."""
+        with self.read() as db:
+            if db is None:
+                return []
+            if db.execute("SELECT 1 FROM calls WHERE vm = ? LIMIT 1", (name,)).fetchone():
+                return [name]
+            rows = db.execute("SELECT DISTINCT vm FROM calls WHERE display_name = ?", (name,))
+            return sorted(vm for (vm,) in rows)
+
     def totals(self, which: Filter) -> Totals:
         """What the backups among some runs come to. Raises StoreError."""
         where, values = which.sql()
