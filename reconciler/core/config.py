@@ -88,6 +88,15 @@ def _endpoint(value: object) -> Endpoint:
     return Endpoint.parse(value)
 
 
+def _path_or_false(value: object) -> str | None:
+    """Empty: none is wanted."""
+    if value is False:
+        return ""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise ValueError("write a path, or false to have none")
+
+
 def _shown(value: str) -> str:
     """A URL that cannot be read, for an error; what stands before an `@` may be a password."""
     return "this" if "@" in value else repr(value)
@@ -362,7 +371,7 @@ class ApiModel(Strict):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     listen: Annotated[Endpoint, BeforeValidator(_endpoint)] = LISTEN
-    socket: Path | Literal[False] | None = None
+    socket: Annotated[str | None, BeforeValidator(_path_or_false)] = None
     group: Annotated[str, Field(min_length=1)] | None = None
     token: SecretModel | None = None
     tokens: list[TokenModel] = Field(default_factory=list)
@@ -375,7 +384,7 @@ class ApiModel(Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two tokens are named {twice[0]!r}: each has a name of its own")
-        if self.group is not None and self.socket is False:
+        if self.group is not None and self.socket == "":
             raise ValueError("`group` is about the socket, and `socket: false` says there is none")
         return self
 
@@ -670,7 +679,7 @@ def _api(model: ApiModel, refs: _Refs, used: Collection[str]) -> Api:
     return Api(
         tokens=tuple(tokens),
         callbacks_closed=any("callback" in one.scopes for one in model.tokens),
-        socket=_absolute(socket, refs.base) if socket else None if socket is None else "",
+        socket=_absolute(socket, refs.base) if socket else socket,
         group=model.group or "",
         tls=Tls(
             cert=_absolute(tls.cert, refs.base),

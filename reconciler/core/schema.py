@@ -53,6 +53,12 @@ _READ_BY: Final[Mapping[object, _Schema]] = {
         "examples": [3, "25%"],
     },
     config._endpoint: {"type": "string", "examples": ["127.0.0.1:8082"]},
+    config._path_or_false: {
+        "type": ["string", "boolean", "null"],
+        "minLength": 1,
+        "not": {"const": True},
+        "examples": ["/run/reconciler/api.sock", False],
+    },
     config._range: {
         "type": "string",
         "pattern": r"^\s*[0-9]{1,5}\s*-\s*[0-9]{1,5}\s*$",

@@ -137,7 +137,6 @@ class Local:
                     os.chown(short, -1, group)
                 os.chmod(short, 0o600 if group is None else 0o660)
                 self.sock.listen(BACKLOG)
-                self._file = _identity(short)
         except OSError as error:
             self.sock.close()
             raise HostError(
@@ -150,16 +149,11 @@ class Local:
             raise
 
     def close(self) -> None:
-        """Close it, and remove its file, unless another has taken that place."""
+        """Close it, and remove its file, unless another listens there by now."""
         self.sock.close()
         with contextlib.suppress(OSError), _directory(self.path) as short:  # else there is none
-            if _identity(short) == self._file:
+            if not _answers(short):
                 os.unlink(short)
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino
 
 
 def _answers(path: str) -> bool:
