@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from msgspec.structs import replace
 
@@ -51,6 +51,10 @@ from reconciler.keeping import Hands, Roster, Sockets
 from reconciler.look import questions
 from reconciler.loop import Applier, Outcome, state_directory_of, worth
 
+if TYPE_CHECKING:
+    from reconciler.core.inventory import Inventory
+    from reconciler.core.spec import Specs
+
 WORKERS: Final = 8
 """Looks at a time. Each is mostly waiting; more than four per core gain nothing."""
 STUCK: Final[Seconds] = 1.0
@@ -77,6 +81,10 @@ class Reading(Protocol):
 
     @property
     def revision(self) -> Revision: ...
+    @property
+    def specs(self) -> Specs: ...
+    @property
+    def inventory(self) -> Inventory | None: ...
     @property
     def vms(self) -> Collection[str]: ...
     @property

@@ -40,6 +40,7 @@ from reconciler.core.call import (
     CallEvent,
     CallState,
     Seal,
+    doubt,
     due_call,
     judge,
     targets,
@@ -296,13 +297,20 @@ class _OneVm:
     def conclude(self, action: Conclude) -> Step:
         """The end of a run; published only when what was written is on the disk and whole."""
         event, why, cause = action.event, action.why, action.cause
+        now = self.host.now()
+        kept: list[Archived] = []
+        changes: dict[str, Any] = {}
         if event is CallEvent.END:
             seals = self.host.sealed(action.call.exports, action.servers)
             event, found = verdict(action.call.type, seals)
             why = f"{why}; {found}" if event is CallEvent.END else found
             cause = cause if event is CallEvent.END else str(event)
+            now = self.host.now()
+        if event is CallEvent.END:
+            kept = archived(action.call, seals, now)
+            changes["doubt"] = doubt(action.call.exports, seals, action.told)
         call = self.closed_gap(action.call)
-        call = self.records.advance(call, event, self.host.now(), message=why)
+        call = self.records.advance(call, event, now, message=why, archived=kept, **changes)
         self.concluded.add(call.key)
         return Step(action, event is CallEvent.END, cause, why, call)
 
@@ -438,6 +446,7 @@ class _OneVm:
                 call,
                 sna=vm.sna,
                 type=vm.type,
+                fallback=vm.fell_back,
                 exports=vm.exports,
                 request=vm.request,
                 display_name=vm.display_name,
@@ -500,6 +509,22 @@ class _OneVm:
         reason = "CallAccepted" if ok else f"Call{event}"
         text = f"SNA {call.sna}: {message}, job {call.job_id}"
         return Step(action, ok, reason, text, call)
+
+
+def archived(call: Call, seals: Sequence[Seal], now: Seconds) -> list[Archived]:
+    """What is kept of the disks of a run that is published."""
+    found = {one.key: one for one in seals}
+    return [
+        Archived(
+            job_id=call.job_id,
+            position=export.position,
+            size=found[export.key].size,
+            allocated=found[export.key].allocated,
+            digest=found[export.key].digest,
+            at=now,
+        )
+        for export in call.exports
+    ]
 
 
 def rested(lease: Lease, now: Seconds) -> Lease:

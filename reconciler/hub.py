@@ -259,21 +259,37 @@ class Hub(Observer):
         return seals
 
     def _seal(self, export: Export, server: Server) -> Seal:
-        """What is in an image that was flushed, and whether it is whole. Raises HostError."""
+        """What is in an image that was flushed, and whether it is whole. Raises HostError.
+
+        It is read as a whole for its digest, some GiB in a second or some MiB, as its storage has
+        it; others do not wait for that: it is done in the thread of its VM.
+        """
         root = roots_of(self.settings, export.image)[-1]
 
         def seal() -> Seal:
-            empty = images.look(export.image, root).pristine
+            image = images.look(export.image, root)
             damage = images.check(export.image)
+            asked = not damage and self.settings.digest(export.image) == "sha256"
+            digest = images.digest(export.image) if asked else ""
             if not proc.has_open(server.pid, export.image):
                 raise HostError(
                     f"pid {server.pid} has another file open than the one at {export.image}; "
                     f"{NOT_ENDED}",
                     "ImageReplaced",
                 )
-            return Seal(export.key, export.image, empty, damage)
+            return Seal(
+                key=export.key,
+                image=export.image,
+                empty=image.pristine,
+                damage=damage,
+                size=image.size,
+                allocated=image.allocated,
+                digest=digest,
+            )
 
-        found = patience.do(f"check {export.image}", root, seal, images.CHECK_TIMEOUT + 10)
+        reading = (export.size or 0) / images.SLOWEST
+        deadline = images.CHECK_TIMEOUT + 10 + reading
+        found = patience.do(f"check {export.image}", root, seal, deadline)
         if proc.identify(server.pid) != server.identity:  # last: what was flushed is still its
             raise HostError(f"pid {server.pid} has ended; {NOT_ENDED}", "ProcessGone")
         return found

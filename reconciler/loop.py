@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core.actions import CHANGES, Action, Hold, Restart
+from reconciler.core.actions import CHANGES, Action, Conclude, Hold, Notify, Restart
 from reconciler.core.actual import Actual, Server
 from reconciler.core.backoff import CRASH_LOOP
 from reconciler.core.call import Call, CallState, Report
@@ -592,6 +592,14 @@ class Applier:
             for step in steps
             if isinstance(step.action, Restart) and step.action.lease.deaths >= CRASH_LOOP
         ]
+        events += [
+            Event(
+                vm=step.action.vm, run=call.run, severity="Warning", reason=reason, message=message
+            )
+            for step in steps
+            if (call := step.call)
+            for reason, message in doubts(step.action, call)
+        ]
         if events:
             store.record(events, self.command, hub.now())
 
@@ -635,6 +643,14 @@ class Applier:
         if moved:
             store.transitions(moved, now)
         return dict(found)
+
+
+def doubts(action: Action, call: Call) -> Iterator[tuple[str, str]]:
+    """(reason, message) of what is to be said of a call although all went well."""
+    if isinstance(action, Notify) and call.fallback:
+        yield "FellBack", f"run {call.run} is full instead of incremental: {call.fallback}"
+    if isinstance(action, Conclude) and call.doubt:
+        yield "Implausible", f"run {call.run}: {call.doubt}"
 
 
 def state_directory_of(settings: Settings) -> Path:

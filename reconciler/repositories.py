@@ -16,6 +16,7 @@ from reconciler.core.call import CallState
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Ledger
+from reconciler.core.parents import layers
 from reconciler.core.settings import Settings, below
 from reconciler.host import images, patience, proc
 from reconciler.host.images import Owner
@@ -128,14 +129,18 @@ class _Round:
         others: list[Export] = []
         for vm in self.desired.vms.values():
             call = self.ledger.active(vm.name) or self.ledger.latest(vm.name, vm.run)
+            begun = call and call.state not in (CallState.DUE, CallState.REJECTED)
             mine = [(export, vm.root) for export in vm.exports]
             mine += [(e, self.nearest(e.image)) for e in (call.exports if call else ())]
             for export, root in mine:
                 self.image(vm, export.image, root)
                 if export.backing:
                     self.image(vm, export.backing, root)
+                    below = () if begun else layers(self.ledger, vm.name, export.backing)
+                    for layer in below:
+                        self.image(vm, layer.path, self.nearest(layer.path))
                 last = before.get((vm.name, export.key))
-                if last and not export.read_only and not export.backing:
+                if last and not export.read_only and (vm.fallback or not export.backing):
                     others.append(last)
         for call in self.ledger.open:
             if call.state.active and call.vm not in self.desired.vms:

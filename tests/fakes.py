@@ -37,13 +37,17 @@ from reconciler.core.ledger import (
     Applied,
     Archived,
     DiskReport,
+    Kept,
     Lease,
     Ledger,
     Pause,
+    Proof,
+    Shelf,
     Sighting,
     Telemetry,
 )
 from reconciler.core.mark import ENTER, Mark, Served, argv, parse
+from reconciler.core.parents import layers
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Secret, Settings
 from reconciler.core.units import Bytes, Port, Seconds
@@ -85,6 +89,7 @@ class FakeRecords:
         self.calls: dict[tuple[str, str, int], Call] = {}
         self.targets: dict[tuple[str, str, int], str] = {}
         self.archived: dict[tuple[str, int], Archived] = {}
+        self.proofs: dict[tuple[str, str], Proof] = {}
         self.applied: dict[str, Applied] = {}
         self.reports: dict[str, dict[int, DiskReport]] = {}
         self.telemetry: dict[str, Telemetry] = {}
@@ -103,7 +108,19 @@ class FakeRecords:
             telemetry=dict(self.telemetry),
             sightings=dict(self.sightings),
             pauses=dict(self.pauses),
+            shelf=Shelf(self.kept),
         )
+
+    def kept(self, jobs: Sequence[str]) -> Mapping[str, Kept]:
+        return {
+            job: Kept(
+                archived={p: one for (its, p), one in self.archived.items() if its == job},
+                reports=dict(self.reports.get(job, {})),
+                heard=self.telemetry.get(job),
+                proofs={kind: one for (its, kind), one in self.proofs.items() if its == job},
+            )
+            for job in jobs
+        }
 
     # -- what an appliance's client says
 
@@ -268,6 +285,7 @@ class FakeRecords:
                 display_name=call.display_name,
                 path=call.path,
                 vcenter=call.vcenter,
+                fallback=call.fallback,
             )
 
 
@@ -601,6 +619,8 @@ class FakeHost:
             call = ledger.active(vm.name) or ledger.latest(vm.name, vm.run)
             for export in (*vm.exports, *(call.exports if call else ())):
                 paths |= {export.image} | ({export.backing} if export.backing else set())
+                if export.backing:
+                    paths |= {one.path for one in layers(ledger, vm.name, export.backing)}
         return {path: self.images.get(path) or Image(path=path, exists=False) for path in paths}
 
     def _claims(
@@ -777,7 +797,17 @@ class FakeHost:
                 if image is None or process.detached:
                     raise HostError(f"another file is at {export.image}", "ImageReplaced")
                 damage = "2 errors were found on the image" if export.image in self.damaged else ""
-                seals.append(Seal(export.key, export.image, image.pristine, damage))
+                seals.append(
+                    Seal(
+                        export.key,
+                        export.image,
+                        image.pristine,
+                        damage,
+                        image.size,
+                        image.allocated,
+                        "sha256:of-nothing",
+                    )
+                )
         self.fuse.burn()
         return seals
 

@@ -23,7 +23,8 @@ from reconciler.host.store.inbox import Inbox
 if TYPE_CHECKING:
     import uvicorn
 
-    from reconciler.api.app import Vital
+    from reconciler.api.probes import Vital
+    from reconciler.asking import Desk
 
 GRACE: Final[Seconds] = 0.6
 """For answers that are on their way, at the end. Measured: an idle server ends within 0.3 s."""
@@ -47,11 +48,13 @@ class Listener:
         given: socket.socket | None = None,
         gate: Gate | None = None,
         local: str = "",
+        desk: Callable[[], Desk] | None = None,
     ) -> None:
         """Listens from now on, on a socket that was `given` or on its own.
 
         `ended` is told if the thread ends by itself; see `failure`. `gate`: who may come in.
-        `local`: the path of a Unix socket beside the address; empty: none. Raises PortBusyError
+        `local`: the path of a Unix socket beside the address; empty: none. `desk`: makes who is
+        asked for runs, in the thread; None: callbacks are all that is taken. Raises PortBusyError
         (somebody has the address), HostError.
         """
         self.endpoint = endpoint
@@ -61,7 +64,7 @@ class Listener:
         self._closing = threading.Event()
         self._server: uvicorn.Server | None = None
         self._end: Callable[[], object] = lambda: None
-        self._vital = vital
+        self._vital, self._desk = vital, desk
         self.gate = gate or Gate()
         self._socket = given or _bound(endpoint)
         try:
@@ -78,14 +81,17 @@ class Listener:
                 stack.callback(self._socket.close)
                 if self._local:
                     stack.callback(self._local.close)
-                self._serve()
+                desk = self._desk() if self._desk else None
+                if desk:
+                    stack.callback(desk.close)
+                self._serve(desk)
             if not self._closing.is_set():
                 raise HostError("it ended by itself")
         except BaseException as failure:  # whoever waits for callbacks has to know
             self.failure = failure
             self._ended()
 
-    def _serve(self) -> None:
+    def _serve(self, desk: Desk | None) -> None:
         import asyncio
 
         import uvicorn  # here, in the thread: the first call does not wait for it
@@ -95,7 +101,16 @@ class Listener:
 
         limits = self.gate.limits
         config = uvicorn.Config(
-            create_app(self._inbox, self._about, self._kick, self._say, self._vital, self.gate),
+            create_app(
+                self._inbox,
+                self._about,
+                self._kick,
+                self._say,
+                self._vital,
+                self.gate,
+                desk,
+                self._closing.is_set,
+            ),
             loop="asyncio",
             http="h11",
             ws="none",

@@ -13,11 +13,13 @@ from typing import Any, Final, TypeVar
 import click
 from msgspec.structs import replace
 
+from reconciler.asking import ask
+from reconciler.asking import findings as wrong_in
 from reconciler.cli import options, tables
 from reconciler.cli.applying import Session
 from reconciler.cli.findings import findings
 from reconciler.core import requests as asking
-from reconciler.core.errors import Diagnostic, Exit, HostError, InputError, nearest
+from reconciler.core.errors import Diagnostic, Exit, HostError, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import FORMAT_VERSION, diagnostics_json
 from reconciler.core.runs import choose, unfit
@@ -25,11 +27,11 @@ from reconciler.core.selector import parse as parse_selector
 from reconciler.core.settings import Settings
 from reconciler.core.spec import RunSpec, checked_name
 from reconciler.core.spec_files import read
-from reconciler.core.units import Seconds, stamp
+from reconciler.core.units import Seconds
 from reconciler.handover import Asked, Specs
-from reconciler.host import lock, requests
+from reconciler.host import requests
 from reconciler.host.files import requested
-from reconciler.loop import Source, current, desire, load_settings, load_source, parse_all
+from reconciler.loop import Source, current, load_settings, load_source, parse_all
 
 T = TypeVar("T")
 
@@ -50,6 +52,11 @@ _BEFORE_ALL: Final = (Exit.TIMED_OUT, Exit.INTERRUPTED, Exit.TERMINATED)
     default="full",
     show_default=True,
 )
+@click.option(
+    "--fallback",
+    type=click.Choice(["full"]),
+    help="With --type incremental: what it is where none can be made. [default: it is refused]",
+)
 @options.specs
 @options.extra_vars
 @click.option("--apply", "at_once", is_flag=True, help="Go on and apply these VMs, and no others.")
@@ -67,6 +74,7 @@ def backup(
     selector: str | None,
     pattern: str | None,
     kind: str,
+    fallback: str | None,
     files: tuple[str, ...],
     extra: tuple[str, ...],
     at_once: bool,
@@ -94,6 +102,8 @@ def backup(
         raise click.UsageError("--wait goes with --apply")
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
+    if fallback and kind != "incremental":
+        raise click.UsageError("--fallback goes with --type incremental")
     now = time.time()
     run = _run(pattern, now)
     source, ledger = (
@@ -103,9 +113,10 @@ def backup(
     failed = source.specs.failed
     names = _selected(source, selector) if selector else _known(source, vms)
     by = asking.one_line(options.who(COMMAND))
-    asked = [RunSpec.model_validate({"vm": vm, "run": run, "type": kind, "by": by}) for vm in names]
+    written = {"run": run, "type": kind, "fallback": fallback, "by": by}
+    asked = [RunSpec.model_validate({"vm": vm, **written}) for vm in names]
     text = output == "text"
-    source, verdicts = _ask(asked, source, ledger, settings, now, lock_timeout)
+    source, verdicts = ask(asked, source, ledger, settings, now, lock_timeout, COMMAND)
     fresh = [one.vm for one, verdict in zip(asked, verdicts, strict=True) if verdict.write]
     if text:
         for verdict in verdicts:
@@ -135,43 +146,6 @@ def backup(
     return code
 
 
-def _ask(
-    asked: Sequence[RunSpec],
-    source: Source,
-    ledger: Ledger,
-    settings: Settings,
-    now: Seconds,
-    lock_timeout: Seconds,
-) -> tuple[Source, Sequence[asking.Verdict]]:
-    """Write down what is to be written, all or nothing.
-
-    What is asked for with it, and what came of each. Raises HostError, InputError, LockError; then
-    nothing is.
-    """
-    verdicts = asking.weigh(asked, source.specs, source.inventory, ledger)
-    refused = [verdict.said for verdict in verdicts if verdict.refused]
-    if refused:
-        raise HostError("\nerror: ".join(refused))
-    folder = Path(settings.requests)
-    texts = {
-        one.vm: asking.rendered(one, stamp(now))
-        for one, verdict in zip(asked, verdicts, strict=True)
-        if verdict.write
-    }
-    files = {str(requests.path(folder, vm)): text for vm, text in texts.items()}
-    source = replace(source, specs=asking.with_requests(source.specs, files))
-    desired = desire(source, settings)(ledger).only(texts.keys())
-    wrong = asking.problems(desired, files.keys())
-    if wrong:
-        raise _wrong(wrong, {**source.lines, **files})
-    if texts:
-        requests.prepare(folder)
-        with lock.held(folder / ".lock", COMMAND, lock_timeout):
-            requests.write(folder, texts)
-        source = replace(source, requests=tuple(requested(settings.requests)))
-    return source, verdicts
-
-
 def _asked(
     run: str, asked: Sequence[RunSpec], verdicts: Sequence[asking.Verdict]
 ) -> Mapping[str, Any]:
@@ -184,13 +158,6 @@ def _asked(
             for one, verdict in zip(asked, verdicts, strict=True)
         ],
     }
-
-
-def _wrong(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str]) -> InputError:
-    """The error, with the lines that it is about."""
-    error = InputError(diagnostics)
-    error.sources.update(sources)
-    return error
 
 
 def _told(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str]) -> list[str]:
@@ -238,7 +205,7 @@ def _known(source: Source, vms: Sequence[str]) -> list[str]:
     known = {*declared, *specs.refused, *inventory}
     for name in vms:
         if name in specs.refused:
-            raise _wrong([one for one in specs.diagnostics if one.vm in ("", name)], source.lines)
+            raise wrong_in([one for one in specs.diagnostics if one.vm in ("", name)], source.lines)
         if name not in known:
             hint = nearest(name, known) or f" (known: {tables.some(sorted(known)) or 'none'})"
             raise click.UsageError(

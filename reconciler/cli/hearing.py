@@ -23,7 +23,8 @@ from reconciler.host.sockets import PortBusyError
 from reconciler.host.store.inbox import Inbox
 
 if TYPE_CHECKING:
-    from reconciler.api.app import Vital
+    from reconciler.api.probes import Vital
+    from reconciler.asking import Desk
 
 
 def say(text: str) -> None:
@@ -45,14 +46,17 @@ class Ears:
         given: socket.socket | None = None,
         say: Callable[[str], None] = say,
         local: bool = True,
+        desk: Callable[[], Desk] | None = None,
     ) -> None:
         """`kick`: told which VM is worth a look. `ended`: told if callbacks are taken no more.
-        `given`: a socket that listens already. `local`: listen on the Unix socket too."""
+        `given`: a socket that listens already. `local`: listen on the Unix socket too.
+        `desk`: makes who is asked for runs."""
         self.vital, self.given, self.say, self.local = vital, given, say, local
         self.settings = settings
         self.endpoint = settings.listen
         self.gate: Gate | None = None
-        self._warned = ""
+        self._desk = desk or self.desk
+        self._warned, self._fresh = "", settings
         self._kick, self._ended = kick, ended
         self.inbox = Inbox(Path(settings.state))
         self.about = ourselves(settings.hub, settings.state, command)
@@ -83,10 +87,18 @@ class Ears:
             given=self.given,
             gate=self.gate,
             local=self.settings.api_socket if self.local else "",
+            desk=self._desk,
         )
+
+    def desk(self) -> Desk:
+        """Who is asked for runs, where this process starts no servers."""
+        from reconciler.asking import Desk  # in the thread: the first call does not wait for it
+
+        return Desk(lambda: self._fresh, os.environ, self.kick)
 
     def renew(self, fresh: Settings) -> None:
         """Take the tokens and the certificate of a config that was read again."""
+        self._fresh = fresh
         if self.gate is None:
             return
         said = ""

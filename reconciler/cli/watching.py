@@ -56,6 +56,7 @@ def watch(
     from reconciler.cli.activation import handed_over
     from reconciler.cli.observing import Told
     from reconciler.daemon import Daemon
+    from reconciler.desk import DaemonDesk
     from reconciler.host import systemd
     from reconciler.host.git import describe
     from reconciler.host.watching import Watch
@@ -111,6 +112,7 @@ def watch(
                     vital=Vitals(self),
                     given=given,
                     say=told.said,
+                    desk=lambda: DaemonDesk(self),
                 )
                 stack.callback(ears.close)
                 opened(ears)

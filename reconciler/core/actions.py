@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from reconciler.core.actual import Server
 from reconciler.core.call import Call, CallEvent
 from reconciler.core.desired import Export, Vm
 from reconciler.core.ledger import Lease
-from reconciler.core.units import Seconds, format_size, stamp
+from reconciler.core.units import Bytes, Seconds, format_size, stamp
 
 KINDS = ("create", "start", "adopt", "restart", "stop", "release", "call", "wait", "hold", "refuse")
 """Every word that an action can have in JSON."""
@@ -118,6 +119,8 @@ class Conclude(_Action, frozen=True, kw_only=True):
     event: CallEvent
     servers: tuple[Server, ...] = ()
     """Those of a run that is complete, to be flushed first."""
+    told: Mapping[int, Bytes] = field(default_factory=dict)
+    """Position → how much the SNA's client says that it transferred."""
 
     def what(self) -> str:
         return f"end run {self.call.run}"

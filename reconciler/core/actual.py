@@ -90,6 +90,8 @@ class Image(Struct, frozen=True, kw_only=True):
     """Virtual size."""
     backing: str | None = None
     """Absolute path."""
+    corrupt: bool = False
+    """qemu has marked it so: what was read of it contradicted itself."""
     pristine: bool = False
     """Nothing was ever written into it."""
     allocated: Bytes = 0

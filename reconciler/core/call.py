@@ -14,7 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from reconciler.core.desired import Export, Vm
-from reconciler.core.units import Seconds
+from reconciler.core.units import Bytes, Seconds, format_size
 
 
 class CallState(StrEnum):
@@ -153,6 +153,10 @@ class Call(Struct, frozen=True, kw_only=True):
     called: Seconds = 0.0
     """When the intent was written down; 0: not yet."""
     ended: Seconds = 0.0
+    fallback: str = ""
+    """Why it is full although an incremental was asked for; empty: it is what was asked for."""
+    doubt: str = ""
+    """Why what was published may not be all that was meant; empty: nothing speaks for that."""
     policy: str = ""
     """What a scheduler calls the rule by which it asked; ours only to give back."""
     tags: str = "{}"
@@ -195,6 +199,9 @@ def due_call(hub: str, vm: Vm, now: Seconds, who: str) -> Call:
         path=vm.path,
         vcenter=vm.vcenter,
         who=vm.asked or who,
+        policy=vm.policy,
+        tags=json.dumps(dict(vm.tags), sort_keys=True),
+        fallback=vm.fell_back,
     )
 
 
@@ -270,6 +277,29 @@ class Seal(Struct, frozen=True):
     """Nothing was ever written into it."""
     damage: str = ""
     """What `qemu-img check` found that matters; clusters that leak do not."""
+    size: Bytes = 0
+    """What a guest sees."""
+    allocated: Bytes = 0
+    """What the file takes on its file system."""
+    digest: str = ""
+    """`sha256:…` of the file; empty: none was asked for."""
+
+
+def doubt(exports: Sequence[Export], seals: Sequence[Seal], told: Mapping[int, Bytes]) -> str:
+    """Why what was published may not be all that was meant; empty: nothing speaks for that.
+
+    `told`: position → how much the client says that it transferred. Numbers alone are no proof: a
+    client may count zeros that it need not write, or the bytes of the whole job. So a disk into
+    which nothing came at all is told, and its run counts. See docs/adr/0026.
+    """
+    empty = {one.key for one in seals if one.empty}
+    found = [
+        f"disk {one.key}: its client reports {format_size(told[one.position])}, and nothing was "
+        "ever written into its image"
+        for one in sorted(exports, key=lambda export: export.position)
+        if one.key in empty and told.get(one.position, 0) > 0
+    ]
+    return "; ".join(found)
 
 
 def verdict(kind: str, seals: Sequence[Seal]) -> tuple[CallEvent, str]:

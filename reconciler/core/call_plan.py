@@ -290,8 +290,17 @@ class Calls(Disks):
     def end(
         self, call: Call, event: CallEvent, cause: str, why: str, up: tuple[Server, ...] = ()
     ) -> None:
+        reports = self.ledger.reports.get(call.job_id, {})
         self.actions.append(
-            Conclude(vm=self.vm.name, call=call, event=event, cause=cause, why=why, servers=up)
+            Conclude(
+                vm=self.vm.name,
+                call=call,
+                event=event,
+                cause=cause,
+                why=why,
+                servers=up,
+                told={position: report.bytes for position, report in reports.items()},
+            )
         )
 
 

@@ -266,6 +266,7 @@ _LIMITS: Final = ApiLimits()
 class RepositoryModel(Strict):
     root: Path
     min_free: Annotated[int, BeforeValidator(_size)] = MIN_FREE
+    digest: Literal["sha256", "none"] = "sha256"
 
 
 class PortsModel(Strict):
@@ -596,6 +597,7 @@ def settings(
         }
         or {"local": f"{state}/repository"},
         min_free={name: one.min_free for name, one in model.repositories.items()},
+        digests={name: one.digest for name, one in model.repositories.items()},
         ports=model.ports.range,
         bind=model.ports.bind,
         advertise=model.ports.advertise,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, field, to_builtins
@@ -60,6 +60,10 @@ class Vm(Struct, frozen=True, kw_only=True):
     vcenter: str = ""
     run: str = ""
     type: str = "full"
+    fallback: str = ""
+    """`full`: what the run is where no incremental can be made; empty: it is refused then."""
+    fell_back: str = ""
+    """Why the run is full although an incremental was asked for; empty: it is what was asked."""
     release: str = "on_completion"
     protect: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -72,6 +76,10 @@ class Vm(Struct, frozen=True, kw_only=True):
     """Why it is to be absent, where no spec says so."""
     asked: str = ""
     """Who asked for the run, where that is written; else it is who applies it."""
+    policy: str = ""
+    """The rule by which a scheduler asked for the run."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What else the scheduler wants to find with the run."""
     place: str = ""
     """file:line of its declaration."""
     run_place: str = ""
@@ -224,6 +232,8 @@ def _definite(
         "place": place,
         "run_place": f"{declared.entry.place('run')}" if declared.entry else "",
         "asked": declared.entry.spec.by if declared.entry else "",
+        "policy": declared.entry.spec.policy if declared.entry else "",
+        "tags": dict(declared.entry.spec.tags) if declared.entry else {},
     }
     if spec.purpose == "restore":
         return Vm(**common, **_restore(declared, root, ledger))
@@ -249,6 +259,10 @@ def _definite(
         )
     vcenter = _chosen("vm.vcenter", address["vcenter"], settings.vcenters, "vcenters")
     incremental = spec.backup.type == "incremental"
+    call = ledger.latest(spec.name, run)
+    fell_back = call.fallback if call and incremental else ""
+    if incremental and not fell_back and spec.backup.fallback and not frozen:
+        fell_back = _orphaned(spec.name, disks, root, ledger)
     exports = []
     for position, disk in enumerate(disks):
         image = disk.image or f"{spec.name}/{disk.key}/{run}.qcow2"
@@ -262,7 +276,9 @@ def _definite(
                 name=attempted(disk.export or f"{spec.name}-{run}-disk{position}", attempt),
                 image=posixpath.join(root, attempted_image(image, attempt)),
                 size=disk.size,
-                backing=_parent(declared, disk, root, ledger, frozen) if incremental else None,
+                backing=_parent(declared, disk, root, ledger, frozen)
+                if incremental and not fell_back
+                else None,
             )
         )
         if disk.backing and not incremental:
@@ -283,7 +299,9 @@ def _definite(
         request=_digest(told, settings.snas[sna], settings.vcenters[vcenter]),
         vcenter=vcenter,
         run=run,
-        type=spec.backup.type,
+        type="full" if fell_back else spec.backup.type,
+        fallback=spec.backup.fallback or "",
+        fell_back=fell_back,
         exports=tuple(exports),
         verified=known is not None,
     )
@@ -412,7 +430,10 @@ def _parent(
     ledger: Ledger,
     frozen: Mapping[int, Export],
 ) -> str:
-    """The image that an incremental builds on: as written, as it was, or the newest there is."""
+    """The image that an incremental builds on: as written, as it was, or the newest there is.
+
+    Whether that can be built on is judged with each look, in core/parents.py.
+    """
     if disk.backing:
         return _complete(posixpath.join(root, disk.backing), disk.key, ledger)
     was = frozen.get(disk.key)
@@ -423,10 +444,18 @@ def _parent(
     if newest is None:
         raise _Refused(
             f"disk {disk.key} has no completed run to build an incremental on: write "
-            "`type: full`, or name its `backing`",
+            "`type: full`, or name its `backing`; with `fallback: full` it would be full by itself",
             "backup",
         )
     return newest.image
+
+
+def _orphaned(vm: str, disks: Sequence[DiskSpec], root: str, ledger: Ledger) -> str:
+    """Why no incremental can be made of a VM: a disk of it was never backed up. Empty: each was."""
+    for disk in disks:
+        if not disk.backing and ledger.newest_completed(vm, disk.key, root) is None:
+            return f"disk {disk.key} has no completed run to build an incremental on"
+    return ""
 
 
 def _complete(image: str, key: int, ledger: Ledger) -> str:

@@ -22,9 +22,10 @@ from reconciler.core.actual import Actual, Image, Server
 from reconciler.core.backoff import CRASH_LOOP, JITTER, LONGEST
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Desired, Export, Vm
-from reconciler.core.guards import in_use, unfit, unfit_parent
+from reconciler.core.guards import in_use, unfit
 from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import argv
+from reconciler.core.parents import as_full, unfit_parent
 from reconciler.core.ports import Pool
 from reconciler.core.settings import QemuNbd
 from reconciler.core.space import Room
@@ -60,6 +61,8 @@ class Disks:
         self.actions: list[Action] = []
         self.ports: dict[int, Port] = {}
         self.call: Call | None = None
+        self.unfit_parents: Mapping[int, tuple[str, str]] = {}
+        """Disk key → (cause, why) for which nothing can be built on its parent."""
 
     def match(self, wanted: Sequence[Export]) -> tuple[Mapping[int, Server], Sequence[Server]]:
         """The server of each wanted export, by disk key."""
@@ -79,6 +82,10 @@ class Disks:
         """Whether every image can be served; all or none."""
         fit = True
         for export in wanted:
+            if parent := self.unfit_parents.get(export.key):
+                fit = False
+                self.refuse(*parent, disk=export.key)
+                continue
             if export.key in serving:
                 continue
             image = self.actual.images.get(export.image) or Image(path=export.image, exists=False)
@@ -87,12 +94,6 @@ class Disks:
                 wrong = wrong or self.gone(export)
             if not wrong and not export.read_only:
                 wrong = self.shared(export)
-            if not wrong and export.backing and not image.exists:
-                parent = self.actual.images.get(export.backing)
-                parent = parent or Image(path=export.backing, exists=False)
-                wrong = unfit_parent(
-                    export, parent, written=self.writer(export.backing) is not None
-                )
             if wrong:
                 fit = False
                 self.refuse(*wrong, disk=export.key)
@@ -119,12 +120,46 @@ class Disks:
             return False  # nobody was told of it, so what is in it is not ours
         return any((one.image, one.run) == (export.image, export.run) for one in call.exports)
 
-    def writer(self, image: str) -> str | None:
-        """The other VM or run whose server writes an image."""
-        for server in self.actual.servers:
-            if server.argv[-1] == image and "--read-only" not in server.argv:
-                return f"pid {server.pid}, VM {server.mark.vm}"
-        return None
+    def judge_parents(self) -> None:
+        """Whether an incremental that has not begun can build on what is there.
+
+        Where it cannot, and the spec allows that, it is full instead: all of its disks. Once its
+        row is in the ledger, that is decided for good.
+        """
+        vm, call = self.vm, self.call
+        if vm.type != "incremental":
+            return
+        if call and call.run == vm.run and call.fallback:
+            self.vm = as_full(vm, call.fallback)
+            return
+        if self.begun:
+            return
+        written = self.written()
+        self.unfit_parents = {
+            export.key: wrong
+            for export in vm.exports
+            if export.backing and (wrong := unfit_parent(export, self.ledger, self.actual, written))
+        }
+        images = (self.actual.images.get(export.image) for export in vm.exports)
+        made = any(image and image.exists for image in images)  # as overlays: they stay that
+        if self.unfit_parents and vm.fallback == "full" and not made:
+            key, (_, why) = next(iter(self.unfit_parents.items()))
+            self.vm = as_full(vm, f"disk {key}: {why}")
+            self.unfit_parents = {}
+
+    def written(self) -> Mapping[str, str]:
+        """Image → who writes it: a server, or an active run, whose server may be down just now."""
+        found = {
+            export.image: f"run {call.run} of {call.vm}, which is {call.state}"
+            for call in self.ledger.open
+            if call.state.active
+            for export in call.exports
+        }
+        return found | {
+            server.argv[-1]: f"pid {server.pid}, VM {server.mark.vm}"
+            for server in self.actual.servers
+            if "--read-only" not in server.argv
+        }
 
     def shared(self, export: Export) -> tuple[str, str] | None:
         """An image that another VM of this hub serves, or that another VM's active run writes."""

@@ -89,24 +89,3 @@ def unfit(export: Export, image: Image, *, held: bool) -> tuple[str, str] | None
             f"{export.backing or 'nothing'}: move it away, or correct `backing`"
         )
     return None
-
-
-def unfit_parent(export: Export, parent: Image, *, written: bool) -> tuple[str, str] | None:
-    """(cause, why) for which nothing can be built on a parent image."""
-    cause = "ParentUnfit"
-    if parent.outside:
-        return cause, f"its parent {parent.path} leads out of its repository, to {parent.outside}"
-    if parent.error:
-        return cause, f"cannot look at its parent {parent.path}: {parent.error}"
-    if not parent.exists:
-        return cause, f"its parent {parent.path} is missing: ask for a full run"
-    if parent.format != "qcow2":
-        return cause, f"its parent {parent.path} is not qcow2"
-    if written:
-        return cause, f"its parent {parent.path} is being written: build on a completed run"
-    if export.size is not None and parent.size != export.size:
-        return cause, (
-            f"its parent {parent.path} has {format_size(parent.size)}, the disk now "
-            f"{format_size(export.size)}: an overlay keeps its parent's size, ask for a full run"
-        )
-    return None

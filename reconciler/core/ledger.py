@@ -124,6 +124,12 @@ class Archived(Struct, frozen=True, kw_only=True):
     """When its removal was decided; 0: it is kept."""
 
 
+VERIFY: Final = "verify"
+"""The kind of proof that `reconciler verify` writes down, of a run's own images."""
+RESTORE: Final = "restore"
+"""The kind of proof that a restore test writes down."""
+
+
 class Proof(Struct, frozen=True, kw_only=True):
     """The last time that somebody looked whether a published run can be used."""
 
@@ -135,6 +141,49 @@ class Proof(Struct, frozen=True, kw_only=True):
     result: str
     """A JSON object: what was found."""
     who: str
+
+
+class Kept(Struct, frozen=True):
+    """What is known of a published run besides its call."""
+
+    archived: Mapping[int, Archived] = field(default_factory=dict)
+    """By position; empty: it was published before that was written down."""
+    reports: Mapping[int, DiskReport] = field(default_factory=dict)
+    """By position."""
+    heard: Telemetry | None = None
+    """The last word about the job, with the moment of the first; None: there was none."""
+    proofs: Mapping[str, Proof] = field(default_factory=dict)
+    """By kind."""
+
+    @property
+    def removed(self) -> Seconds:
+        """When the removal of its images was decided; 0: they are kept."""
+        return max((one.removed for one in self.archived.values()), default=0.0)
+
+
+class Shelf:
+    """What is known of published runs; loaded when it is asked for, as few looks need it."""
+
+    def __init__(self, load: Callable[[Sequence[str]], Mapping[str, Kept]] | None = None) -> None:
+        self._load = load or (lambda _jobs: {})
+        self._known: dict[str, Kept] = {}
+
+    def of(self, jobs: Iterable[str]) -> Mapping[str, Kept]:
+        """Job id → what is known of it; of each job something, if it is nothing at all."""
+        wanted = list(jobs)
+        missing = [job for job in dict.fromkeys(wanted) if job not in self._known]
+        if missing:
+            self._known |= {job: Kept() for job in missing} | dict(self._load(missing))
+        return {job: self._known[job] for job in wanted}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shelf)  # how much of it is loaded makes no other ledger
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def get(self, job: str) -> Kept:
+        """What is known of one job."""
+        return self.of([job])[job]
 
 
 class Sighting(Struct, frozen=True):
@@ -300,6 +349,8 @@ class Ledger(Struct, frozen=True, kw_only=True):
     """VM → what the watched directory says of it."""
     source: Mapping[str, Any] = field(default_factory=dict)
     """What was read of the watched directory last: see core/source.py. Empty: none is watched."""
+    shelf: Shelf = field(default_factory=Shelf)
+    """What is known of published runs besides their calls."""
     busy: str = ""
     """Who is changing the hub while this is read; nobody, if the reader holds the lock."""
 

@@ -76,7 +76,8 @@ def with_entry(own: Declared, entry: Asked, ledger: Ledger) -> Declared:
     backup = own.spec.backup
     if backup and not _before(backup, entry.spec, ledger):
         return own
-    asked = BackupSpec(run=entry.spec.run, type=entry.spec.type)
+    one = entry.spec
+    asked = BackupSpec(run=one.run, type=one.type, fallback=one.fallback)
     return replace(own, spec=own.spec.model_copy(update={"backup": asked}), entry=entry)
 
 
@@ -184,6 +185,6 @@ def _unknown(entry: Asked, specs: Specs, inventory: Inventory | None) -> Diagnos
 def _from_inventory(entry: Asked) -> Declared:
     """As if `{name: VM, disks: inventory, backup: …}` were written where the entry is."""
     asked = entry.spec
-    backup = {"run": asked.run, "type": asked.type}
+    backup = {"run": asked.run, "type": asked.type, "fallback": asked.fallback}
     written = {"name": asked.vm, "disks": "inventory", "backup": backup}
     return Declared(VmSpec.model_validate(written), entry.document, entry.path, entry)

@@ -102,6 +102,8 @@ PORTS: Final = PortRange(10100, 10200)
 MIN_FREE: Final[Bytes] = 1 << 30
 """What a disk that was never backed up is reckoned to need: more than an idle system disk's first
 minutes, less than would keep a small hub from beginning at all."""
+DIGEST: Final = "sha256"
+"""What is taken of a published image, where the config says nothing else."""
 LISTEN: Final = Endpoint("127.0.0.1", 8082)
 """Where the field's client looks for the hub, by the tunnel. Source: Sendense, October 2025."""
 
@@ -266,6 +268,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Name → absolute root."""
     min_free: Mapping[str, Bytes] = field(default_factory=dict)
     """Repository → what a new image in it is reckoned to need at least; see core/space.py."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Repository → the digest that is taken of an image when its run is published: `sha256`, or
+    `none`."""
     ports: PortRange = PORTS
     bind: str = "127.0.0.1"
     advertise: str = "127.0.0.1"
@@ -293,6 +298,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     def least_free(self, path: str) -> Bytes:
         """`min_free` of the repository that a file lies in."""
         return self.min_free.get(self.repository_of(path) or "", MIN_FREE)
+
+    def digest(self, path: str) -> str:
+        """`digest` of the repository that a file lies in: `sha256`, or `none`."""
+        return self.digests.get(self.repository_of(path) or "", DIGEST)
 
     @property
     def secrets(self) -> tuple[SecretRef, ...]:
@@ -332,6 +341,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             "state": self.state,
             "repositories": dict(self.repositories),
             "min_free": dict(self.min_free),
+            "digests": dict(self.digests),
             "ports": str(self.ports),
             "bind": self.bind,
             "advertise": self.advertise,
@@ -341,6 +351,7 @@ class Settings(Struct, frozen=True, kw_only=True):
                 for name, sna in self.snas.items()
             },
             "healthy_after": self.loop.healthy_after,
+            "stale_after": self.loop.stale_after,
         }
 
     @classmethod
@@ -350,12 +361,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             state=value["state"],
             repositories=value["repositories"],
             min_free=value.get("min_free", {}),  # a store of before it was there has none
+            digests=value.get("digests", {}),
             ports=PortRange.parse(value["ports"]),
             bind=value["bind"],
             advertise=value["advertise"],
             qemu_nbd=QemuNbd(**value["qemu_nbd"]),
             snas={name: Appliance(**sna) for name, sna in value["snas"].items()},
-            loop=Loop(healthy_after=value.get("healthy_after", Loop().healthy_after)),
+            loop=Loop(
+                healthy_after=value.get("healthy_after", Loop().healthy_after),
+                stale_after=value.get("stale_after", Loop().stale_after),
+            ),
         )
 
 

@@ -165,6 +165,11 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
         found.append(said("Exported", False, "Released", "the run has ended"))
     if vm.purpose == "backup":
         found.append(notified(call))
+    if call and call.run == vm.run and (why := call.fallback or vm.fell_back):
+        message = f"run {call.run} is full instead of incremental: {why}"
+        found.append(said("FellBack", True, "NoParent", message))
+    if call and call.doubt:
+        found.append(said("Implausible", True, "NothingWritten", call.doubt))
     if not vm.verified:
         message = "no inventory confirms that these are all disks of the VM"
         found.append(said("DisksUnverified", True, "NoInventory", message))

@@ -272,6 +272,7 @@ class OneVm(Calls):
         return call.exports if call and call.state.active else self.vm.exports
 
     def exported(self) -> None:
+        self.judge_parents()
         vm, call = self.vm, self.call
         backup = vm.purpose == "backup"
         if backup and self.desired.stale and not self.begun:
@@ -325,6 +326,8 @@ class OneVm(Calls):
                 times = f"{call.failures} times" if call.failures > 1 else "once"
                 why = f"tried {times}, last: {call.message}"
             cause = "RunDue"
+            if vm.fell_back:
+                cause, why = "FellBack", f"full instead of incremental: {vm.fell_back}"
             if call and call.state is CallState.REJECTED:
                 cause, why = "RunRearmed", "the spec or the config was changed since it was refused"
             self.actions.append(Notify(vm=vm.name, cause=cause, why=why, target=vm))

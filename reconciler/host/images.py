@@ -29,7 +29,11 @@ CREATE_TIMEOUT: Final[Seconds] = 60.0
 """qemu-img create takes 11-40 ms; a minute means that the storage hangs."""
 CHECK_TIMEOUT: Final[Seconds] = 600.0
 """qemu-img check reads an image's tables: some 130 MiB for each TiB that is in it."""
+SLOWEST: Final = 10 << 20
+"""Bytes per second. Storage from which an image is read more slowly is one that hangs."""
 _MAGIC: Final = b"QFI\xfb"
+_CORRUPT: Final = 1 << 1
+"""Bit of the incompatible features. Source: qemu's docs/interop/qcow2.txt."""
 _MAX_L1: Final = 32 << 20
 """Bytes. Source: QCOW_MAX_L1_SIZE, qemu's block/qcow2.h."""
 TEMPORARY: Final = ".creating-"
@@ -154,6 +158,9 @@ def _header(path: str, fd: int, info: os.stat_result) -> Image:
     (snapshots,) = struct.unpack_from("!I", head, 60)
     if not 9 <= cluster_bits <= 21 or l1_entries * 8 > _MAX_L1 or backing_length > 1023:
         return Image(path=path, exists=True, error="its qcow2 header is damaged")
+    # Version 2 has no features: its header is shorter.
+    (version,) = struct.unpack_from("!I", head, 4)
+    features = struct.unpack_from("!Q", head, 72)[0] if version >= 3 else 0
     backing = None
     if backing_at:
         name = os.pread(fd, backing_length, backing_at).decode("utf-8", "replace")
@@ -169,6 +176,7 @@ def _header(path: str, fd: int, info: os.stat_result) -> Image:
         format="qcow2",
         size=size,
         backing=backing,
+        corrupt=bool(features & _CORRUPT),
         pristine=pristine,
         allocated=info.st_blocks * 512,
     )
@@ -292,6 +300,52 @@ def check(path: str) -> str:
         said = words[-1] if words else f"qemu-img check ends with {done.returncode}"
         raise HostError(f"cannot check {path}: {said}", "CannotCheck")
     return ""
+
+
+def digest(path: str, block: Bytes = 1 << 20) -> str:
+    """`sha256:…` of the bytes of a file, holes read as zeros: what sha256sum(1) prints. So it is
+    the same wherever the file is copied to, however sparse the copy is. Raises HostError.
+
+    Holes are not read from the disk, only hashed.
+    """
+    import hashlib
+
+    found, zeros = hashlib.sha256(), bytes(block)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            at, end = 0, os.fstat(file.fileno()).st_size
+            while at < end:
+                data = _data_from(file.fileno(), at, end)
+                for start in range(at, data, block):
+                    found.update(zeros[: min(block, data - start)])
+                at = data
+                hole = os.lseek(file.fileno(), data, os.SEEK_HOLE) if data < end else end
+                file.seek(data)
+                while at < min(hole, end):
+                    read = file.read(min(block, hole - at))
+                    if not read:
+                        raise HostError(
+                            f"cannot take the digest of {path}: it became shorter meanwhile, so "
+                            "somebody writes it",
+                            "CannotDigest",
+                        )
+                    found.update(read)
+                    at += len(read)
+    except OSError as error:
+        raise HostError(
+            f"cannot take the digest of {path}: {error.strerror}", "CannotDigest"
+        ) from error
+    return f"sha256:{found.hexdigest()}"
+
+
+def _data_from(fd: int, at: int, end: int) -> int:
+    """Where the next data of a file begins; its end, if there is none. Source: lseek(2)."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return end
+        raise
 
 
 def locked(path: str) -> bool:

@@ -51,7 +51,7 @@ hub: hub-a
 state: state
 repositories:
   local: {root: /backup/repository}
-  near: {root: ../near, min_free: 20GiB}
+  near: {root: ../near, min_free: 20GiB, digest: none}
 ports: {range: 10300-10310, bind: 0.0.0.0, advertise: hub.example}
 qemu_nbd: {binary: /opt/qemu-nbd, shared: 12, start_timeout: 1m, stop_grace: 250ms, cache: none}
 snas:
@@ -69,6 +69,7 @@ def test_the_full_config_is_read() -> None:
     assert (found.hub, found.state) == ("hub-a", "/etc/r/state")
     assert found.repositories == {"local": "/backup/repository", "near": "/etc/near"}
     assert found.min_free == {"local": 1 << 30, "near": 20 << 30}
+    assert found.digests == {"local": "sha256", "near": "none"}
     assert found.ports == PortRange(10300, 10310)
     assert (found.bind, found.advertise) == ("0.0.0.0", "hub.example")
     assert found.qemu_nbd == QemuNbd(

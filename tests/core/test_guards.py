@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reconciler.core.call import Call, CallState
-from reconciler.core.guards import in_use, keeps, unfit, unfit_parent
+from reconciler.core.guards import in_use, keeps, unfit
 from tests.core.builders import GIB, a_call, a_server, a_vm, an_export, an_image, says
 
 S = CallState
@@ -102,26 +102,3 @@ def test_an_image_is_served_only_if_nothing_in_it_is_at_stake(
     found = unfit(wanted, an_image(wanted, **{"backing": None, **image}), held=held)
     assert (found[0] if found else None) == cause
     says(found[1] if found else "", *words)
-
-
-@pytest.mark.parametrize(
-    ("parent", "written", "words"),
-    [
-        ({}, False, None),
-        ({"pristine": False}, False, None),
-        ({"exists": False}, False, ["is missing", "full run"]),
-        ({"format": "raw"}, False, ["not qcow2"]),
-        ({"size": 2 * GIB}, False, ["2 GiB", "1 GiB", "full run"]),
-        ({"error": "torn"}, False, ["torn"]),
-        ({"outside": "/elsewhere"}, False, ["leads out", "/elsewhere"]),
-        ({}, True, ["is being written", "completed run"]),
-    ],
-)
-def test_an_incremental_builds_only_on_a_whole_parent(
-    parent: dict[str, Any], written: bool, words: list[str] | None
-) -> None:
-    found = unfit_parent(an_export(), an_image(**{"path": "/base", **parent}), written=written)
-    assert (found is None) == (words is None)
-    if found:
-        assert found[0] == "ParentUnfit"
-        says(found[1], "/base", *(words or []))

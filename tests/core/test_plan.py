@@ -660,9 +660,9 @@ def test_an_image_that_a_stranger_serves_is_not_served() -> None:
 
 def test_nothing_is_built_on_an_image_that_is_being_written() -> None:
     host, _ = a_hub(a_vm("ctx-2"))
-    vm = changed(a_vm(run="r2"), backing=an_export("ctx-2").image)
+    vm = changed(a_vm(run="r2", type="incremental"), backing=an_export("ctx-2").image)
     refusal = only(planned(host, wanting(vm)))
-    assert (refusal.cause, "is being written" in refusal.why) == ("ParentUnfit", True)
+    assert (refusal.cause, "is being written" in refusal.why) == ("ParentWritten", True)
 
 
 def test_storage_that_cannot_be_read_changes_nothing() -> None:

@@ -65,7 +65,7 @@ def test_a_first_start_shows_the_image_and_the_whole_command_line() -> None:
 
 def test_an_overlay_shows_its_backing() -> None:
     export = an_export(backing=f"{ROOT}/base.qcow2")
-    vm = a_vm(exports=(export,), type="incremental")
+    vm = a_vm(exports=(export,))
     parent = an_image(path=f"{ROOT}/base.qcow2", pristine=False)
     found = told(planned(wanting(vm), seen([], [parent])))
     assert found["create"][1].endswith(f"qcow2, backing {ROOT}/base.qcow2")

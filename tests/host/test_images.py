@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -238,3 +239,21 @@ def test_a_look_knows_where_paths_lead_as_the_system_does(tmp_path: Path) -> Non
     assert paths.real("/") == "/"
     assert paths.device(f"{tmp_path}/not/yet/made") == os.stat(tmp_path).st_dev
     assert paths.device(f"{tmp_path}/" + "/".join("d" * 150)) == os.stat(tmp_path).st_dev
+
+
+def test_a_digest_is_of_the_bytes_whatever_of_them_is_a_hole(tmp_path: Path) -> None:
+    sparse, dense, empty = tmp_path / "sparse", tmp_path / "dense", tmp_path / "empty"
+    with sparse.open("wb") as file:
+        file.seek(3 << 20)
+        file.write(b"x" * 70_000)
+        file.seek(9 << 20)
+        file.write(b"y")
+        file.truncate((12 << 20) + 5)
+    dense.write_bytes(sparse.read_bytes())
+    empty.write_bytes(b"")
+    assert sparse.stat().st_blocks < dense.stat().st_blocks
+    for path in (sparse, dense, empty):
+        expected = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert images.digest(str(path)) == f"sha256:{expected}"
+    with pytest.raises(HostError, match="No such file"):
+        images.digest(str(tmp_path / "none"))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from reconciler.core.call import Call
-from reconciler.core.ledger import Archived, Head, Ledger, Proof
+from reconciler.core.ledger import Archived, Head, Kept, Ledger, Proof
 from reconciler.core.units import Seconds
 from reconciler.host.store.files import NAME, StoreError, looked_up
 from reconciler.host.store.rows import (
@@ -18,7 +17,9 @@ from reconciler.host.store.rows import (
     Use,
     archived_of,
     calls_of,
+    events_where,
     identity,
+    kept_of,
     ledger_of,
     proofs_of,
     use_of,
@@ -37,7 +38,10 @@ def read(directory: Path) -> Ledger | None:
         found = looked_up(path, lambda db: calls_of(path, identity(db, path)["hub"], heads, db))
         return found or ()
 
-    return looked_up(path, partial(ledger_of, path, again))
+    def kept(jobs: Sequence[str]) -> Mapping[str, Kept]:
+        return looked_up(path, lambda db: kept_of(db, jobs)) or {}
+
+    return looked_up(path, partial(ledger_of, path, again, kept))
 
 
 def state_id_of(directory: Path) -> str | None:
@@ -124,15 +128,6 @@ def _of(vms: Collection[str]) -> tuple[str, tuple[str, ...]]:
 
 def _events(directory: Path, where: str, values: Sequence[object], limit: int) -> list[Event]:
     """Newest first; all of them, if the limit is below 0."""
-    names = Event.__struct_fields__
-    columns = ", ".join("id" if name == "number" else name for name in names)
-
-    def query(db: sqlite3.Connection) -> list[Event]:
-        rows = db.execute(
-            f"SELECT {columns} FROM events WHERE {where} "  # noqa: S608 names are ours
-            "ORDER BY last DESC, id DESC LIMIT ?",
-            (*values, limit),
-        )
-        return [Event(**dict(zip(names, row, strict=True))) for row in rows]
-
-    return looked_up(directory / NAME, query) or []
+    ordered = f"{where} ORDER BY last DESC, id DESC"
+    found = looked_up(directory / NAME, lambda db: list(events_where(db, ordered, values, limit)))
+    return found or []

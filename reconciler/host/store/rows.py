@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -21,11 +21,13 @@ from reconciler.core.ledger import (
     Declaration,
     DiskReport,
     Head,
+    Kept,
     Lease,
     Ledger,
     Load,
     Pause,
     Proof,
+    Shelf,
     Sighting,
     Telemetry,
     head_of,
@@ -51,6 +53,19 @@ class Event(Struct, frozen=True, kw_only=True):
     who: str = ""
 
 
+_EVENT: Final = ", ".join("id" if name == "number" else name for name in Event.__struct_fields__)
+
+
+def events_where(
+    db: sqlite3.Connection, where: str, values: Sequence[object], limit: int
+) -> Iterator[Event]:
+    """The events that a condition is true of, in the order that it names; all of them, if the
+    limit is below 0."""
+    rows = db.execute(f"SELECT {_EVENT} FROM events WHERE {where} LIMIT ?", (*values, limit))  # noqa: S608
+    for row in rows:
+        yield Event(**dict(zip(Event.__struct_fields__, row, strict=True)))
+
+
 def insert_event(db: sqlite3.Connection, event: Event, who: str, now: Seconds) -> None:
     """A new row, for something that happens the first time."""
     db.execute(
@@ -65,6 +80,8 @@ COLUMNS: Final = Call.__struct_fields__
 CALL: Final = ", ".join(COLUMNS)
 """What is selected for `call_of`."""
 S = TypeVar("S", bound=Struct)
+LoadKept: TypeAlias = Callable[[Sequence[str]], Mapping[str, Kept]]
+"""Gets what is known of some published runs besides their calls, by job id."""
 _EXPORTS: Final = msgspec.json.Decoder(tuple[Export, ...])
 
 
@@ -80,8 +97,8 @@ def insert_call(db: sqlite3.Connection, call: Call, *, replace_due: bool) -> Non
             "(hub, vm, run, attempt) DO UPDATE SET sna = excluded.sna, type = excluded.type, "
             "request = excluded.request, exports = excluded.exports, job_id = excluded.job_id, "
             "display_name = excluded.display_name, path = excluded.path, "
-            "vcenter = excluded.vcenter, who = excluded.who, policy = excluded.policy, "
-            "tags = excluded.tags "
+            "vcenter = excluded.vcenter, who = excluded.who, fallback = excluded.fallback, "
+            "policy = excluded.policy, tags = excluded.tags "
             "WHERE state IN ('DUE', 'REJECTED')"
         )
     places = ", ".join("?" * len(COLUMNS))
@@ -116,6 +133,19 @@ def calls_of(path: Path, hub: str, heads: Sequence[Head], db: sqlite3.Connection
             )
         found.append(call)
     return found
+
+
+_LEASE: Final = (
+    "hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe, up, deaths, "
+    "rest"
+)
+
+
+def leases_of(db: sqlite3.Connection, call: Call) -> Iterator[Lease]:
+    """The ports of one attempt of a run."""
+    where = "hub = ? AND vm = ? AND run = ? AND attempt = ?"
+    found = db.execute(f"SELECT {_LEASE} FROM leases WHERE {where}", (call.hub, *call.key))  # noqa: S608
+    return map(_lease, found)
 
 
 def _lease(row: Sequence[Any]) -> Lease:
@@ -156,7 +186,21 @@ def proofs_of(db: sqlite3.Connection, job_id: str) -> Mapping[str, Proof]:
     return {one.kind: replace(one, ok=bool(one.ok)) for one in found}
 
 
-def _telemetry(db: sqlite3.Connection, job_id: str) -> Telemetry | None:
+def kept_of(db: sqlite3.Connection, jobs: Sequence[str]) -> Mapping[str, Kept]:
+    """What is known of some published runs besides their calls, by job id."""
+    return {
+        job: Kept(
+            archived=archived_of(db, job),
+            reports=reports_of(db, job),
+            heard=telemetry_of(db, job),
+            proofs=proofs_of(db, job),
+        )
+        for job in jobs
+    }
+
+
+def telemetry_of(db: sqlite3.Connection, job_id: str) -> Telemetry | None:
+    """The last word about a job."""
     return next(_where(db, Telemetry, "telemetry", "job_id = ?", job_id), None)
 
 
@@ -190,16 +234,13 @@ def identity(db: sqlite3.Connection, path: Path) -> Mapping[str, str]:
     return meta
 
 
-def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
-    """Everything, as it is at one moment; most calls that have ended are got by `load` if needed.
+def ledger_of(path: Path, load: Load, kept: LoadKept, db: sqlite3.Connection) -> Ledger:
+    """Everything, as it is at one moment; most calls that have ended are got by `load` if needed,
+    and what else is known of those by `kept`.
 
     Raises StoreError.
     """
     meta = identity(db, path)
-    leases = db.execute(
-        "SELECT hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe, "
-        "up, deaths, rest FROM leases"
-    )
     heads = db.execute("SELECT vm, run, attempt, state, changed FROM calls ORDER BY rowid")
     calls = Calls(heads.fetchall(), load)
     calls.warm(lambda some: calls_of(path, meta["hub"], some, db))
@@ -209,10 +250,10 @@ def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
         return Ledger(
             hub=meta["hub"],
             state_id=meta["state_id"],
-            leases=tuple(map(_lease, leases)),
+            leases=tuple(map(_lease, db.execute(f"SELECT {_LEASE} FROM leases"))),  # noqa: S608
             calls=calls,
             reports={job: found for job in told if (found := reports_of(db, job))},
-            telemetry={one.job_id: one for job in open_jobs if (one := _telemetry(db, job))},
+            telemetry={one.job_id: one for job in open_jobs if (one := telemetry_of(db, job))},
             sightings={
                 job: Sighting(at, allocated)
                 for job, at, allocated in db.execute("SELECT job_id, at, allocated FROM sightings")
@@ -225,6 +266,7 @@ def ledger_of(path: Path, load: Load, db: sqlite3.Connection) -> Ledger:
             pauses={one.vm: one for one in _all(db, Pause, "pauses")},
             declared={one.vm: one for one in _all(db, Declaration, "declared")},
             source=_source(meta),
+            shelf=Shelf(kept),
             failures={
                 vm: (reason, message)
                 for vm, reason, message in db.execute("SELECT vm, reason, message FROM failures")

@@ -15,7 +15,7 @@ from typing import Any, Final
 from msgspec.structs import astuple
 
 from reconciler.core.call import Call, CallEvent, job_id, step
-from reconciler.core.ledger import Archived, Declaration, Head, Lease, Ledger, Pause, Proof
+from reconciler.core.ledger import Archived, Declaration, Head, Kept, Lease, Ledger, Pause, Proof
 from reconciler.core.notices import Notice, Turn
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
@@ -41,6 +41,7 @@ from reconciler.host.store.rows import (
     identity,
     insert_call,
     insert_event,
+    kept_of,
     ledger_of,
     use_of,
 )
@@ -146,12 +147,19 @@ class Store:
             others = self._db.execute("PRAGMA data_version").fetchone()[0]
             version = (self._writes, others)
             if self._read is None or self._read[0] != version:
-                self._read = (version, ledger_of(self.path, self._calls_of, self._db))
+                self._read = (
+                    version,
+                    ledger_of(self.path, self._calls_of, self._kept_of, self._db),
+                )
             return self._read[1]
 
     def _calls_of(self, heads: Sequence[Head]) -> Sequence[Call]:
         with self._mutex, explained(self.path, "read"):
             return calls_of(self.path, self.hub, heads, self._db)
+
+    def _kept_of(self, jobs: Sequence[str]) -> Mapping[str, Kept]:
+        with self._mutex, explained(self.path, "read"):
+            return kept_of(self._db, jobs)
 
     # -- leases
 
