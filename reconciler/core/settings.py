@@ -233,9 +233,8 @@ class ApiLimits(Struct, frozen=True, kw_only=True):
     callback_rate: float = 1000.0
     """The same for callbacks: all clients come out of the tunnel with one address, and one that is
     turned away may not ask again."""
-    concurrency: int = 10
-    """Requests of one scope that are worked on at once; others wait for a place. There are four
-    scopes, and 40 threads. Source: anyio, to_thread.current_default_thread_limiter()."""
+    concurrency: int = 32
+    """Requests of one scope that are worked on at once; others wait for a place."""
     connections: int = 256
     """Open at once; beyond that, who has asked nothing for longest is let go."""
     timeout: Seconds = 10.0

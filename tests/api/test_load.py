@@ -27,6 +27,8 @@ def mixture(job: str) -> list[Asked]:
         request("health", "GET", "/api/v1/health"),
         request("changeid", "GET", "/api/v1/backups/changeid?vm_name=ctx-1", token=client),
         request("telemetry", "POST", f"/api/v1/telemetry/backup/{job}", telemetry, client),
+        request("list", "GET", "/api/v1/backups", token=reader),
+        request("one", "GET", f"/api/v1/backups/{job}", token=reader),
         request("nowhere", "GET", "/api/v1/nowhere", token=reader),
         request("unknown", "GET", "/api/v1/nowhere", token="nobodys-0123456789abcdef"),
         request("large", "POST", f"/api/v1/telemetry/backup/{job}", b" " * 70_000, client),
@@ -46,7 +48,7 @@ def test_what_many_ask_at_once_leaves_nothing_behind(tmp_path: Path, dealer: Dea
         asked = (kinds * (REQUESTS // len(kinds) + 1))[:REQUESTS]
 
         def ask(many: list[Asked]) -> Load:
-            return load(here.endpoint.host, here.endpoint.port, many, CONNECTIONS, 9)
+            return load(here.endpoint.host, here.endpoint.port, many, CONNECTIONS, 10)
 
         ask(asked[:100])  # threads are started, tables are filled
         until(lambda: not server.server_state.connections, "every connection to end")
@@ -58,12 +60,14 @@ def test_what_many_ask_at_once_leaves_nothing_behind(tmp_path: Path, dealer: Dea
             "health": {200},
             "changeid": {200},
             "telemetry": {200},
+            "list": {200},
+            "one": {200},
             "nowhere": {404},
             "unknown": {401},
             "large": {413},
             "broken": {400},
         }
-        assert sum(found.statuses.values()) == REQUESTS - REQUESTS // 9
+        assert sum(found.statuses.values()) == REQUESTS - REQUESTS // 10
         state = server.server_state
         until(lambda: not state.connections and not state.tasks, "every task to end")
         assert {place._value for place in app._places.values()} == {limits.concurrency}
