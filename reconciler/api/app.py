@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -40,6 +40,7 @@ from reconciler.api.models import (
     Stats,
 )
 from reconciler.api.probes import Probes, Vital
+from reconciler.api.streams import EventStream
 from reconciler.asking import Desk, RefusedError
 from reconciler.core.access import Scope
 from reconciler.core.errors import ReconcilerError
@@ -65,6 +66,11 @@ _ERRORS: Final = {
 }
 
 
+_ERROR: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+"""Named here and not by its model: a route that answers with text has errors in JSON all the same.
+"""
+
+
 class _Routes:
     """Takes the routes of an application, each with all that is said of it, in one place."""
 
@@ -83,13 +89,14 @@ class _Routes:
         asked: type[BaseModel] | None = None,
         more: Mapping[int | str, dict[str, Any]] | None = None,
         tag: str = "backups",
+        kind: type[Response] = JSONResponse,
     ) -> None:
-        """`scope`: what who asks needs. `answer`: the shape of a good one; None: plain text.
+        """`scope`: what who asks needs. `answer`: the shape of a good one, which is of that `kind`.
         `asked`: the body's. `more`: other answers than those."""
         watch = scope is Scope.WATCH
         known = _ERRORS if not watch else {status: _ERRORS[status] for status in (401, 429, 500)}
         responses: dict[int | str, dict[str, Any]] = {
-            number: {"model": Error, "description": said} for number, said in known.items()
+            number: {"description": said, "content": _ERROR} for number, said in known.items()
         }
         if answer:
             responses[status] = {"model": answer}
@@ -98,7 +105,7 @@ class _Routes:
             endpoint,
             methods=[method],
             status_code=status,
-            response_class=JSONResponse if answer else PlainTextResponse,
+            response_class=kind,
             responses={**responses, **(more or {})},
             tags=[tag],
             operation_id=endpoint.__name__,
@@ -169,9 +176,10 @@ def create_app(
         text: dict[int | str, dict[str, Any]] = {
             503: {"content": {"text/plain": {}}, "description": "It should be looked after."}
         }
-        add("/healthz", probes.alive, Scope.WATCH, more=text, tag=tag)
-        add("/readyz", probes.ready, Scope.WATCH, more=text, tag=tag)
-        add("/metrics", probes.metrics, Scope.WATCH, tag=tag)
+        plain = PlainTextResponse
+        add("/healthz", probes.alive, Scope.WATCH, kind=plain, more=text, tag=tag)
+        add("/readyz", probes.ready, Scope.WATCH, kind=plain, more=text, tag=tag)
+        add("/metrics", probes.metrics, Scope.WATCH, kind=plain, tag=tag)
     _describe(app)
     _say_errors(app, say)
     return Guarded(app, say, gate or Gate(), Routes(app))
@@ -194,7 +202,6 @@ def _add_backups(add: Callable[..., None], api: BackupApi) -> None:
     stream: dict[int | str, dict[str, Any]] = {
         200: {
             "description": "Server-sent events: `log`, `status`, `end`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
         }
     }
     add(BACKUPS, api.start, operate, "POST", answer=Backup, asked=Start, status=201, more=here)
@@ -202,7 +209,7 @@ def _add_backups(add: Callable[..., None], api: BackupApi) -> None:
     add(f"{BACKUPS}/stats", api.stats, read, answer=Stats)
     add(f"{BACKUPS}/{{backup_id}}", api.one, read, answer=Backup)
     add(f"{BACKUPS}/{{backup_id}}", api.cancel, operate, "DELETE", answer=Backup)
-    add(f"{BACKUPS}/{{backup_id}}/events", api.events, read, more=stream)
+    add(f"{BACKUPS}/{{backup_id}}/events", api.events, read, kind=EventStream, more=stream)
     add(f"{BACKUPS}/{{vm_name}}/chain", api.chain, read, answer=Chain)
 
 
@@ -217,11 +224,13 @@ def _describe(app: FastAPI) -> None:
     @cache
     def document() -> dict[str, Any]:
         found = app.openapi()
-        schemes = found.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes["token"] = {
-            "type": "http",
-            "scheme": "bearer",
-            "description": "Needed where the hub's config has tokens: see docs/api.md.",
+        found["components"]["schemas"]["Error"] = Error.model_json_schema()
+        found["components"]["securitySchemes"] = {
+            "token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "Needed where the hub's config has tokens: see docs/api.md.",
+            }
         }
         return found
 

@@ -55,7 +55,7 @@ class Streams:
                 503, f"{MOST} runs are being followed already; ask again", {"Retry-After": "5"}
             )
         self.open += 1  # taken now: what is told begins only later
-        return _Counted(self._told(look, call, after), self._left)
+        return EventStream(self._told(look, call, after), self._left)
 
     def _left(self) -> None:
         self.open -= 1
@@ -94,13 +94,14 @@ class Streams:
             await asyncio.sleep(TURN)
 
 
-class _Counted(StreamingResponse):
+class EventStream(StreamingResponse):
     """Gives its place back, however it ends, also if it was never begun."""
+
+    media_type = "text/event-stream"
 
     def __init__(self, content: AsyncIterator[str], left: Callable[[], None]) -> None:
         super().__init__(
             content,
-            media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
         self._left = left
