@@ -31,6 +31,9 @@ BURST: Final = 2
 """Seconds of its rate that a client may use at once."""
 DECLARED: Final = "x-scope"
 """Where a route says what it needs, in its part of the OpenAPI document."""
+WATCHERS: Final = 8
+"""Places of those who watch, who may hang with the storage, so that they and 32 callbacks have the
+40 threads there are. Source: anyio.to_thread.current_default_thread_limiter()."""
 _READING: Final = ("GET", "HEAD", "OPTIONS")
 
 Say: TypeAlias = Callable[[str], None]
@@ -80,7 +83,11 @@ class Guarded:
             for scope in Scope
             for rate in [limits.callback_rate if scope is Scope.CALLBACK else limits.rate]
         }
-        self._places = {scope: asyncio.Semaphore(limits.concurrency) for scope in Scope}
+        count = limits.concurrency
+        self._places = {
+            scope: asyncio.Semaphore(min(count, WATCHERS) if scope is Scope.WATCH else count)
+            for scope in Scope
+        }
 
     async def __call__(self, scope: Asked, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -354,7 +354,7 @@ class ApiLimitsModel(Strict):
     headers: Annotated[int, BeforeValidator(_size)] = _LIMITS.headers
     rate: Annotated[float, Field(ge=1, le=1e6)] = _LIMITS.rate
     callback_rate: Annotated[float, Field(ge=1, le=1e6)] = _LIMITS.callback_rate
-    concurrency: Annotated[int, Field(ge=1, le=10)] = _LIMITS.concurrency
+    concurrency: Annotated[int, Field(ge=1, le=32)] = _LIMITS.concurrency
     connections: Annotated[int, Field(ge=8, le=10_000)] = _LIMITS.connections
     timeout: Duration = _LIMITS.timeout
     idle: Duration = _LIMITS.idle

@@ -233,9 +233,8 @@ class ApiLimits(Struct, frozen=True, kw_only=True):
     callback_rate: float = 1000.0
     """The same for callbacks: all clients come out of the tunnel with one address, and one that is
     turned away may not ask again."""
-    concurrency: int = 10
-    """Requests of one scope that are worked on at once; others wait for a place. There are four
-    scopes, and 40 threads. Source: anyio, to_thread.current_default_thread_limiter()."""
+    concurrency: int = 32
+    """Requests of one scope that are worked on at once; others wait for a place."""
     connections: int = 256
     """Open at once; beyond that, who has asked nothing for longest is let go."""
     timeout: Seconds = 10.0
@@ -347,7 +346,12 @@ class Settings(Struct, frozen=True, kw_only=True):
             "advertise": self.advertise,
             "qemu_nbd": {name: getattr(qemu, name) for name in QemuNbd.__struct_fields__},
             "snas": {
-                name: {"url": sna.url, "max_running": sna.max_running, "poll": sna.poll}
+                name: {
+                    "url": sna.url,
+                    "max_running": sna.max_running,
+                    "poll": sna.poll,
+                    "reports_end": sna.reports_end,
+                }
                 for name, sna in self.snas.items()
             },
             "healthy_after": self.loop.healthy_after,

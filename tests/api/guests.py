@@ -16,8 +16,9 @@ from reconciler.api.about import ourselves
 from reconciler.api.gate import Gate
 from reconciler.api.guard import Guarded
 from reconciler.api.listener import Listener
+from reconciler.asking import Desk
 from reconciler.core.access import Access, Key, Scope, key
-from reconciler.core.settings import ApiLimits
+from reconciler.core.settings import ApiLimits, Settings
 from reconciler.core.units import Endpoint
 from reconciler.host.store import Store
 from reconciler.host.store.inbox import Inbox
@@ -59,6 +60,8 @@ class Door:
         self.endpoint, self.gate = endpoint, gate
         self.path = str(folder / "api.sock")
         self.said: list[str] = []
+        root = str(folder / "repository")
+        self.settings = Settings(hub="h", state=str(folder), repositories={"local": root})
         self.store = Store(folder, "h")
         self.inbox = Inbox(folder)
         self.listener = Listener(
@@ -70,6 +73,7 @@ class Door:
             gate=gate,
             local=self.path if local else "",
             vital=Whole(),
+            desk=lambda: Desk(lambda: self.settings, {}, lambda _: None),
         )
 
     @property

@@ -556,7 +556,7 @@ def test_beyond_this_machine_with_tls_and_a_token() -> None:
         ("socket: false, group: backup", "`socket: false` says there is none"),
         ("tls: {cert: c}", "key"),
         ("limits: {rate: 0}", "1:22 error: rate: "),
-        ("limits: {concurrency: 11}", "1:29 error: concurrency: "),
+        ("limits: {concurrency: 33}", "1:29 error: concurrency: "),
         ("limits: {body: 1}", "body must be within 1KiB and 64MiB"),
         ("limits: {headers: 2MiB}", "headers must be within 1KiB and 1MiB"),
         ("limits: {timeout: 0s}", "1:25 error: timeout: "),
