@@ -69,7 +69,7 @@ RESTLESS: Final[Seconds] = 1.0
 SWITCH: Final[Seconds] = 0.0005
 """How long a thread that works keeps the others from it; Python's own default is 5 ms."""
 CLIENTS_LEAVE: Final[Seconds] = 1.0
-"""Between two looks at a VM whose clients hold a change."""
+"""Between two looks at a VM whose clients hold a change, or the end of its run."""
 RESYNC_LATE: Final[Seconds] = 120.0
 """A resync of many VMs, on storage that hangs, takes a while."""
 LAST: Final[Seconds] = 60.0
@@ -623,7 +623,7 @@ class Daemon:
         causes = {action.cause for action in one.actions}
         if "Starting" in causes:
             times.append(now + 0.2)
-        if causes & {"InUse", "DrainTimedOut"}:
+        if causes & {"InUse", "DrainTimedOut", "ClientsConnected"}:
             times.append(now + CLIENTS_LEAVE)
         if times:
             with self._mutex:

@@ -33,7 +33,7 @@ from reconciler.core.units import Seconds
 from reconciler.execute import Step
 from reconciler.host.files import Given, Text
 from reconciler.loop import Desire, Outcome, Source, chosen, desire, pruned, source_of
-from reconciler.orders import Approve, Cancel, Pause, Resolve, Resume, Retry, stopped
+from reconciler.orders import Approve, Cancel, Pause, Prove, Resolve, Resume, Retain, Retry, stopped
 
 NAME: Final = "control.sock"
 """The socket in the state directory; who may enter that is who may order."""
@@ -99,7 +99,7 @@ class Stop(Struct, frozen=True, kw_only=True, tag=True):
 
 
 Wish: TypeAlias = Specs | Stop
-AnyOrder: TypeAlias = Approve | Cancel | Pause | Resolve | Resume | Retry
+AnyOrder: TypeAlias = Approve | Cancel | Pause | Prove | Resolve | Resume | Retain | Retry
 
 
 class Asked(Struct, frozen=True):

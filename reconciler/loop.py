@@ -642,6 +642,14 @@ class Applier:
                     moved[key] = value
         if moved:
             store.transitions(moved, now)
+        silent = [
+            Event(vm=one.name, run=run, severity="Warning", reason="Stale", message=one.stale)
+            for one in planned.vms
+            if one.stale and (one.name, "Stale") in moved
+            for run in [one.call.run if one.call else ""]
+        ]
+        if silent:
+            store.record(silent, self.command, now)
         return dict(found)
 
 

@@ -74,6 +74,9 @@ class Meters:
             "When the run that has gone on for longest was called for; 0: none goes on",
         )
         self.unknown = gauge("reconciler_calls_unknown", "Calls whose outcome is not known")
+        self.stale = gauge(
+            "reconciler_runs_stale", "Accepted runs of which nothing was heard for stale_after"
+        )
         self.held = gauge("reconciler_prune_held", "VMs gone from the source that are kept up")
         self.paused = gauge("reconciler_paused", "VMs that a person has paused")
         self.crashing = gauge(
@@ -155,6 +158,7 @@ class Meters:
         causes = [{action.cause for action in one.actions} for one in planned.vms]
         self.paused.set(sum("Paused" in found for found in causes))
         self.crashing.set(sum("CrashLoop" in found for found in causes))
+        self.stale.set(sum(bool(one.stale) for one in planned.vms))
         self.held.set(held)
 
     def sourced(self, ok_at: Seconds | None) -> None:

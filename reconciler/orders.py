@@ -11,13 +11,15 @@ from functools import partial
 from typing import ClassVar, Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from reconciler import retaining
 from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.call_plan import LOST
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import HostError, UsageError, nearest
 from reconciler.core.guards import in_use
-from reconciler.core.ledger import EVERY, Ledger
+from reconciler.core.ledger import EVERY, Ledger, Proof
 from reconciler.core.ledger import Pause as Held
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings, below
@@ -221,6 +223,45 @@ class Resolve(Order, frozen=True, kw_only=True):
         reason = f"Resolved{self.verdict.capitalize()}"
         store.record([Event(vm=vm, run=call.run, reason=reason, message=self.reason)], who, now)
         return []
+
+
+class Prove(Order, frozen=True, kw_only=True):
+    """Write down what was found of published runs of one VM by looking at their images."""
+
+    proofs: tuple[Proof, ...]
+
+    def carry_out(self, store: Store, who: str, now: Seconds, _eyes: Observer) -> list[str]:
+        (vm,) = self.vms
+        ledger = store.ledger()
+        runs = {call.job_id: call.run for call in ledger.runs(vm)}
+        kept = ledger.shelf.of(proof.job_id for proof in self.proofs)
+        events = []
+        for proof in self.proofs:
+            if proof.job_id not in runs or kept[proof.job_id].removed:
+                continue  # it went while it was looked at
+            store.prove(replace(proof, who=who))
+            said = "its images are well" if proof.ok else "its images are damaged"
+            events.append(
+                Event(
+                    vm=vm,
+                    run=runs[proof.job_id],
+                    severity="Normal" if proof.ok else "Warning",
+                    reason=f"{proof.kind.capitalize()}{'Passed' if proof.ok else 'Failed'}",
+                    message=f"{proof.kind}: {said}",
+                )
+            )
+        store.record(events, who, now)
+        return []
+
+
+class Retain(Order, frozen=True, kw_only=True):
+    """Remove backups that their VMs' `keep` does not keep, as far as they were shown."""
+
+    jobs: tuple[str, ...]
+    """Job ids of what was shown."""
+
+    def carry_out(self, store: Store, who: str, now: Seconds, eyes: Observer) -> list[str]:
+        return retaining.carry_out(eyes.settings, store, self.vms, self.jobs, now, who)
 
 
 class Cancel(Order, frozen=True, kw_only=True):

@@ -196,6 +196,9 @@ def explain(config: str | None, vm: str, output: str) -> None:
             )
         for line in heard(call, one, actual, ledger, now):
             click.echo(f"    {line}")
+    for kind in tables.TOLD:
+        if kind in found and found[kind].status == "True":
+            click.echo(f"  {kind}: {found[kind].message}")
     if one.unsure:
         click.echo(f"  SpaceUnsure: {one.unsure}")
     if any(action.cause == "RunActive" and action.kind == "wait" for action in one.actions):
@@ -248,6 +251,8 @@ def heard(call: Call, one: VmPlan, actual: Actual, ledger: Ledger, now: float) -
         return
     if said := ledger.telemetry.get(call.job_id):
         yield f"progress: {progress_text(said, now)}"
+    if one.stale:
+        yield f"stale: {one.stale}"
     views = disks(one, actual, ledger)
     arrived = [str(view.export.key) for view in views if view.reported]
     if arrived:
@@ -319,6 +324,11 @@ def next_command(one: VmPlan, plan: Plan, reason: str, requests: str) -> str:
         return f"let run {one.call.run} end, then {apply}"
     if plan.changes or any(action.kind == "wait" for action in actions):
         return apply
+    if one.stale:
+        return (
+            f"look at the appliance; when its run is over: reconciler resolve {name} --completed | "
+            f"--failed --reason WHY; to end it unfinished: reconciler stop {name} --cancel-run"
+        )
     if reason == "ServerDied":
         return f"let the appliance end, then {another}"
     if reason in ("RunFailed", "RunCancelled"):

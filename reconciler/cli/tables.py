@@ -28,6 +28,8 @@ SYMBOL: Final = {
 }
 KEPT: Final = ("SourceUnreadable", "PruneHeld")
 """Conditions by which a VM is kept as it was, whatever the watched directory says."""
+TOLD: Final = ("FellBack", "Implausible")
+"""Conditions of a run that are said wherever it is shown."""
 MOST: Final = 5
 """Strangers that are named one by one."""
 
@@ -182,6 +184,12 @@ def status_text(
         )
         if any(one["type"] == "DisksUnverified" for one in vm["conditions"]):
             out.append("    DisksUnverified: no inventory confirms that these are all its disks")
+        out.extend(
+            f"    {kind}: {found[kind]['message']}"
+            for found in [{one["type"]: one for one in vm["conditions"]}]
+            for kind in ("Stale", *TOLD)
+            if kind in found and found[kind]["status"] == "True"
+        )
         if vm["call"] and (said := progress.get(vm["call"]["job_id"])):
             out.append(f"    {said}")
         shown = wide or not released(vm)

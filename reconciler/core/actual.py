@@ -96,6 +96,8 @@ class Image(Struct, frozen=True, kw_only=True):
     """Nothing was ever written into it."""
     allocated: Bytes = 0
     """What it takes of its file system."""
+    written: Seconds = 0.0
+    """When it was written into last; 0: not known."""
     device: int = 0
     """The file system that it is or would be on: st_dev. 0: not known."""
     outside: str | None = None

@@ -15,7 +15,7 @@ from reconciler.core.desired import Export, at_attempt
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import in_use, unfit
 from reconciler.core.mark import export_of
-from reconciler.core.units import Bytes, Seconds, format_duration, format_size
+from reconciler.core.units import Bytes, Seconds, format_duration, format_size, stamp
 
 LOST: Final = "ClaimWithoutRecord"
 """Reason of a call that only a claim in the repository tells of."""
@@ -204,6 +204,37 @@ class Calls(Disks):
                 remember=call not in self.ledger.open,
             )
         )
+
+    def silence(self) -> str:
+        """What is known of a run of which nothing was heard for too long; empty: it was heard of.
+
+        It is no verdict: a client may be slow, or its way to us shut. With `reports_end` it is the
+        SNA that is asked, with every look.
+        """
+        call, settings = self.call, self.desired.settings
+        if call is None or call.state is not CallState.ACCEPTED or self.all_reported(call):
+            return ""
+        sna = settings.snas.get(call.sna)
+        told = self.ledger.telemetry.get(call.job_id)
+        words = [report.at for report in self.ledger.reports.get(call.job_id, {}).values()]
+        words += [told.at] if told else []
+        last = max(words, default=call.changed)
+        if (sna and sna.reports_end) or self.now - last < settings.loop.stale_after:
+            return ""
+        heard = "nothing was heard of it" if words else "not a word has come of it"
+        begun = "" if words else ", when it was accepted"
+        return f"{heard} since {stamp(last)}{begun}: {self.signs(call)}"
+
+    def signs(self, call: Call) -> str:
+        """What can be seen of an active run: its servers, its clients, its images."""
+        servers = [self.server_for(export) for export in call.exports]
+        total = len(servers)
+        up = sum(bool(one and one.handshake and one.handshake.answered) for one in servers)
+        busy = sum(bool(one and one.clients) for one in servers)
+        images = [self.actual.images.get(export.image) for export in call.exports]
+        written = max((image.written for image in images if image and image.exists), default=0.0)
+        found = f"{up} of {total} servers answer, clients are connected to {busy} of {total} disks"
+        return f"{found}; the images were written last at {stamp(written)}" if written else found
 
     def unseen(self, export: Export) -> str:
         """Why an image cannot be looked at just now; empty: it can."""

@@ -18,7 +18,7 @@ from reconciler.core.units import Bytes, Seconds, format_size
 if TYPE_CHECKING:
     from reconciler.core.inventory import Inventory
     from reconciler.core.ledger import Ledger
-    from reconciler.core.spec import Declared, DiskSpec, Specs
+    from reconciler.core.spec import Declared, DiskSpec, Specs, VmSpec
 
 
 class Export(Struct, frozen=True, kw_only=True):
@@ -45,6 +45,15 @@ class Export(Struct, frozen=True, kw_only=True):
         return value
 
 
+class Keep(Struct, frozen=True, kw_only=True):
+    """How much of a VM's backups is kept at least; a chain goes when neither keeps it."""
+
+    full: int = 1
+    """So many of the newest chains."""
+    days: float = 0.0
+    """Chains whose newest backup ended within so many days."""
+
+
 class Vm(Struct, frozen=True, kw_only=True):
     """What should be true of one VM."""
 
@@ -66,6 +75,8 @@ class Vm(Struct, frozen=True, kw_only=True):
     """Why the run is full although an incremental was asked for; empty: it is what was asked."""
     release: str = "on_completion"
     protect: bool = False
+    keep: Keep | None = None
+    """None: all backups are kept."""
     labels: Mapping[str, str] = field(default_factory=dict)
     exports: tuple[Export, ...] = ()
     verified: bool = True
@@ -217,7 +228,9 @@ def _definite(
     spec = declared.spec
     place = f"{declared.place('name')}"
     if spec.state == "absent":
-        return Vm(name=spec.name, exported=False, protect=spec.protect, place=place)
+        return Vm(
+            name=spec.name, exported=False, protect=spec.protect, keep=_keep(spec), place=place
+        )
     repository = _chosen("repository", spec.repository, settings.repositories, "repositories")
     root = settings.repositories[repository]
     common: dict[str, Any] = {
@@ -228,6 +241,7 @@ def _definite(
         "root": root,
         "release": spec.release,
         "protect": spec.protect,
+        "keep": _keep(spec),
         "labels": dict(spec.labels),
         "place": place,
         "run_place": f"{declared.entry.place('run')}" if declared.entry else "",
@@ -305,6 +319,13 @@ def _definite(
         exports=tuple(exports),
         verified=known is not None,
     )
+
+
+def _keep(spec: VmSpec) -> Keep | None:
+    written = spec.keep
+    if written is None:
+        return None
+    return Keep(full=written.full or 1, days=written.days or 0.0)
 
 
 def _digest(told: list[str | None], sna: Appliance, vcenter: VCenter) -> str:

@@ -23,7 +23,7 @@ RESOLVED: Final = "nbd-reconciler.trouble.resolved"
 """Types of the messages. Source: CloudEvents 1.0, `type`."""
 MEDIA_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 """Source: CloudEvents 1.0, HTTP protocol binding, structured content mode."""
-_KINDS: Final = frozenset({"Stalled", "SourceUnreadable", "PruneHeld"})
+_KINDS: Final = frozenset({"Stalled", "SourceUnreadable", "PruneHeld", "Stale"})
 """Conditions that are a trouble while they are true."""
 _LOST: Final = frozenset({"RunFailed", "ServerDied"})
 """Reasons of `Ready` that nothing but a new run helps against."""

@@ -157,6 +157,8 @@ SAYS: Final[Mapping[str, str]] = {
     "KnownDisk.size": "The size of the virtual disk.",
     "KnownVm.disks": "Every disk of the VM, in the order that gives the positions.",
     "KnownVm.vm": "Where the VM is in vCenter, where the spec does not say it.",
+    "KeepSpec.days": "Chains whose newest backup ended within so many days are kept.",
+    "KeepSpec.full": "So many of the newest chains are kept; at least 1, which is the default.",
     "LoopModel.healthy_after": "How long a server lives before its end is an accident.",
     "LoopModel.max_delete": "VMs that one revision may remove without `approve`.",
     "LoopModel.prune": "Stop what the directory does not name any more.",
@@ -212,6 +214,8 @@ SAYS: Final[Mapping[str, str]] = {
     "VmSpec.backup": "Which run is asked for.",
     "VmSpec.disks": "`inventory`: every disk that it has for this VM; or a list of all of them.",
     "VmSpec.for": "`backup`: written by the appliance. `restore`: read-only, nobody is called.",
+    "VmSpec.keep": "How many of its backups are kept at least; left out: all. Older ones go with "
+    "`reconciler retain`.",
     "VmSpec.labels": "Yours; `backup -l` chooses by them.",
     "VmSpec.name": "The VM context, its identity here.",
     "VmSpec.of": "The completed run that a restore reads.",

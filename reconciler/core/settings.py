@@ -346,7 +346,12 @@ class Settings(Struct, frozen=True, kw_only=True):
             "advertise": self.advertise,
             "qemu_nbd": {name: getattr(qemu, name) for name in QemuNbd.__struct_fields__},
             "snas": {
-                name: {"url": sna.url, "max_running": sna.max_running, "poll": sna.poll}
+                name: {
+                    "url": sna.url,
+                    "max_running": sna.max_running,
+                    "poll": sna.poll,
+                    "reports_end": sna.reports_end,
+                }
                 for name, sna in self.snas.items()
             },
             "healthy_after": self.loop.healthy_after,

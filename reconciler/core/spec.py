@@ -9,7 +9,14 @@ from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal
 
 from msgspec import Struct
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from reconciler.core.document import Document, Path
 from reconciler.core.errors import Diagnostic, Place
@@ -166,6 +173,19 @@ class RestoreSpec(Strict):
     run: Name
 
 
+class KeepSpec(Strict):
+    """How many of a VM's backups are kept at least."""
+
+    full: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    days: Annotated[int, Field(ge=0, le=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> KeepSpec:
+        if self.full is None and self.days is None:
+            raise ValueError("write how many full chains are kept, or for how many days, or both")
+        return self
+
+
 class VmSpec(Strict):
     """One VM as a person writes it."""
 
@@ -178,6 +198,7 @@ class VmSpec(Strict):
     backup: BackupSpec | None = None
     release: Literal["on_completion", "keep"] = "on_completion"
     protect: bool = False
+    keep: KeepSpec | None = None
     labels: Mapping[str, Label] = Field(default_factory=dict)
     disks: Literal["inventory"] | list[DiskSpec] | None = None
     of: RestoreSpec | None = None

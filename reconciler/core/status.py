@@ -165,6 +165,10 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
         found.append(said("Exported", False, "Released", "the run has ended"))
     if vm.purpose == "backup":
         found.append(notified(call))
+    if call and one.stale:
+        found.append(said("Stale", True, "NoTelemetry", f"run {call.run}: {one.stale}"))
+    elif (one.name, "Stale") in ledger.transitions:  # it was so once
+        found.append(said("Stale", False, "Heard", "no run of it is silent for too long"))
     if call and call.run == vm.run and (why := call.fallback or vm.fell_back):
         message = f"run {call.run} is full instead of incremental: {why}"
         found.append(said("FellBack", True, "NoParent", message))

@@ -38,6 +38,8 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     """Disk key → port."""
     unsure: str = ""
     """What could still fill up the file systems of its run; empty: nothing."""
+    stale: str = ""
+    """For how long nothing was heard of its run, and what can be seen of it; empty: it was."""
 
     @property
     def again_at(self) -> Seconds:
@@ -102,6 +104,7 @@ class OneVm(Calls):
             actions=tuple(self.actions),
             call=self.call,
             ports=self.ports,
+            stale=self.silence() if self.over is None else "",
         )
 
     def rival(self) -> str:

@@ -34,6 +34,8 @@ class Effect(StrEnum):
     VERDICT = "verdict committed"
     STOP = "server stopped"
     RELEASE = "lease released"
+    FORGET = "removal of a backup committed"
+    UNLINK = "image removed"
     UNMARK = "intent taken back in the repository"
 
 

@@ -90,7 +90,12 @@ def look(path: str, root: str, paths: Paths | None = None) -> Image:
             if not stat.S_ISREG(info.st_mode):
                 return Image(path=path, exists=True, error=_kind(info.st_mode))
             found = replace(_header(path, fd, info), locked=_locked(fd))
-            return replace(found, allocated=info.st_blocks * 512, device=info.st_dev)
+            return replace(
+                found,
+                allocated=info.st_blocks * 512,
+                written=info.st_mtime,
+                device=info.st_dev,
+            )
         finally:
             os.close(fd)
     except FileNotFoundError:
@@ -260,6 +265,38 @@ def _temporary(path: str) -> str:
     return posixpath.join(posixpath.dirname(path), f"{TEMPORARY}{posixpath.basename(path)}")
 
 
+def irremovable(path: str, root: str, size: Bytes | None, backing: str | None) -> str:
+    """Why what is at `path` is not removed as the image that was published there; empty: it is
+    that, and nobody has it locked, or nothing is there. `size` and `backing` are the record's."""
+    found = look(path, root)
+    if not found.exists:
+        return ""
+    if found.outside:
+        return f"it leads out of {root}, to {found.outside}"
+    if found.error:
+        return found.error
+    if os.path.islink(path):
+        return "it is a symlink: remove it and what it leads to yourself"
+    if found.format != "qcow2" or size not in (None, found.size):
+        return "it is not the image that was published there: remove it yourself"
+    if found.backing not in (backing, None):
+        return f"it is built on {found.backing}, and was on {backing or 'nothing'}"
+    return "some process has it locked" if found.locked else ""
+
+
+def remove(path: str) -> bool:
+    """Remove a file for good; False: it was not there. Raises HostError."""
+    try:
+        with effect(Effect.UNLINK):
+            os.unlink(path)
+            _sync(posixpath.dirname(path))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise HostError(f"cannot remove {path}: {error.strerror}", "CannotRemove") from error
+    return True
+
+
 def sweep(path: str) -> None:
     """Remove what a crash left beside an image that has its name. Never raises."""
     with contextlib.suppress(OSError):
@@ -269,12 +306,15 @@ def sweep(path: str) -> None:
 def check(path: str) -> str:
     """What is wrong with an image, by `qemu-img check`; empty: nothing that matters.
 
-    It may be open in its server, which must be idle and flushed. Clusters that leak cost space and
-    nothing else. Exit codes 0, 2 and 3. Source: qemu-img(1). Raises HostError.
+    It may be open in its server, which must be idle and flushed. It is opened without what it is
+    built on, whose own faults are told of that. Clusters that leak cost space and nothing else.
+    Exit codes 0, 2 and 3. Source: qemu-img(1). Raises HostError.
     """
+    import json
     import subprocess
 
-    line = ["qemu-img", "check", "-U", "-q", "-f", "qcow2", path]
+    alone = {"driver": "qcow2", "file": {"driver": "file", "filename": path}, "backing": None}
+    line = ["qemu-img", "check", "-U", "-q", f"json:{json.dumps(alone)}"]
     try:
         done = subprocess.run(
             line,
@@ -293,7 +333,7 @@ def check(path: str) -> str:
         ) from error
     except OSError as error:
         raise HostError(f"cannot run qemu-img: {error.strerror}", "CannotCheck") from error
-    words = (done.stderr + done.stdout).strip().splitlines()
+    words = (done.stderr + done.stdout).replace(line[-1], path).strip().splitlines()
     if done.returncode == 2:
         return words[0] if words else "qemu-img check finds errors in it"
     if done.returncode not in (0, 3):

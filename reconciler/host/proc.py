@@ -153,6 +153,20 @@ def openers(path: str, ignore: Iterable[int] = ()) -> list[int]:
     return sorted(pid for pid in pids if pid not in skip and _holds(str(pid), wanted, inode))
 
 
+def users(path: str) -> list[int]:
+    """The other processes that have a file open, however they use it."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return []
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    inode = str(wanted.st_ino)
+    me = os.getpid()
+    return sorted(
+        pid for pid in pids if pid != me and _holds(str(pid), wanted, inode, writing=False)
+    )
+
+
 def has_open(pid: int, path: str) -> bool:
     """Whether a process has the file at `path` open; True too where that is not ours to see."""
     try:
@@ -177,7 +191,7 @@ def _described(name: str, fd: str | int) -> dict[str, str]:
         return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
 
 
-def _holds(name: str, wanted: os.stat_result, inode: str | None) -> bool:
+def _holds(name: str, wanted: os.stat_result, inode: str | None, *, writing: bool = True) -> bool:
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{name}/fd"):
             with contextlib.suppress(OSError, ValueError):
@@ -187,7 +201,7 @@ def _holds(name: str, wanted: os.stat_result, inode: str | None) -> bool:
                 found = os.stat(f"/proc/{name}/fd/{fd}")
                 if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino):
                     continue
-                if int(known["flags"], 8) & os.O_ACCMODE != os.O_RDONLY:
+                if not writing or int(known["flags"], 8) & os.O_ACCMODE != os.O_RDONLY:
                     return True
     return False
 

@@ -117,16 +117,20 @@ def test_what_the_appliance_is_told_is_the_wire_format() -> None:
 
 
 def test_an_incremental_builds_on_its_parent_and_says_so() -> None:
-    vm = replace(changed(a_vm(run="r2"), backing=f"{ROOT}/base"), type="incremental")
+    base = an_export().image
+    vm = replace(changed(a_vm(run="r2"), backing=base), type="incremental")
     host = FakeHost(a_settings())
-    host.put(f"{ROOT}/base", GIB, pristine=False)
+    host.put(base, GIB, pristine=False)
+    before = a_call(state=CallState.COMPLETED)
+    host.records.calls[before.key] = before
+    host.records.report(before.job_id, 0)
     settle(host, wanting(vm))
     (post,) = sna_of(host).posts
     assert (post.request["backup_type"], post.request["previous_change_id"]) == (
         "incremental",
         "ask-hub",
     )
-    assert host.images[vm.exports[0].image].backing == f"{ROOT}/base"
+    assert host.images[vm.exports[0].image].backing == base
 
 
 def test_the_intent_and_the_targets_are_on_disk_before_a_byte_leaves() -> None:

@@ -122,6 +122,7 @@ def second_run(world: World) -> None:
     world.spec()
     world.apply()
     world.resolve("--completed")
+    world.site.reported("pg")
     world.spec(backup={"run": "r2", "type": "incremental"})
 
 
@@ -402,7 +403,9 @@ def test_every_effect_is_in_a_scenario(sweep: Sweep) -> None:
         for scenario in SCENARIOS.values()
         for point in sweep.points(scenario)
     }
-    assert seen == {(effect, side) for effect in Effect for side in Side}
+    # Backups are removed by no apply: tests/host/test_retaining.py crashes there.
+    elsewhere = {Effect.FORGET, Effect.UNLINK}
+    assert seen == {(effect, side) for effect in {*Effect} - elsewhere for side in Side}
 
 
 @pytest.mark.parametrize("goes_on", [False, True], ids=["for ever", "for a while"])

@@ -181,6 +181,9 @@ def test_an_incremental_builds_on_the_newest_completed_run(site: Site, ending: A
     site.spec(site.vm("ctx-1"))
     site.apply("--wait", "--timeout", "60s")
     site.spec(site.vm("ctx-1", backup={"run": "r2", "type": "incremental"}))
+    assert "NoChangeId" in site.apply(code=1)
+    assert len(ending.starts()) == 1
+    site.reported("ctx-1")
     site.apply("--wait", "--timeout", "60s")
     image = site.image("ctx-1", run="r2")
     info = json.loads(

@@ -103,6 +103,7 @@ def test_a_run_whose_server_was_killed_under_its_writer_fails_and_the_next_works
         ending.source("ctx-1", key, os.urandom(MIB))
     site.spec(site.vm("ctx-1", [MIB, MIB]))
     site.apply("--wait", "--timeout", "60s")
+    site.reported("ctx-1")
     ending.end()
     ending.start("--slow", "20")  # seconds in which its clients stay connected, half-way
     site.appliance_at(ending.url)

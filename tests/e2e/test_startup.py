@@ -73,6 +73,8 @@ def test_status_of_what_runs_loads_little(site: Site, appliance: Appliance) -> N
         ["status", "-o", "wide"],
         ["history", "ctx-1"],
         ["history", "ctx-1", "-o", "json"],
+        ["chain", "ctx-1"],
+        ["chain", "ctx-1", "-o", "json"],
         ["events", "ctx-1"],
         ["wait", "ctx-1", "--for", "Ready"],
         ["state", "backup", "copy.db"],

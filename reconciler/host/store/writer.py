@@ -303,9 +303,18 @@ class Store:
 
     # -- what is kept of published runs
 
-    def removed(self, job_id: str, now: Seconds) -> None:
-        """The images of a published run are about to be removed."""
-        with self._write() as db:
+    def removed(self, job_id: str, now: Seconds, positions: Iterable[int] = ()) -> None:
+        """The images of a published run are about to be removed.
+
+        `positions`: its disks; of a run that was published before anything was kept of them, this
+        is kept.
+        """
+        with effect(Effect.FORGET), self._write() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO archived (job_id, position, size, allocated, digest, at) "
+                "VALUES (?, ?, 0, 0, '', 0)",
+                [(job_id, position) for position in positions],
+            )
             db.execute(
                 "UPDATE archived SET removed = ? WHERE job_id = ? AND removed = 0", (now, job_id)
             )
