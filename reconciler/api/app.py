@@ -181,8 +181,9 @@ def create_app(
         add("/readyz", probes.ready, Scope.WATCH, kind=plain, more=text, tag=tag)
         add("/metrics", probes.metrics, Scope.WATCH, kind=plain, tag=tag)
     _describe(app)
-    _say_errors(app, say)
-    return Guarded(app, say, gate or Gate(), Routes(app))
+    routes = Routes(app)
+    _say_errors(app, say, routes)
+    return Guarded(app, say, gate or Gate(), routes)
 
 
 def _add_backups(add: Callable[..., None], api: BackupApi) -> None:
@@ -202,6 +203,7 @@ def _add_backups(add: Callable[..., None], api: BackupApi) -> None:
     stream: dict[int | str, dict[str, Any]] = {
         200: {
             "description": "Server-sent events: `log`, `status`, `end`.",
+            "content": {"text/event-stream": {"schema": _EVENT}},
         }
     }
     add(BACKUPS, api.start, operate, "POST", answer=Backup, asked=Start, status=201, more=here)
@@ -213,6 +215,16 @@ def _add_backups(add: Callable[..., None], api: BackupApi) -> None:
     add(f"{BACKUPS}/{{vm_name}}/chain", api.chain, read, answer=Chain)
 
 
+_EVENT: Final = {
+    "type": "object",
+    "description": "One event of the stream; `data` is JSON.",
+    "properties": {
+        "id": {"type": "string", "description": "Of a `log`: the number to go on from."},
+        "event": {"type": "string", "enum": ["log", "status", "end"]},
+        "data": {"type": "string"},
+    },
+    "required": ["event", "data"],
+}
 _LOCATION: Final = {
     "Location": {"description": "Where to look at it.", "schema": {"type": "string"}}
 }
@@ -240,15 +252,17 @@ def _describe(app: FastAPI) -> None:
     app.add_api_route(OPENAPI, openapi, include_in_schema=False, openapi_extra=needs(Scope.READ))
 
 
-def _say_errors(app: FastAPI, say: Say) -> None:
+def _say_errors(app: FastAPI, say: Say, routes: Routes) -> None:
     async def refused(request: Request, problem: Exception) -> JSONResponse:
         assert isinstance(problem, HTTPException)
         details, path = problem.detail, request.url.path
         if details == short(problem.status_code):
             details = f"nothing is at {path}"
+        headers = problem.headers
         if problem.status_code == 405:
-            details = f"{path} takes {(problem.headers or {}).get('Allow')}, not {request.method}"
-        return error(problem.status_code, details, problem.headers)
+            headers = {"Allow": ", ".join(routes.methods(request.scope))}
+            details = f"{path} takes {headers['Allow']}, not {request.method}"
+        return error(problem.status_code, details, headers)
 
     async def misread(_: Request, problem: Exception) -> JSONResponse:
         assert isinstance(problem, RequestValidationError)

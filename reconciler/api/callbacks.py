@@ -91,9 +91,10 @@ class Callbacks:
         )
 
     def telemetry(
-        self, job_id: str, said: Annotated[Progress, Depends(body(Progress))]
+        self, job_type: str, job_id: str, said: Annotated[Progress, Depends(body(Progress))]
     ) -> JSONResponse:
         """How far a run is, by the word of its client, whatever type it gives the job."""
+        del job_type  # a part of the path, and no more
         receipt = self.inbox.telemetry(
             job_id,
             time.time(),

@@ -57,6 +57,14 @@ class Routes:
     def __init__(self, app: FastAPI) -> None:
         self.app = app
 
+    def methods(self, request: Asked) -> list[str]:
+        """What may be done at a path: by every route with the pattern of the first that takes it,
+        as another with a wider one is about something else."""
+        routes = self.app.router.routes
+        first = next((one for one in routes if one.matches(request)[0] is not Match.NONE), None)
+        alike = [one for one in routes if getattr(one, "path", None) == getattr(first, "path", "")]
+        return sorted({name for one in alike for name in getattr(one, "methods", None) or ()})
+
     def needed(self, request: Asked) -> Scope:
         """Of a path that nothing is at, as much as of one that only shows something."""
         partly = Scope.READ
