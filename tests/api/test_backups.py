@@ -23,6 +23,7 @@ from reconciler.desk import DaemonDesk
 from reconciler.host import lock
 from reconciler.host.store import StoreError, events
 from reconciler.host.store.rows import call_of
+from reconciler.orders import Cancel
 from tests.api.played import BACKUPS, PID, PORT, Answer, Played
 from tests.core.builders import HUB
 from tests.host.test_inbox import ACCEPTED, ENDED, OPEN, UNASKED
@@ -235,6 +236,17 @@ def test_many_at_once_are_one_run(hub: Played) -> None:
     assert len(found) == 6
     assert found.count(Why.ACTIVE) == 5
     assert len(hub.get().body["backups"]) == 1
+
+
+def test_a_request_counts_before_the_daemon_has_read_it(
+    hub: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = hub.desk.source()
+    monkeypatch.setattr(hub.desk, "source", lambda: stale)
+    hub.played.up, hub.played.waits = False, "not read yet"
+    job = hub.start(key="k").body["backup_id"]
+    assert hub.start(key="k").body["backup_id"] == job
+    refused(hub.start(), 409, job)
 
 
 # -- the same again
@@ -617,6 +629,10 @@ def test_the_servers_of_another_run_are_left_alone(hub: Played) -> None:
     assert hub.ask("DELETE", f"{BACKUPS}/later").body["status"] == "cancelled"
     assert hub.call(waiting.job_id).state is CallState.CANCELLED
     assert (hub.call(job).state, len(hub.store.ledger().leases)) == (CallState.ACCEPTED, 2)
+    ledger = hub.store.ledger()
+    for call, leaves in ((waiting, False), (hub.call(job), True)):
+        assert Cancel(vms=("ctx-1",), call=call).leaves(ledger) is leaves
+    assert not Cancel(vms=("ctx-2",), call=waiting).leaves(ledger)  # nothing of it was ever there
 
 
 @pytest.mark.parametrize("state", ENDED)
