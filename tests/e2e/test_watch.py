@@ -52,6 +52,7 @@ def settled(site: Site, *vms: str) -> None:
 
 def test_it_makes_a_directory_true_and_heals_what_ends(quick: Site, appliance: Appliance) -> None:
     quick.spec(quick.vm("ctx-1", (1 << 20, 1 << 20)))
+    quick.real_starts = True
     with watching(quick) as daemon:
         settled(quick, "ctx-1")
         before = quick.servers()
