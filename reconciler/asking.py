@@ -252,6 +252,7 @@ class Desk:
     def book(self, wish: Wish) -> Booked:
         """Ask for a run of a VM, unless that was done before. Raises RefusedError, HostError."""
         settings = self.settings
+        wish = replace(wish, who=asking.one_line(wish.who))
         folder = Path(settings.requests)
         requests.prepare(folder)
         with lock.held(folder / ".lock", wish.who, LOCK):
@@ -285,7 +286,7 @@ class Desk:
                 vm=name,
                 run=run,
                 type=wish.type,  # type: ignore[arg-type]  # checked by the model itself
-                by=asking.one_line(wish.who),
+                by=wish.who,
                 policy=wish.policy,
                 tags=wish.tags,
             )

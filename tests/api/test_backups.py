@@ -114,10 +114,14 @@ def test_a_backup_is_asked_for_and_answered_when_its_servers_are_up(hub: Played)
 
 
 def test_what_is_written_is_what_backup_writes(hub: Played) -> None:
-    hub.who = "scheduler"
+    hub.who = "scheduler\nruns: []"
     hub.start(policy_id="{{ x }}", tags={"a": '{"b": {"c": 1}}', "{{d}}": "{% e %}"})
     entry = request_of(hub)
-    assert (entry["vm"], entry["type"], entry["by"]) == ("ctx-1", "full", "scheduler")
+    assert (entry["vm"], entry["type"], entry["by"]) == (
+        "ctx-1",
+        "full",
+        "scheduler?runs: []",
+    )
     found = hub.get().body["backups"][0]
     assert found["policy_id"] == "{{ x }}"
     assert found["tags"] == {"a": '{"b": {"c": 1}}', "{{d}}": "{% e %}"}
