@@ -25,7 +25,7 @@ $(BIN)/reconciler: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(BIN)/reconciler
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,fuzz]'
 	@touch $@
 
 install: $(BIN)/reconciler ## Make a virtual environment with the command in it

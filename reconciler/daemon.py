@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from msgspec.structs import replace
 
@@ -52,6 +52,10 @@ from reconciler.keeping import Hands, Roster, Sockets
 from reconciler.look import questions
 from reconciler.loop import Applier, Outcome, state_directory_of, worth
 
+if TYPE_CHECKING:
+    from reconciler.core.inventory import Inventory
+    from reconciler.core.spec import Specs
+
 WORKERS: Final = 8
 """Looks at a time. Each is mostly waiting; more than four per core gain nothing."""
 STUCK: Final[Seconds] = 1.0
@@ -66,7 +70,7 @@ RESTLESS: Final[Seconds] = 1.0
 SWITCH: Final[Seconds] = 0.0005
 """How long a thread that works keeps the others from it; Python's own default is 5 ms."""
 CLIENTS_LEAVE: Final[Seconds] = 1.0
-"""Between two looks at a VM whose clients hold a change."""
+"""Between two looks at a VM whose clients hold a change, or the end of its run."""
 RESYNC_LATE: Final[Seconds] = 120.0
 """A resync of many VMs, on storage that hangs, takes a while."""
 LAST: Final[Seconds] = 60.0
@@ -78,6 +82,10 @@ class Reading(Protocol):
 
     @property
     def revision(self) -> Revision: ...
+    @property
+    def specs(self) -> Specs: ...
+    @property
+    def inventory(self) -> Inventory | None: ...
     @property
     def vms(self) -> Collection[str]: ...
     @property
@@ -616,7 +624,7 @@ class Daemon:
         causes = {action.cause for action in one.actions}
         if "Starting" in causes:
             times.append(now + 0.2)
-        if causes & {"InUse", "DrainTimedOut"}:
+        if causes & {"InUse", "DrainTimedOut", "ClientsConnected"}:
             times.append(now + CLIENTS_LEAVE)
         if times:
             with self._mutex:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from msgspec.structs import replace
 
 from reconciler.core import doctor
+from reconciler.core.access import key as token
 from reconciler.core.actual import Handshake, Listener
 from reconciler.core.desired import Export
 from reconciler.core.doctor import (
@@ -52,6 +53,7 @@ from reconciler.host import (
     processes,
     qemu_nbd,
     sockets,
+    tls,
     trial,
 )
 from reconciler.host.store import NAME as STORE
@@ -427,8 +429,10 @@ class Doctor:
                 read = partial(files.secret, ref, self.environment)
                 kept = ref.identity or ref
                 near = posixpath.dirname(kept.name) if kept.kind == "file" else ""
-                asked(near, read) if near else read()
-            except HostError as wrong:
+                found = asked(near, read) if near else read()
+                if what.startswith("api "):
+                    token(what, found.reveal(), ())
+            except (HostError, ValueError) as wrong:
                 error = str(wrong)
             yield doctor.secret(what, str(ref), error)
 
@@ -448,8 +452,11 @@ class Doctor:
         ):
             if ref:
                 yield name, ref
+        for one in settings.api.tokens:
+            yield f"api {one.name}", one.secret
 
     def _api(self) -> Iterator[Check]:
+        yield self._access()
         listen = self.settings.listen
         host = "127.0.0.1" if listen.host == "localhost" else listen.host
         why_not = machine.bindable(host, listen.port)
@@ -469,6 +476,24 @@ class Doctor:
             yield doctor.unknown("api", "callbacks", said, "run this as its user, or as root")
             return
         yield doctor.listening(str(listen), why_not, ours, holder)
+
+    def _access(self) -> Check:
+        api = self.settings.api
+        problem = ""
+        try:
+            if api.tls:
+                tls.context(api.tls)
+            if api.group:
+                sockets.gid(api.group)
+        except HostError as error:
+            problem = str(error)
+        return doctor.access(
+            self.settings.listen,
+            [token.name for token in api.tokens],
+            api.callbacks_closed,
+            bool(api.tls),
+            problem,
+        )
 
     def _kept(self) -> dict[int, int]:
         """The sockets of the processes of this hub that take callbacks, known by their locks."""

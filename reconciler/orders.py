@@ -270,15 +270,49 @@ class Cancel(Order, frozen=True, kw_only=True):
     """End the active runs of some VMs, whatever their SNAs do, so that they can be stopped."""
 
     kill_clients: bool = False
+    call: Call | None = None
+    """Not the active runs but this one, which may not have been called yet, or be no more than
+    asked for."""
 
-    def carry_out(self, store: Store, _who: str, now: Seconds, eyes: Observer) -> list[str]:
+    def carry_out(self, store: Store, who: str, now: Seconds, eyes: Observer) -> list[str]:
         ledger = store.ledger()
-        self.refuse_early(ledger, eyes)
-        for call in filter(None, map(ledger.active, self.vms)):
-            if call.state is CallState.INTENDED:
-                call = store.advance(call, CallEvent.CRASH, now)
-            store.advance(call, CallEvent.CANCEL, now, message="by order of stop")
+        if self.call is None:
+            self.refuse_early(ledger, eyes)
+            for call in filter(None, map(ledger.active, self.vms)):
+                self._end(store, call, now, "by order of stop")
+            return []
+        known = ledger.find(*self.call.key)
+        if known is None:
+            store.remember(self.call)  # so that it is never begun, whatever still asks for it
+        call = known or self.call
+        if call.state.terminal:
+            raise HostError(
+                f"cannot cancel run {call.run} of {call.vm}: it is {call.state} already"
+            )
+        if self.leaves(ledger):
+            self.refuse_early(ledger, eyes)
+        told = (
+            "; its appliance cannot be told: whoever writes for it fails as its servers are gone"
+            if call.state.active
+            else ""
+        )
+        self._end(store, call, now, f"by order of {who}{told}")
+        said = f"run {call.run} was {call.state}{told}"
+        store.record([Event(vm=call.vm, run=call.run, reason="Cancelled", message=said)], who, now)
         return []
+
+    def leaves(self, ledger: Ledger) -> bool:
+        """Whether the servers of these VMs are to go: not where another run has them, and not where
+        nothing was ever applied."""
+        known = {*ledger.applied, *(lease.vm for lease in ledger.leases)}
+        others = [ledger.active(vm) for vm in self.vms]
+        mine = self.call.key if self.call else None
+        return known.issuperset(self.vms) and all(one is None or one.key == mine for one in others)
+
+    def _end(self, store: Store, call: Call, now: Seconds, message: str) -> None:
+        if call.state is CallState.INTENDED:
+            call = store.advance(call, CallEvent.CRASH, now)
+        store.advance(call, CallEvent.CANCEL, now, message=message)
 
     def refuse_early(self, ledger: Ledger, eyes: Observer) -> None:
         """Say what would keep the servers from being stopped before the run is ended for good."""

@@ -23,6 +23,7 @@ from reconciler.core import source, spec_files
 from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic, HostError
+from reconciler.core.inventory import Inventory
 from reconciler.core.ledger import Declaration, Ledger
 from reconciler.core.runs import newest
 from reconciler.core.settings import SecretRef, Settings
@@ -140,6 +141,11 @@ class Reading(Struct, frozen=True, kw_only=True):
     """Whether anything else is desired of any VM than at the reading before."""
     before: Mapping[str, Any]
     """What was remembered of the reading before."""
+
+    @property
+    def inventory(self) -> Inventory | None:
+        """What is known of all disks, as far as that could be read."""
+        return self.answer.inventory
 
     @property
     def vms(self) -> Collection[str]:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 from typing import Final
 
 from msgspec import Struct, ValidationError, convert
@@ -56,15 +57,21 @@ def ourselves(hub: str, state: str, command: str) -> About:
     return About(hub=hub, state=os.path.realpath(state), pid=os.getpid(), command=command)
 
 
-def holder(endpoint: Endpoint) -> Holder:
-    """Who listens there, by the kernel's word and by its own."""
-    about = _asked(endpoint)
+def holder(endpoint: Endpoint, local: str = "") -> Holder:
+    """Who listens there, by the kernel's word and by its own.
+
+    `local`: the path of a Unix socket at which it may answer who may not ask at the address.
+    """
+    about = _asked(http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=ASK_TIMEOUT))
     inodes = [
         one.inode
         for one in proc.tcp_sockets(established=False)
         if one.port == endpoint.port and one.listening and _meets(one.address, endpoint.host)
     ]
     pids = sorted(set(proc.holders(inodes).values()))
+    if about is None and local:
+        near = _asked(_Local(local))
+        about = near if near and near.pid in pids else None
     if about:
         return Holder(f"the reconciler of hub {about.hub}, {about}", about)
     if pids:
@@ -78,9 +85,21 @@ def _meets(address: str, host: str) -> bool:
     return address in (mine, f"::ffff:{mine}", "0.0.0.0", "::")  # noqa: S104 seen, not bound
 
 
-def _asked(endpoint: Endpoint) -> About | None:
+class _Local(http.client.HTTPConnection):
+    """To a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=ASK_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _asked(connection: http.client.HTTPConnection) -> About | None:
     """What the listener says of itself; None: it is no reconciler, or does not say."""
-    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=ASK_TIMEOUT)
     with contextlib.closing(connection):
         try:
             connection.request("GET", HEALTH)

@@ -1,305 +1,277 @@
-"""The HTTP API: the callbacks of the appliances' clients, and a word about our health.
+"""The HTTP API as a whole: every route, what it needs, and what it says when it cannot.
 
-The paths and fields are those of the clients in the field. A body is read leniently where we do
-not use it and strictly where we do. Every error is JSON: `error`, `details`, `timestamp`.
+The paths and fields are those of the clients in the field. Every error is JSON: `error`,
+`details`, `timestamp`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
-from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Final
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reconciler import __version__
+from reconciler.api import backups as backup_api
 from reconciler.api.about import HEALTH, About
-from reconciler.core.errors import HostError
-from reconciler.core.units import stamp
-from reconciler.host.store.inbox import Inbox, Question, Receipt, Word
+from reconciler.api.answers import error, short
+from reconciler.api.backups import BackupApi
+from reconciler.api.bodies import documented, sentence
+from reconciler.api.callbacks import Callbacks, Kick
+from reconciler.api.gate import Gate
+from reconciler.api.guard import Guarded, Routes, Say, needs
+from reconciler.api.models import (
+    Backup,
+    Backups,
+    Chain,
+    ChangeId,
+    Completed,
+    Completion,
+    Error,
+    Health,
+    Heard,
+    Progress,
+    Start,
+    Stats,
+)
+from reconciler.api.probes import Probes, Vital
+from reconciler.api.streams import EventStream
+from reconciler.asking import Desk, RefusedError
+from reconciler.core.access import Scope
+from reconciler.core.errors import ReconcilerError
+from reconciler.host.store.inbox import Inbox
 
-MAX_BODY: Final = 1 << 20
-"""Bytes of a request's body. A telemetry post that names 100 disks has about 20 KiB."""
-
-Kick: TypeAlias = Callable[[str], None]
-"""Look at this VM again. It carries no news."""
-Say: TypeAlias = Callable[[str], None]
-"""A line for who watches the process."""
-
-
-class Vital(Protocol):
-    """What a process says of itself, to who watches over it."""
-
-    def alive(self) -> str:
-        """Why it should be ended; empty: it moves."""
-        ...
-
-    def ready(self) -> str:
-        """Why it is not ready; empty: it is."""
-        ...
-
-    def exposition(self) -> tuple[bytes, str]:
-        """Its figures, and their media type."""
-        ...
-
-
-Number: TypeAlias = StrictInt | StrictFloat | None
-
-
-def _position(value: Any) -> Any:
-    """A position as a number; our own answers write it as text, so text is read too."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
-        return int(value)
-    return value
-
-
-class Said(BaseModel):
-    """A body; what we do not know in it is left alone."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Completion(Said):
-    """One disk has arrived."""
-
-    change_id: str
-    disk_id: Annotated[StrictInt | None, BeforeValidator(_position)] = None
-    bytes_transferred: Number = None
-
-
-class Failure(Said):
-    """What went wrong, in the client's words."""
-
-    message: str | None = None
-    code: StrictInt | str | None = None
-
-    def __str__(self) -> str:
-        known = [str(one) for one in (self.message, self.code) if one not in (None, "")]
-        return f"{known[0]} ({known[1]})" if len(known) == 2 else "".join(known)
-
-
-class Progress(Said):
-    """How far a job is. What it says of single disks is not kept."""
-
-    status: str | None = None
-    current_phase: str | None = None
-    bytes_transferred: Number = None
-    total_bytes: Number = None
-    transfer_speed_bps: Number = None
-    progress_percent: Number = None
-    error: Failure | None = None
-
-
-S = TypeVar("S", bound=Said)
-
-
-def _body(model: type[S]) -> Callable[[Request], Awaitable[S]]:
-    """Reads a body as JSON, whatever its Content-Type says. Raises HTTPException."""
-
-    async def read(request: Request) -> S:
-        try:
-            return model.model_validate_json(await request.body())
-        except ValidationError as error:
-            findings = error.errors(include_url=False, include_input=False)
-            broken = findings[0]["type"] == "json_invalid"
-            raise HTTPException(400 if broken else 422, _sentence(findings)) from None
-
-    return read
-
-
-def _sentence(findings: Any) -> str:
-    """Pydantic's findings in one line."""
-    said = [
-        f"{'.'.join(map(str, one['loc']))}: {one['msg']}" if one["loc"] else str(one["msg"])
-        for one in findings[:5]
-    ]
-    return "; ".join(said)
-
-
-_STATUS: Final[Mapping[Word | Question, int]] = {
-    Word.NOTED: 200,
-    Word.REPEATED: 200,
-    Word.LATE: 200,  # it was heard, and another try would not change it
-    Word.UNASKED: 409,
-    Word.UNKNOWN_JOB: 404,
-    Word.UNKNOWN_DISK: 404,
-    Question.ANSWERED: 200,
-    Question.UNKNOWN_VM: 404,
-    Question.UNKNOWN_DISK: 404,
-    Question.AMBIGUOUS: 409,
+OPENAPI: Final = "/openapi.json"
+BACKUPS: Final = "/api/v1/backups"
+_ABOUT: Final = (
+    "Backups of whole VMs: what schedulers ask of a hub, and what the clients of its node "
+    "appliances tell it. One request is one snapshot of all disks of a VM."
+)
+_ERRORS: Final = {
+    400: "It cannot be meant: no JSON, an unknown repository, or a VM whose spec is refused.",
+    401: "A token is needed, and none that is known was sent.",
+    403: "This token may not do that.",
+    404: "There is no such VM, backup, job or disk.",
+    409: "Something that has not ended stands in the way; `Location` names it.",
+    413: "The body is too large.",
+    422: "A field is missing, or of another shape.",
+    429: "Too many requests; `Retry-After` says when to ask again.",
+    500: "A bug; the hub's process says more.",
+    503: "Not ready: trying again may help.",
 }
 
 
-class Callbacks:
-    """What the clients of the appliances ask and tell."""
+_ERROR: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+"""Named here and not by its model: a route that answers with text has errors in JSON all the same.
+"""
 
-    def __init__(self, inbox: Inbox, about: About, kick: Kick, say: Say) -> None:
-        self.inbox, self.about, self.kick, self.say = inbox, about, kick, say
 
-    def change_id(self, vm_name: str, disk_id: int = 0) -> JSONResponse:
-        """From which change id a disk of the active run goes on."""
-        answer = self.inbox.change_id(vm_name, disk_id)
-        if (status := _STATUS[answer.question]) != 200:
-            return error(status, answer.message)
-        return JSONResponse(
-            {
-                "vm_name": vm_name,
-                "disk_id": str(disk_id),
-                "change_id": answer.change_id,
-                "backup_job_id": answer.job_id,
-                "message": answer.message,
-            }
-        )
+class _Routes:
+    """Takes the routes of an application, each with all that is said of it, in one place."""
 
-    def complete(
-        self, backup_id: str, body: Annotated[Completion, Depends(_body(Completion))]
-    ) -> JSONResponse:
-        """One disk of a run has arrived."""
-        try:
-            receipt = self.inbox.report(
-                backup_id,
-                body.disk_id,
-                body.change_id,
-                body.bytes_transferred or 0,
-                time.time(),
-            )
-        except ValueError as wrong:
-            return error(400, str(wrong))
-        self.heard(receipt)
-        if receipt.word is not Word.REPEATED or receipt.change_id != body.change_id.strip():
-            self.say(f"callback: {receipt.message}")
-        if (status := _STATUS[receipt.word]) != 200:
-            return error(status, receipt.message)
-        late = receipt.word is Word.LATE
-        return JSONResponse(
-            {
-                "status": receipt.state.lower() if late else "completed",
-                "backup_id": backup_id,
-                "change_id": receipt.change_id,
-                "message": receipt.message,
-                "timestamp": stamp(time.time()),
-            }
-        )
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
 
-    def telemetry(
-        self, job_id: str, body: Annotated[Progress, Depends(_body(Progress))]
-    ) -> JSONResponse:
-        """How far a run is, by the word of its client, whatever type it gives the job."""
-        receipt = self.inbox.telemetry(
-            job_id,
-            time.time(),
-            status=body.status or "",
-            phase=body.current_phase or "",
-            size=body.bytes_transferred or 0,
-            total=body.total_bytes or 0,
-            speed=body.transfer_speed_bps or 0,
-            percent=body.progress_percent or 0,
-            error=str(body.error) if body.error else "",
-        )
-        self.heard(receipt)
-        if (status := _STATUS[receipt.word]) != 200:
-            return error(status, receipt.message)
-        return JSONResponse(
-            {"status": "success", "message": receipt.message, "timestamp": stamp(time.time())}
-        )
-
-    def heard(self, receipt: Receipt) -> None:
-        if receipt.word is Word.NOTED:
-            self.kick(receipt.vm)
-
-    def health(self) -> JSONResponse:
-        """Whether callbacks can be taken, and by whom."""
-        found = {
-            "hub": self.about.hub,
-            "state": self.about.state,
-            "state_id": "",
-            "pid": self.about.pid,
-            "command": self.about.command,
-            "version": __version__,
-            "timestamp": stamp(time.time()),
+    def add(
+        self,
+        path: str,
+        endpoint: Callable[..., Any],
+        scope: Scope,
+        method: str = "GET",
+        *,
+        answer: type[BaseModel] | None = None,
+        status: int = 200,
+        asked: type[BaseModel] | None = None,
+        more: Mapping[int | str, dict[str, Any]] | None = None,
+        tag: str = "backups",
+        kind: type[Response] = JSONResponse,
+    ) -> None:
+        """`scope`: what who asks needs. `answer`: the shape of a good one, which is of that `kind`.
+        `asked`: the body's. `more`: other answers than those."""
+        watch = scope is Scope.WATCH
+        known = _ERRORS if not watch else {status: _ERRORS[status] for status in (401, 429, 500)}
+        responses: dict[int | str, dict[str, Any]] = {
+            number: {"description": said, "content": _ERROR} for number, said in known.items()
         }
-        try:
-            identity = self.inbox.identity()
-        except HostError as trouble:
-            words = {"status": "not ready", "error": _short(503), "details": str(trouble)}
-            return JSONResponse({**words, **found}, 503)
-        return JSONResponse(
-            {"status": "healthy", **found, "state_id": identity.state_id if identity else ""}
+        if answer:
+            responses[status] = {"model": answer}
+        self.app.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            status_code=status,
+            response_class=kind,
+            responses={**responses, **(more or {})},
+            tags=[tag],
+            operation_id=endpoint.__name__,
+            openapi_extra={
+                **needs(scope),
+                **(documented(asked) if asked else {}),
+                **({} if watch else {"security": [{"token": []}, {}]}),
+            },
         )
-
-
-class Probes:
-    """Short answers for who watches over the process."""
-
-    def __init__(self, vital: Vital) -> None:
-        self.vital = vital
-
-    def alive(self) -> Response:
-        """200 as long as the loop moves."""
-        return _probed(self.vital.alive())
-
-    def ready(self) -> Response:
-        """200 when every VM was looked at once, and the store can be read."""
-        return _probed(self.vital.alive() or self.vital.ready())
-
-    def metrics(self) -> Response:
-        """Prometheus' text format."""
-        body, kind = self.vital.exposition()
-        return Response(body, media_type=None, headers={"Content-Type": kind})
-
-
-def _probed(trouble: str) -> Response:
-    return PlainTextResponse(f"{trouble or 'ok'}\n", 503 if trouble else 200)
 
 
 def create_app(
-    inbox: Inbox, about: About, kick: Kick, say: Say, vital: Vital | None = None
-) -> ASGIApp:
+    inbox: Inbox,
+    about: About,
+    kick: Kick,
+    say: Say,
+    vital: Vital | None = None,
+    gate: Gate | None = None,
+    desk: Desk | None = None,
+    closing: Callable[[], bool] = lambda: False,
+) -> Guarded:
     """The application. `kick` is told of VMs that are worth a look, `say` what a person should
-    see; both from any thread. `vital`: the process, where it is one that is watched over."""
-    callbacks = Callbacks(inbox, about, kick, say)
+    see; both from any thread. `vital`: the process, where it is one that is watched over.
+    `gate`: who may come in; None: whoever is on this machine. `desk`: who is asked for runs; None:
+    nobody, there are callbacks alone. `closing`: whether the process is about to end."""
     app = FastAPI(
         title="reconciler",
+        description=_ABOUT,
         version=__version__,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
     )
-    add = app.add_api_route
-    add(HEALTH, callbacks.health, methods=["GET"])
-    add("/api/v1/backups/changeid", callbacks.change_id, methods=["GET"])
-    add("/api/v1/backups/{backup_id}/complete", callbacks.complete, methods=["POST"])
-    add("/api/v1/telemetry/{job_type}/{job_id}", callbacks.telemetry, methods=["POST"])
-
+    add = _Routes(app).add
+    callbacks = Callbacks(inbox, about, kick, say)
+    tag = "callbacks"
+    add(
+        f"{BACKUPS}/changeid", callbacks.change_id, Scope.CALLBACK, answer=ChangeId, tag=tag
+    )  # before what takes any word in its place
+    if desk:
+        _add_backups(add, BackupApi(desk, closing))
+    add(
+        f"{BACKUPS}/{{backup_id}}/complete",
+        callbacks.complete,
+        Scope.CALLBACK,
+        "POST",
+        answer=Completed,
+        asked=Completion,
+        tag=tag,
+    )
+    add(
+        "/api/v1/telemetry/{job_type}/{job_id}",
+        callbacks.telemetry,
+        Scope.CALLBACK,
+        "POST",
+        answer=Heard,
+        asked=Progress,
+        tag=tag,
+    )
+    tag = "health"
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"model": Health, "description": "The store cannot be used."}
+    }
+    add(HEALTH, callbacks.health, Scope.WATCH, answer=Health, more=not_ready, tag=tag)
     if vital:
         probes = Probes(vital)
-        add("/healthz", probes.alive, methods=["GET"])
-        add("/readyz", probes.ready, methods=["GET"])
-        add("/metrics", probes.metrics, methods=["GET"])
+        text: dict[int | str, dict[str, Any]] = {
+            503: {"content": {"text/plain": {}}, "description": "It should be looked after."}
+        }
+        plain = PlainTextResponse
+        add("/healthz", probes.alive, Scope.WATCH, kind=plain, more=text, tag=tag)
+        add("/readyz", probes.ready, Scope.WATCH, kind=plain, more=text, tag=tag)
+        add("/metrics", probes.metrics, Scope.WATCH, kind=plain, tag=tag)
+    _describe(app)
+    routes = Routes(app)
+    _say_errors(app, say, routes)
+    return Guarded(app, say, gate or Gate(), routes)
 
+
+def _add_backups(add: Callable[..., None], api: BackupApi) -> None:
+    read, operate = Scope.READ, Scope.OPERATE
+    here: dict[int | str, dict[str, Any]] = {
+        201: {
+            "model": Backup,
+            "description": "Every disk is served.",
+            "headers": _LOCATION,
+        },
+        202: {
+            "model": Backup,
+            "description": "It is asked for, and not every disk is served yet; look at `Location`.",
+            "headers": _LOCATION,
+        },
+    }
+    stream: dict[int | str, dict[str, Any]] = {
+        200: {
+            "description": "Server-sent events: `log`, `status`, `end`.",
+            "content": {"text/event-stream": {"schema": _EVENT}},
+        }
+    }
+    add(BACKUPS, api.start, operate, "POST", answer=Backup, asked=Start, status=201, more=here)
+    add(BACKUPS, api.page, read, answer=Backups)
+    add(f"{BACKUPS}/stats", api.stats, read, answer=Stats)
+    add(f"{BACKUPS}/{{backup_id}}", api.one, read, answer=Backup)
+    add(f"{BACKUPS}/{{backup_id}}", api.cancel, operate, "DELETE", answer=Backup)
+    add(f"{BACKUPS}/{{backup_id}}/events", api.events, read, kind=EventStream, more=stream)
+    add(f"{BACKUPS}/{{vm_name}}/chain", api.chain, read, answer=Chain)
+
+
+_EVENT: Final = {
+    "type": "object",
+    "description": "One event of the stream; `data` is JSON.",
+    "properties": {
+        "id": {"type": "string", "description": "Of a `log`: the number to go on from."},
+        "event": {"type": "string", "enum": ["log", "status", "end"]},
+        "data": {"type": "string"},
+    },
+    "required": ["event", "data"],
+}
+_LOCATION: Final = {
+    "Location": {"description": "Where to look at it.", "schema": {"type": "string"}}
+}
+
+
+def _describe(app: FastAPI) -> None:
+    """The OpenAPI document, for people and programs."""
+
+    @cache
+    def document() -> dict[str, Any]:
+        found = app.openapi()
+        found["components"]["schemas"]["Error"] = Error.model_json_schema()
+        found["components"]["securitySchemes"] = {
+            "token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "Needed where the hub's config has tokens: see docs/api.md.",
+            }
+        }
+        return found
+
+    def openapi() -> JSONResponse:
+        return JSONResponse(document())
+
+    app.add_api_route(OPENAPI, openapi, include_in_schema=False, openapi_extra=needs(Scope.READ))
+
+
+def _say_errors(app: FastAPI, say: Say, routes: Routes) -> None:
     async def refused(request: Request, problem: Exception) -> JSONResponse:
         assert isinstance(problem, HTTPException)
         details, path = problem.detail, request.url.path
-        if details == _short(problem.status_code):
+        if details == short(problem.status_code):
             details = f"nothing is at {path}"
+        headers = problem.headers
         if problem.status_code == 405:
-            details = f"{path} takes {(problem.headers or {}).get('Allow')}, not {request.method}"
-        return error(problem.status_code, details, problem.headers)
+            headers = {"Allow": ", ".join(routes.methods(request.scope))}
+            details = f"{path} takes {headers['Allow']}, not {request.method}"
+        return error(problem.status_code, details, headers)
 
     async def misread(_: Request, problem: Exception) -> JSONResponse:
         assert isinstance(problem, RequestValidationError)
-        return error(422, _sentence(problem.errors()))
+        return error(422, sentence(problem.errors()))
 
-    async def not_ready(_: Request, problem: Exception) -> JSONResponse:
-        say(f"callback refused: {problem}")
+    async def not_ready(request: Request, problem: Exception) -> JSONResponse:
+        what = "callback" if request.url.path.endswith(("complete", "changeid")) else "request"
+        what = "callback" if "/telemetry/" in request.url.path else what
+        say(f"{what} refused: {problem}")
         return error(503, str(problem))
 
     async def failed(_: Request, problem: Exception) -> JSONResponse:
@@ -307,52 +279,6 @@ def create_app(
 
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, misread)
-    app.add_exception_handler(HostError, not_ready)
+    app.add_exception_handler(RefusedError, backup_api.refused)
+    app.add_exception_handler(ReconcilerError, not_ready)
     app.add_exception_handler(Exception, failed)
-    return Guarded(app, say)
-
-
-class Guarded:
-    """Keeps a body within its limit, and tells of what should never happen."""
-
-    def __init__(self, app: ASGIApp, say: Say) -> None:
-        self.app, self.say = app, say
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MAX_BODY:
-            await error(413, _TOO_LARGE)(scope, receive, send)
-            return
-        taken = 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > MAX_BODY:
-                raise HTTPException(413, _TOO_LARGE)
-            return message
-
-        try:
-            await self.app(scope, limited, send)
-        except ClientDisconnect:
-            return  # nobody is left to answer
-        except Exception as problem:  # the answer, 500, is sent already
-            where = f"{scope['method']} {scope['path']}"
-            self.say(f"error: this is a bug: {where}: {type(problem).__name__}: {problem}")
-
-
-_TOO_LARGE: Final = f"a body may have {MAX_BODY} bytes at most"
-
-
-def _short(status: int) -> str:
-    return HTTPStatus(status).phrase
-
-
-def error(status: int, details: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error, as every path answers it."""
-    body = {"error": _short(status), "details": details, "timestamp": stamp(time.time())}
-    return JSONResponse(body, status, dict(headers) if headers else None)

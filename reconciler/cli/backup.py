@@ -13,11 +13,13 @@ from typing import Any, Final, TypeVar
 import click
 from msgspec.structs import replace
 
+from reconciler.asking import ask
+from reconciler.asking import findings as wrong_in
 from reconciler.cli import options, tables
 from reconciler.cli.applying import Session
 from reconciler.cli.findings import findings
 from reconciler.core import requests as asking
-from reconciler.core.errors import Diagnostic, Exit, HostError, InputError, nearest
+from reconciler.core.errors import Diagnostic, Exit, HostError, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import FORMAT_VERSION, diagnostics_json
 from reconciler.core.runs import choose, unfit
@@ -25,11 +27,11 @@ from reconciler.core.selector import parse as parse_selector
 from reconciler.core.settings import Settings
 from reconciler.core.spec import RunSpec, checked_name
 from reconciler.core.spec_files import read
-from reconciler.core.units import Seconds, stamp
+from reconciler.core.units import Seconds
 from reconciler.handover import Asked, Specs
-from reconciler.host import lock, requests
+from reconciler.host import requests
 from reconciler.host.files import requested
-from reconciler.loop import Source, current, desire, load_settings, load_source, parse_all
+from reconciler.loop import Source, current, load_settings, load_source, parse_all
 
 T = TypeVar("T")
 
@@ -114,7 +116,7 @@ def backup(
     written = {"run": run, "type": kind, "fallback": fallback, "by": by}
     asked = [RunSpec.model_validate({"vm": vm, **written}) for vm in names]
     text = output == "text"
-    source, verdicts = _ask(asked, source, ledger, settings, now, lock_timeout)
+    source, verdicts = ask(asked, source, ledger, settings, now, lock_timeout, COMMAND)
     fresh = [one.vm for one, verdict in zip(asked, verdicts, strict=True) if verdict.write]
     if text:
         for verdict in verdicts:
@@ -144,43 +146,6 @@ def backup(
     return code
 
 
-def _ask(
-    asked: Sequence[RunSpec],
-    source: Source,
-    ledger: Ledger,
-    settings: Settings,
-    now: Seconds,
-    lock_timeout: Seconds,
-) -> tuple[Source, Sequence[asking.Verdict]]:
-    """Write down what is to be written, all or nothing.
-
-    What is asked for with it, and what came of each. Raises HostError, InputError, LockError; then
-    nothing is.
-    """
-    verdicts = asking.weigh(asked, source.specs, source.inventory, ledger)
-    refused = [verdict.said for verdict in verdicts if verdict.refused]
-    if refused:
-        raise HostError("\nerror: ".join(refused))
-    folder = Path(settings.requests)
-    texts = {
-        one.vm: asking.rendered(one, stamp(now))
-        for one, verdict in zip(asked, verdicts, strict=True)
-        if verdict.write
-    }
-    files = {str(requests.path(folder, vm)): text for vm, text in texts.items()}
-    source = replace(source, specs=asking.with_requests(source.specs, files))
-    desired = desire(source, settings)(ledger).only(texts.keys())
-    wrong = asking.problems(desired, files.keys())
-    if wrong:
-        raise _wrong(wrong, {**source.lines, **files})
-    if texts:
-        requests.prepare(folder)
-        with lock.held(folder / ".lock", COMMAND, lock_timeout):
-            requests.write(folder, texts)
-        source = replace(source, requests=tuple(requested(settings.requests)))
-    return source, verdicts
-
-
 def _asked(
     run: str, asked: Sequence[RunSpec], verdicts: Sequence[asking.Verdict]
 ) -> Mapping[str, Any]:
@@ -193,13 +158,6 @@ def _asked(
             for one, verdict in zip(asked, verdicts, strict=True)
         ],
     }
-
-
-def _wrong(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str]) -> InputError:
-    """The error, with the lines that it is about."""
-    error = InputError(diagnostics)
-    error.sources.update(sources)
-    return error
 
 
 def _told(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str]) -> list[str]:
@@ -247,7 +205,7 @@ def _known(source: Source, vms: Sequence[str]) -> list[str]:
     known = {*declared, *specs.refused, *inventory}
     for name in vms:
         if name in specs.refused:
-            raise _wrong([one for one in specs.diagnostics if one.vm in ("", name)], source.lines)
+            raise wrong_in([one for one in specs.diagnostics if one.vm in ("", name)], source.lines)
         if name not in known:
             hint = nearest(name, known) or f" (known: {tables.some(sorted(known)) or 'none'})"
             raise click.UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from reconciler.api.about import Holder, holder, ourselves
+from reconciler.api.gate import Gate
 from reconciler.api.listener import Listener
 from reconciler.cli import options
 from reconciler.core.errors import HostError
@@ -21,7 +23,8 @@ from reconciler.host.sockets import PortBusyError
 from reconciler.host.store.inbox import Inbox
 
 if TYPE_CHECKING:
-    from reconciler.api.app import Vital
+    from reconciler.api.probes import Vital
+    from reconciler.asking import Desk
 
 
 def say(text: str) -> None:
@@ -42,11 +45,18 @@ class Ears:
         vital: Vital | None = None,
         given: socket.socket | None = None,
         say: Callable[[str], None] = say,
+        local: bool = True,
+        desk: Callable[[], Desk] | None = None,
     ) -> None:
         """`kick`: told which VM is worth a look. `ended`: told if callbacks are taken no more.
-        `given`: a socket that listens already."""
-        self.vital, self.given, self.say = vital, given, say
+        `given`: a socket that listens already. `local`: listen on the Unix socket too.
+        `desk`: makes who is asked for runs."""
+        self.vital, self.given, self.say, self.local = vital, given, say, local
+        self.settings = settings
         self.endpoint = settings.listen
+        self.gate: Gate | None = None
+        self._desk = desk or self.desk
+        self._warned, self._fresh = "", settings
         self._kick, self._ended = kick, ended
         self.inbox = Inbox(Path(settings.state))
         self.about = ourselves(settings.hub, settings.state, command)
@@ -65,6 +75,7 @@ class Ears:
 
     def open(self) -> None:
         """Take callbacks from now on. Raises PortBusyError, HostError."""
+        self.gate = Gate.of(self.settings, os.environ)
         self.listener = Listener(
             self.endpoint,
             self.inbox,
@@ -74,7 +85,42 @@ class Ears:
             ended=self.ended,
             vital=self.vital,
             given=self.given,
+            gate=self.gate,
+            local=self.settings.api_socket if self.local else "",
+            desk=self._desk,
         )
+
+    def desk(self) -> Desk:
+        """Who is asked for runs, where this process starts no servers."""
+        from reconciler.asking import Desk  # in the thread: the first call does not wait for it
+
+        return Desk(lambda: self._fresh, os.environ, self.kick)
+
+    def renew(self, fresh: Settings) -> None:
+        """Take the tokens and the certificate of a config that was read again."""
+        self._fresh = fresh
+        if self.gate is None:
+            return
+        said = ""
+        try:
+            self.gate.renew(fresh, os.environ)
+        except HostError as error:
+            said = f"{error}; going on with the tokens and the certificate as they were"
+        was, now = self.settings.api, fresh.api
+        fixed = ("socket", "group", "limits")
+        moved = [name for name in fixed if getattr(was, name) != getattr(now, name)]
+        if bool(was.tls) != bool(now.tls):
+            moved.append("tls")
+        if moved and not said:
+            said = f"{', '.join(moved)} of `api` changed in the config; that takes a restart"
+        if said and said != self._warned:
+            self.say(f"warning: {said}")
+        self._warned = said
+
+    @property
+    def said(self) -> str:
+        """What a person should know of who may come in; empty: nothing."""
+        return self.gate.sentence() if self.gate else ""
 
     def close(self) -> None:
         if self.listener:
@@ -83,7 +129,7 @@ class Ears:
 
     def taken(self) -> tuple[Holder, bool]:
         """Who has our address, and whether that one writes what it hears into our store."""
-        found, us = holder(self.endpoint), self.about
+        found, us = holder(self.endpoint, self.settings.api_socket), self.about
         with contextlib.suppress(HostError):  # then the directories are compared
             identity = self.inbox.identity()
             us = replace(us, state_id=identity.state_id if identity else "")
@@ -94,7 +140,7 @@ class WaitingEars(Ears):
     """Where callbacks cannot be taken, a command that only waits says so once and goes on."""
 
     def __init__(self, settings: Settings, command: str) -> None:
-        super().__init__(settings, command)
+        super().__init__(settings, command, local=False)
         self.others: Holder | None = None
         """Who takes the callbacks of our store instead."""
         self._told = ""

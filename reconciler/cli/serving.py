@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 
 import click
 
@@ -39,15 +38,23 @@ def serve(config: str | None, lock_timeout: float) -> int:
         current(settings)  # a store that cannot be used is said now
         opened(ears)
         assert ears.listener
+
+        def reread() -> Settings:
+            fresh = load_settings(config, os.environ)
+            ears.renew(fresh)
+            return fresh
+
         keeper = Keeper(
             session.applier,
-            partial(load_settings, config, os.environ),
+            reread,
             say,
             check=ears.listener.check,
             kicked=ears.kicked,
         )
         systemd.notify("READY=1")
         say(f"taking callbacks at http://{ears.endpoint} for hub {settings.hub}, {settings.state}")
+        if ears.said:
+            say(ears.said)
         keeper.run()
     return session.signal_code or Exit.OK
 

@@ -56,6 +56,7 @@ def watch(
     from reconciler.cli.activation import handed_over
     from reconciler.cli.observing import Told
     from reconciler.daemon import Daemon
+    from reconciler.desk import DaemonDesk
     from reconciler.host import systemd
     from reconciler.host.git import describe
     from reconciler.host.watching import Watch
@@ -77,6 +78,8 @@ def watch(
     class Site(Daemon):
         """The loop, with its callbacks and its commands."""
 
+        ears: Ears | None = None
+
         def signing(self) -> Secret | None:
             """What messages are signed with. Raises HostError."""
             ref = self.settings.notify.secret
@@ -89,6 +92,11 @@ def watch(
             if fetching.is_set() and fetcher and not fetcher.alive:
                 return "the fetcher ended"
             return super().alive()
+
+        def _take_config(self) -> None:
+            super()._take_config()
+            if self.ears:
+                self.ears.renew(self.settings)
 
         @contextmanager
         def attached(self) -> Iterator[None]:
@@ -104,9 +112,13 @@ def watch(
                     vital=Vitals(self),
                     given=given,
                     say=told.said,
+                    desk=lambda: DaemonDesk(self),
                 )
                 stack.callback(ears.close)
                 opened(ears)
+                self.ears = ears
+                if ears.said:
+                    told.said(ears.said)
                 told.notifier = notifier = Notifier(
                     self.store, lambda: self.settings.notify, self.signing, told.said
                 )

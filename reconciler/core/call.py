@@ -199,6 +199,8 @@ def due_call(hub: str, vm: Vm, now: Seconds, who: str) -> Call:
         path=vm.path,
         vcenter=vm.vcenter,
         who=vm.asked or who,
+        policy=vm.policy,
+        tags=json.dumps(dict(vm.tags), sort_keys=True),
         fallback=vm.fell_back,
     )
 

@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from reconciler.core.access import SCOPES, SOLE
 from reconciler.core.document import Document
 from reconciler.core.document import Path as Keys
 from reconciler.core.errors import ConfigError, Diagnostic
@@ -28,6 +29,9 @@ from reconciler.core.settings import (
     LISTEN,
     MIN_FREE,
     PORTS,
+    Api,
+    ApiLimits,
+    ApiToken,
     Appliance,
     GitSource,
     Limit,
@@ -38,6 +42,7 @@ from reconciler.core.settings import (
     Settings,
     SpecRules,
     SqlInventory,
+    Tls,
     VCenter,
     state_directory,
 )
@@ -77,16 +82,19 @@ def _limit(value: object) -> Limit:
     return Limit(percent=float(found[1]))
 
 
-def _loopback(value: object) -> Endpoint:
+def _endpoint(value: object) -> Endpoint:
     if not isinstance(value, str):
         raise ValueError("write an address like 127.0.0.1:8082")
-    found = Endpoint.parse(value)
-    if not found.loopback:
-        raise ValueError(
-            f"cannot listen on {value!r}: the API asks nobody who they are in this version, so it "
-            "listens on loopback only, where the tunnel ends; write 127.0.0.1:8082"
-        )
-    return found
+    return Endpoint.parse(value)
+
+
+def _path_or_false(value: object) -> str | None:
+    """Empty: none is wanted."""
+    if value is False:
+        return ""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise ValueError("write a path, or false to have none")
 
 
 def _shown(value: str) -> str:
@@ -252,6 +260,9 @@ class SecretModel(Strict):
         return self
 
 
+_LIMITS: Final = ApiLimits()
+
+
 class RepositoryModel(Strict):
     root: Path
     min_free: Annotated[int, BeforeValidator(_size)] = MIN_FREE
@@ -320,14 +331,62 @@ class InventoryModel(Strict):
         return self
 
 
-class ApiModel(Strict):
-    """`token` and `tls` are checked, so that one file serves every version; not used yet."""
+class TokenModel(Strict):
+    name: Name
+    token: SecretModel
+    scopes: Annotated[list[Literal["read", "operate", "callback"]], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _once(self) -> TokenModel:
+        if self.name == SOLE:
+            raise ValueError(f"{SOLE!r} is the name of the one that is written as `token`")
+        return self
+
+
+class TlsModel(Strict):
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+class ApiLimitsModel(Strict):
+    body: Annotated[int, BeforeValidator(_size)] = _LIMITS.body
+    headers: Annotated[int, BeforeValidator(_size)] = _LIMITS.headers
+    rate: Annotated[float, Field(ge=1, le=1e6)] = _LIMITS.rate
+    callback_rate: Annotated[float, Field(ge=1, le=1e6)] = _LIMITS.callback_rate
+    concurrency: Annotated[int, Field(ge=1, le=32)] = _LIMITS.concurrency
+    connections: Annotated[int, Field(ge=8, le=10_000)] = _LIMITS.connections
+    timeout: Duration = _LIMITS.timeout
+    idle: Duration = _LIMITS.idle
+
+    @model_validator(mode="after")
+    def _sane(self) -> ApiLimitsModel:
+        for name, most in (("body", 64 << 20), ("headers", 1 << 20)):
+            if not 1024 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be within 1KiB and {most >> 20}MiB")
+        return self
+
+
+class ApiModel(Strict):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    listen: Annotated[Endpoint, BeforeValidator(_loopback)] = LISTEN
+    listen: Annotated[Endpoint, BeforeValidator(_endpoint)] = LISTEN
+    socket: Annotated[str | None, BeforeValidator(_path_or_false)] = None
+    group: Annotated[str, Field(min_length=1)] | None = None
     token: SecretModel | None = None
-    tls: Mapping[Literal["cert", "key"], str] | None = None
+    tokens: list[TokenModel] = Field(default_factory=list)
+    tls: TlsModel | None = None
+    limits: ApiLimitsModel = ApiLimitsModel()
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> ApiModel:
+        names = [one.name for one in self.tokens]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two tokens are named {twice[0]!r}: each has a name of its own")
+        if self.group is not None and self.socket == "":
+            raise ValueError("`group` is about the socket, and `socket: false` says there is none")
+        return self
 
 
 class LoopModel(Strict):
@@ -419,7 +478,7 @@ class _Refs:
             return SecretRef("env", model.env)
         return SecretRef("credential", model.credential or "")
 
-    def of(self, model: SecretModel, *path: str) -> SecretRef:
+    def of(self, model: SecretModel, *path: str | int) -> SecretRef:
         """The reference that is written at a path."""
         if model.age is None:
             return self._plain(model)
@@ -427,8 +486,8 @@ class _Refs:
         place = self.document.place(keys) if self.document else None
         if self.identity is None:
             summary = (
-                f"{'.'.join(path)}: it is encrypted, and the config names no key that opens it: "
-                "write `secrets: {age_identity: {file: PATH}}`"
+                f"{'.'.join(map(str, path))}: it is encrypted, and the config names no key that "
+                "opens it: write `secrets: {age_identity: {file: PATH}}`"
             )
             self.wrong.append(Diagnostic("error", summary, place))
         digest = hashlib.sha256(model.age.encode()).hexdigest()[:12]
@@ -441,7 +500,7 @@ class _Refs:
 _SCALARS: dict[str, tuple[str, ...]] = {
     "hub": (),
     "state": (),
-    "api": ("listen",),
+    "api": ("listen", "group"),
     "git": ("url", "branch", "interval"),
     "notify": ("url", "timeout"),
 } | {
@@ -562,6 +621,7 @@ def settings(
         inventory_sql=_sql(model.inventory.sql, refs),
         inventory_required=model.inventory.required,
         listen=model.api.listen,
+        api=_api(model.api, refs, used),
         loop=Loop(**{name: getattr(model.loop, name) for name in Loop.__struct_fields__}),
         git=_git(model.git, refs),
         notify=Notify(
@@ -587,6 +647,48 @@ def _sql(model: SqlModel | None, refs: _Refs) -> SqlInventory | None:
         password=refs.maybe(model.password, "inventory", "sql", "password"),
         query=model.query or "",
         timeout=model.timeout,
+    )
+
+
+def _api(model: ApiModel, refs: _Refs, used: Collection[str]) -> Api:
+    sole = refs.maybe(model.token, "api", "token")
+    tokens = [ApiToken(SOLE, sole, tuple(map(str, SCOPES)))] if sole else []
+    tokens += [
+        ApiToken(one.name, refs.of(one.token, "api", "tokens", i, "token"), tuple(one.scopes))
+        for i, one in enumerate(model.tokens)
+    ]
+    lacks = [
+        word
+        for word, there in (
+            ("`tls: {cert: PATH, key: PATH}`", model.tls),
+            ("`tokens: [{name: NAME, token: {file: PATH}, scopes: [read, operate]}]`", tokens),
+        )
+        if not there
+    ]
+    if lacks and not model.listen.loopback:
+        place = refs.document.place(("api", "listen")) if refs.document else None
+        said = (
+            f"listen: cannot listen on {str(model.listen)!r}, which other machines can reach: "
+            f"anybody could start and end backups there; write {' and '.join(lacks)} beside it, or "
+            "listen on loopback, where the tunnel ends: 127.0.0.1:8082"
+        )
+        if "RECONCILER_API_LISTEN" in used:
+            said += " (from the environment: RECONCILER_API_LISTEN)"
+        refs.wrong.append(Diagnostic("error", said, place))
+    tls, socket = model.tls, model.socket
+    return Api(
+        tokens=tuple(tokens),
+        callbacks_closed=any("callback" in one.scopes for one in model.tokens),
+        socket=_absolute(socket, refs.base) if socket else socket,
+        group=model.group or "",
+        tls=Tls(
+            cert=_absolute(tls.cert, refs.base),
+            key=_absolute(tls.key, refs.base),
+            client_ca=_absolute(tls.client_ca, refs.base) if tls.client_ca else None,
+        )
+        if tls
+        else None,
+        limits=ApiLimits(**model.limits.model_dump()),
     )
 
 

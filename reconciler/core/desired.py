@@ -87,6 +87,10 @@ class Vm(Struct, frozen=True, kw_only=True):
     """Why it is to be absent, where no spec says so."""
     asked: str = ""
     """Who asked for the run, where that is written; else it is who applies it."""
+    policy: str = ""
+    """The rule by which a scheduler asked for the run."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What else the scheduler wants to find with the run."""
     place: str = ""
     """file:line of its declaration."""
     run_place: str = ""
@@ -242,6 +246,8 @@ def _definite(
         "place": place,
         "run_place": f"{declared.entry.place('run')}" if declared.entry else "",
         "asked": declared.entry.spec.by if declared.entry else "",
+        "policy": declared.entry.spec.policy if declared.entry else "",
+        "tags": dict(declared.entry.spec.tags) if declared.entry else {},
     }
     if spec.purpose == "restore":
         return Vm(**common, **_restore(declared, root, ledger))

@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from msgspec import Struct, field
 
+from reconciler.core.access import sentence
 from reconciler.core.actual import Listener, Mount
 from reconciler.core.errors import Exit
 from reconciler.core.settings import QemuNbd
 from reconciler.core.units import (
     Bytes,
+    Endpoint,
     Port,
     PortRange,
     Seconds,
@@ -628,6 +630,21 @@ def listening(address: str, why_not: str, ours: str, holder: str) -> Check:
     who = f": {holder} has it" if holder else f": {why_not}"
     fix = "end that, or set `api: {listen: 127.0.0.1:PORT}` (and the tunnel's -L for it)"
     return failed(id_, title, f"{address}{who}", fix)
+
+
+def access(
+    listen: Endpoint, tokens: Sequence[str], callbacks_closed: bool, tls: bool, problem: str
+) -> Check:
+    """Who may use the API. `problem`: why the certificate or the group cannot be used."""
+    id_, title = "api.access", "who may use the API"
+    if problem:
+        return failed(id_, title, problem, "see to `api: {tls: …, group: …}` in the config")
+    said = sentence(
+        loopback=listen.loopback, tokens=bool(tokens), callbacks_closed=callbacks_closed
+    )
+    known = f"tokens: {', '.join(tokens)}" if tokens else ""
+    words = "; ".join(filter(None, (known, "by TLS" if tls else "", said)))
+    return ok(id_, title, words)
 
 
 def inventory(

@@ -48,6 +48,18 @@ def labels(specs: Specs) -> list[str]:
     return [f"{key}={value}" for key, value in sorted(pairs)]
 
 
+def named_vm(name: str, specs: Specs, inventory: Inventory | None) -> list[str]:
+    """The VM contexts that a name may mean: the context itself, else a VM's name in vCenter."""
+    known = inventory.vms if inventory else {}
+    there = inventory.names if inventory else ()
+    every = dict.fromkeys((*(one.spec.name for one in specs.vms), *specs.refused, *there))
+    if name in every:
+        return [name]
+    found = {one.spec.name: one.spec.vm.name for one in specs.vms}
+    shown = {vm: found.get(vm) or (known[vm].vm.name if vm in known else None) for vm in every}
+    return [vm for vm, display in shown.items() if name and display == name]
+
+
 # -- what comes of it
 
 
@@ -127,6 +139,22 @@ def _turn(asked: RunSpec, now: Declared | None, ledger: Ledger) -> str:
     return said
 
 
+def under_way(vm: str, specs: Specs, inventory: Inventory | None, ledger: Ledger) -> str:
+    """The run of a VM that is asked for and has not ended; empty: there is none.
+
+    One that was refused has ended for who asked: what asks for it again is `retry`, or a change.
+    """
+    active = ledger.active(vm)
+    if active:
+        return active.run
+    for one in choose(specs.only((vm,)), inventory, ledger).vms:
+        if one.spec.backup and not unfit(one):
+            call = ledger.latest(vm, one.spec.backup.run)
+            if call is None or call.state is CallState.DUE:
+                return one.spec.backup.run
+    return ""
+
+
 def with_requests(specs: Specs, texts: Mapping[str, str]) -> Specs:
     """The same, and what these files of requests (file → text) ask for."""
     documents = [found for file, text in texts.items() if (found := parse(text, file)[0])]
@@ -151,10 +179,15 @@ def problems(desired: Desired, files: Collection[str]) -> list[Diagnostic]:
 # -- its words
 
 
-def rendered(asked: RunSpec, when: str) -> str:
+def rendered(asked: RunSpec, when: str, command: str = "reconciler backup") -> str:
     """The file of a request. Values are quoted: none is read as a number, a boolean, a template."""
+    more = f"    policy: {_quoted(asked.policy)}\n" if asked.policy else ""
+    if asked.tags:
+        more += "    tags:\n"
+    for name, value in asked.tags.items():
+        more += f"      {json.dumps(name, ensure_ascii=False)}: {_quoted(value)}\n"
     return (
-        f"# Written by `reconciler backup`, {when}. A newer request of this VM replaces it.\n"
+        f"# Written by `{command}`, {when}. A newer request of this VM replaces it.\n"
         "# It asks for nothing once the run has ended, and may be deleted then.\n"
         "runs:\n"
         f"  - vm: {json.dumps(asked.vm)}\n"
@@ -162,13 +195,27 @@ def rendered(asked: RunSpec, when: str) -> str:
         f"    type: {json.dumps(asked.type)}\n"
         + (f"    fallback: {json.dumps(asked.fallback)}\n" if asked.fallback else "")
         + f"    by: {json.dumps(asked.by, ensure_ascii=False)}\n"
+        + more
     )
+
+
+def _quoted(text: str) -> str:
+    """A text as it stands in a file: what looks like an expression in it is none."""
+    plain = text.replace("{", "{{ '{' }}") if "{{" in text else text
+    return json.dumps(plain, ensure_ascii=False)
 
 
 def one_line(who: str) -> str:
     """Who asked, as it can be written down, whatever the environment says of it."""
     plain = "".join(char if char.isprintable() else "?" for char in who)
     return plain.replace("{", "(")[:MAX_WHO]
+
+
+def keyed(vm: str, key: str) -> str:
+    """The run that a client means by a key of its own: the same again for the same key."""
+    import hashlib  # late: only who asks by a key
+
+    return f"api-{hashlib.sha256(json.dumps([vm, key]).encode()).hexdigest()[:16]}"
 
 
 _PLACEHOLDER: Final = re.compile(r"{([^{}]*)}")

@@ -52,7 +52,13 @@ _READ_BY: Final[Mapping[object, _Schema]] = {
         "minimum": 1,
         "examples": [3, "25%"],
     },
-    config._loopback: {"type": "string", "examples": ["127.0.0.1:8082"]},
+    config._endpoint: {"type": "string", "examples": ["127.0.0.1:8082"]},
+    config._path_or_false: {
+        "type": ["string", "boolean", "null"],
+        "minLength": 1,
+        "not": {"const": True},
+        "examples": ["/run/reconciler/api.sock", False],
+    },
     config._range: {
         "type": "string",
         "pattern": r"^\s*[0-9]{1,5}\s*-\s*[0-9]{1,5}\s*$",
@@ -87,25 +93,25 @@ _CHECKED_BY: Final[Mapping[object, _Schema]] = {
 }
 """The function that checks a value → what it lets pass, besides its type."""
 
-_WRITTEN: Final[Mapping[str, _Schema]] = {
-    "ApiModel.tls": {
-        "type": ["object", "null"],
-        "additionalProperties": False,
-        "properties": {
-            "cert": {"type": "string", "description": "The path of the certificate."},
-            "key": {"type": "string", "description": "The path of its key."},
-        },
-    }
-}
-"""Model and key → what it takes, where not every pydantic can tell."""
-
 SAYS: Final[Mapping[str, str]] = {
     "AddressSpec.name": "The VM's name in vCenter; default: the inventory's, else the VM context.",
     "AddressSpec.path": "Its inventory path in vCenter, such as /DC1/vm/pgtest1.",
     "AddressSpec.vcenter": "A vCenter of the config; default: the inventory's, else the only one.",
-    "ApiModel.listen": "Where callbacks are taken: an address of loopback, and a port.",
-    "ApiModel.tls": "Checked, not used in this version.",
-    "ApiModel.token": "Checked, not used in this version.",
+    "ApiLimitsModel.body": "The most of a request's body.",
+    "ApiLimitsModel.callback_rate": "Callbacks a second of one client.",
+    "ApiLimitsModel.concurrency": "Requests of one scope that are worked on at once.",
+    "ApiLimitsModel.connections": "Open at once.",
+    "ApiLimitsModel.headers": "The most of a request's path, query and headers.",
+    "ApiLimitsModel.idle": "How long a connection may rest between two requests.",
+    "ApiLimitsModel.rate": "Requests a second of one client, twice as many at once.",
+    "ApiLimitsModel.timeout": "Until a request that was begun must have arrived.",
+    "ApiModel.group": "A group whose members may read and operate by the Unix socket.",
+    "ApiModel.limits": "How much is taken.",
+    "ApiModel.listen": "An address and a port; beyond loopback with `tls` and a token only.",
+    "ApiModel.socket": "The path of the Unix socket; false: none; default: api.sock in `state`.",
+    "ApiModel.tls": "Speak TLS at `listen`.",
+    "ApiModel.token": "One token that may do everything.",
+    "ApiModel.tokens": "Who may do what.",
     "ApplianceModel.connect_timeout": "For the TCP (and TLS) connection.",
     "ApplianceModel.max_running": "Backups at once; others wait.",
     "ApplianceModel.poll": "How often it is looked again.",
@@ -119,7 +125,7 @@ SAYS: Final[Mapping[str, str]] = {
     "full, and that is told. Left out: the run is refused then.",
     "BackupSpec.run": "The identity of the one call; another one asks for another backup.",
     "BackupSpec.type": "`incremental`: each image is an overlay on its parent.",
-    "ConfigModel.api": "Where callbacks are taken.",
+    "ConfigModel.api": "Where the API is, and who may use it.",
     "ConfigModel.git": "The branch that is watched in the place of a directory.",
     "ConfigModel.hub": "This hub; default: the host's name. Fixed at first use.",
     "ConfigModel.inventory": "Who knows all disks.",
@@ -179,8 +185,10 @@ SAYS: Final[Mapping[str, str]] = {
     "RestoreSpec.run": "A run of it that is COMPLETED.",
     "RestoreSpec.vm": "The VM context of the backup.",
     "RunSpec.by": "Who asked; written by tools.",
+    "RunSpec.policy": "The rule by which a scheduler asked; kept with the run and given back.",
     "RunSpec.run": "The identity of the one call.",
     "RunSpec.fallback": "As in `backup`.",
+    "RunSpec.tags": "Words of the scheduler, by name; kept with the run and given back.",
     "RunSpec.type": "`incremental`: each image is an overlay on its parent.",
     "RunSpec.vm": "A VM that is declared, or that the inventory knows.",
     "SecretModel.age": "What age has encrypted, as `reconciler secret encrypt` prints it.",
@@ -194,6 +202,12 @@ SAYS: Final[Mapping[str, str]] = {
     "SqlModel.query": "One row per disk; default: that of the field's tables.",
     "SqlModel.timeout": "For all of one reading: to connect, to ask, to take the answer.",
     "SqlModel.url": "mysql://USER@HOST:3306/DB, postgresql://USER@HOST/DB or sqlite:///ABSOLUTE/PATH.",
+    "TlsModel.cert": "The certificate, and those that lead from it to a root; PEM.",
+    "TlsModel.client_ca": "Who must have signed the certificate of each client; PEM.",
+    "TlsModel.key": "Its key, without a password; PEM.",
+    "TokenModel.name": "What who asked is called in runs and events.",
+    "TokenModel.scopes": "`read`: see backups. `operate`: start and end them. `callback`: report.",
+    "TokenModel.token": "At least 16 characters.",
     "VCenterModel.host": "As the appliance reaches it.",
     "VCenterModel.password": "Sent to the appliance in the call, and nowhere else.",
     "VCenterModel.user": "Who logs in.",
@@ -291,9 +305,6 @@ def _described(model: str, found: _Schema) -> None:
     """What an editor says of each key; titles that only repeat the key are left out."""
     for key, one in found.get("properties", {}).items():
         one.pop("title", None)
-        if f"{model}.{key}" in _WRITTEN:
-            one.clear()
-            one.update(_WRITTEN[f"{model}.{key}"])
         said = SAYS.get(f"{model}.{key}", "")
         if "description" in one:
             said = f"{said} {one['description']}".strip()

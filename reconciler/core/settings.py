@@ -108,6 +108,10 @@ LISTEN: Final = Endpoint("127.0.0.1", 8082)
 """Where the field's client looks for the hub, by the tunnel. Source: Sendense, October 2025."""
 
 
+API_SOCKET: Final = "api.sock"
+"""The Unix socket in the state directory."""
+
+
 class Limit(Struct, frozen=True):
     """How many VMs one revision may take away: a number, or a part of all in percent."""
 
@@ -197,6 +201,63 @@ class Notify(Struct, frozen=True, kw_only=True):
     """For the connection, and for the answer."""
 
 
+class ApiToken(Struct, frozen=True):
+    """Who may ask the API for what."""
+
+    name: str
+    secret: SecretRef
+    scopes: tuple[str, ...]
+    """Of core.access.SCOPES."""
+
+
+class Tls(Struct, frozen=True):
+    """Absolute paths of PEM files."""
+
+    cert: str
+    """The certificate, and those that lead from it to a root."""
+    key: str
+    client_ca: str | None = None
+    """Who must have signed the certificate of each client; None: clients need none."""
+
+
+class ApiLimits(Struct, frozen=True, kw_only=True):
+    """How much the API takes. Durations in seconds."""
+
+    body: Bytes = 1 << 20
+    """Of a request. A telemetry post that names 100 disks has about 20 KiB."""
+    headers: Bytes = 16 << 10
+    """Of a request, with its path and query."""
+    rate: float = 100.0
+    """Requests a second of one client: of a token, a user of the socket, or an address. Twice as
+    many may come at once. Callbacks are counted by themselves."""
+    callback_rate: float = 1000.0
+    """The same for callbacks: all clients come out of the tunnel with one address, and one that is
+    turned away may not ask again."""
+    concurrency: int = 32
+    """Requests of one scope that are worked on at once; others wait for a place."""
+    connections: int = 256
+    """Open at once; beyond that, who has asked nothing for longest is let go."""
+    timeout: Seconds = 10.0
+    """Until a request that was begun must have arrived whole."""
+    idle: Seconds = 75.0
+    """How long a connection may rest between two requests. Longer than what clients leave between
+    two posts of telemetry, so that none is sent into a connection that is just being closed."""
+
+
+class Api(Struct, frozen=True, kw_only=True):
+    """Who may ask, and how much."""
+
+    tokens: tuple[ApiToken, ...] = ()
+    callbacks_closed: bool = False
+    """A token of the list may call back, so others may not."""
+    socket: str | None = None
+    """Absolute path; empty: there is none; None: that of the state directory."""
+    group: str = ""
+    """Whose members may use the socket; empty: the hub's own user and root alone."""
+    tls: Tls | None = None
+    limits: ApiLimits = field(default_factory=ApiLimits)
+
+
 class Settings(Struct, frozen=True, kw_only=True):
     """What holds for the whole hub."""
 
@@ -221,7 +282,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The database that does, in place of a file."""
     inventory_required: bool = False
     listen: Endpoint = LISTEN
-    """Where the callbacks of the appliances' clients are taken."""
+    """Where the API is, and with it the callbacks of the appliances' clients."""
+    api: Api = field(default_factory=Api)
     loop: Loop = field(default_factory=Loop)
     git: GitSource = field(default_factory=GitSource)
     notify: Notify = field(default_factory=Notify)
@@ -250,9 +312,15 @@ class Settings(Struct, frozen=True, kw_only=True):
             self.git.key,
             self.git.token,
             self.notify.secret,
+            *(one.secret for one in self.api.tokens),
         ]
         refs = [ref for one in found if one for ref in (one, one.identity) if ref]
         return tuple(dict.fromkeys(refs))
+
+    @property
+    def api_socket(self) -> str:
+        """The path of the API's Unix socket; empty: there is none."""
+        return f"{self.state}/{API_SOCKET}" if self.api.socket is None else self.api.socket
 
     @property
     def requests(self) -> str:

@@ -28,6 +28,10 @@ MAX_NAME: Final = 100
 """Characters of a name. Two of them and a disk number fit a file name (255) and an export name."""
 MAX_WHO: Final = 200
 """Characters of who asked for a run; it is kept for ever, and shown on one line."""
+MAX_TAGS: Final = 32
+"""Tags of a run. They are kept for ever, and given back with each answer about it."""
+MAX_TAG: Final = 256
+"""Characters of a tag's name, and of its value."""
 MAX_PATH: Final = 4_095
 """Characters of a path. Source: PATH_MAX in linux/limits.h, which counts a zero byte at the end."""
 EXPORT: Final = re.compile(r"[A-Za-z0-9._-]*disk(\d+)")
@@ -107,11 +111,27 @@ def _who(value: str) -> str:
     return value
 
 
+def checked_tags(value: Mapping[str, str]) -> Mapping[str, str]:
+    """Tags that can be kept and shown. Raises ValueError."""
+    if len(value) > MAX_TAGS:
+        raise ValueError(f"write at most {MAX_TAGS} tags; these are {len(value)}")
+    for name, text in value.items():
+        if not name:
+            raise ValueError("a tag needs a name")
+        if max(len(name), len(text)) > MAX_TAG or not f"{name}{text}".isprintable():
+            raise ValueError(
+                f"the tag {name[:40]!a}: write a name and a value of one line, of at most "
+                f"{MAX_TAG} characters each"
+            )
+    return value
+
+
 Name = Annotated[str, BeforeValidator(_text), AfterValidator(checked_name)]
 Size = Annotated[int, BeforeValidator(_size)]
 Inside = Annotated[str, AfterValidator(_inside)]
 ExportName = Annotated[str, AfterValidator(_export)]
 Label = Annotated[str, BeforeValidator(_text)]
+Tags = Annotated[Mapping[str, str], AfterValidator(checked_tags)]
 
 
 class Strict(BaseModel):
@@ -193,6 +213,9 @@ class RunSpec(Strict):
     fallback: Literal["full"] | None = None
     by: Annotated[str, AfterValidator(_who)] = ""
     """Who asked; written by tools."""
+    policy: Annotated[str, AfterValidator(_who)] = ""
+    """The rule by which a scheduler asked."""
+    tags: Tags = Field(default_factory=dict)
 
 
 class Asked(Struct, frozen=True):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import socket
+import stat
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from reconciler.core.errors import HostError
@@ -93,3 +97,91 @@ def fetched(pidfd: int, port: Port) -> socket.socket | None:
 def inode(sock: Bound) -> int:
     """What /proc/PID/fd calls this socket."""
     return os.fstat(sock.fileno()).st_ino
+
+
+def gid(group: str) -> int:
+    """The number of a group. Raises HostError."""
+    import grp
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise HostError(
+            f"cannot let in the members of {group!r}: there is no such group: getent group {group}"
+        ) from None
+
+
+class Local:
+    """A listening Unix socket at a path."""
+
+    def __init__(self, path: str, group: int | None = None) -> None:
+        """What an ended process left there is removed. Raises HostError.
+
+        Its own user and root may connect, and the members of `group`. Two that come at once do not
+        take each other's: both hold the directory's lock for as long as they look and bind.
+        """
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _directory(path) as short:
+                if _answers(short):
+                    raise HostError(
+                        f"cannot listen on {path}: another process does; end that, or set "
+                        "`api: {socket: …}` in the config: ss -xlp",
+                        "CannotListen",
+                    )
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(short)
+                self.sock.bind(short)
+                if group is not None:
+                    os.chown(short, -1, group)
+                os.chmod(short, 0o600 if group is None else 0o660)
+                self.sock.listen(BACKLOG)
+        except OSError as error:
+            self.sock.close()
+            raise HostError(
+                f"cannot listen on {path}: {error.strerror}; correct `api: {{socket: …}}` in the "
+                f"config, or the rights there: ls -la {os.path.dirname(path)}",
+                "CannotListen",
+            ) from error
+        except HostError:
+            self.sock.close()
+            raise
+
+    def close(self) -> None:
+        """Close it, and remove its file, unless another listens there by now."""
+        self.sock.close()
+        with contextlib.suppress(OSError), _directory(self.path) as short:  # else there is none
+            if not _answers(short):
+                os.unlink(short)
+
+
+def _answers(path: str) -> bool:
+    """Whether a process listens there. Raises OSError: what is there is no socket."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.ENOTSOCK, "what is there is no socket")
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except BlockingIOError:
+            return True  # so many wait there already
+    return True
+
+
+@contextlib.contextmanager
+def _directory(path: str) -> Iterator[str]:
+    """The directory of a socket, locked; and the socket's path by a descriptor of it, as a path in
+    full may be longer than a socket's may be. Source: unix(7), sun_path has 108 bytes."""
+    folder, name = os.path.split(path)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)

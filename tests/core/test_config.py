@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 from typing import Any, Final
@@ -12,11 +13,13 @@ from reconciler.core.config import default_hub, settings
 from reconciler.core.errors import ConfigError, Exit
 from reconciler.core.settings import (
     MIN_FREE,
+    ApiLimits,
     Appliance,
     QemuNbd,
     Secret,
     SecretRef,
     Settings,
+    Tls,
     VCenter,
     state_directory,
 )
@@ -128,9 +131,15 @@ def test_the_environment_goes_before_the_file() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "hub.example", "[::]", "[2001:db8::1]"])
-def test_the_api_is_not_offered_beyond_this_machine(host: str) -> None:
+def test_beyond_this_machine_the_api_needs_tls_and_a_token(host: str) -> None:
     found = wrong(f'hub: a\napi: {{listen: "{host}:8082"}}')
-    says(found, "2:15 error: listen: cannot listen on", f"{host}:8082", "loopback only")
+    says(
+        found,
+        "2:15 error: listen: cannot listen on",
+        f"{host}:8082",
+        "write `tls: {cert: PATH, key: PATH}` and `tokens: [{name: NAME, token: {file: PATH}, ",
+        "or listen on loopback",
+    )
 
 
 @pytest.mark.parametrize("written", ["8082", "127.0.0.1", "127.0.0.1:0", "127.1:8082", "x y:1"])
@@ -447,3 +456,120 @@ def test_a_query_is_one_statement_with_words_in_it() -> None:
 def test_what_is_remembered_of_the_settings_holds_no_database() -> None:
     found = read(sql("mysql://hub@db/oma", ", password: {env: DB}"))
     assert "oma" not in json.dumps(found.to_json())
+
+
+# -- who may use the API
+
+TLS: Final = "tls: {cert: c.pem, key: /k.pem}"
+TOKEN: Final = "{name: a, token: {env: A}, scopes: [read]}"
+
+
+def test_who_may_use_the_api() -> None:
+    found = read(
+        f"""\
+api:
+  listen: 0.0.0.0:8443
+  socket: run/api.sock
+  group: backup
+  token: {{file: token}}
+  tokens: [{TOKEN}, {{name: b, token: {{credential: b}}, scopes: [operate, callback]}}]
+  tls: {{cert: c.pem, key: /k.pem, client_ca: ca.pem}}
+  limits: {{body: 2MiB, headers: 8KiB, rate: 5, callback_rate: 50, concurrency: 3, connections: 9,
+    timeout: 2s, idle: 1m}}
+"""
+    )
+    api = found.api
+    assert [(one.name, str(one.secret), one.scopes) for one in api.tokens] == [
+        ("token", "file /etc/r/token", ("read", "operate", "callback")),
+        ("a", "env A", ("read",)),
+        ("b", "credential b", ("operate", "callback")),
+    ]
+    assert (found.api_socket, api.group) == ("/etc/r/run/api.sock", "backup")
+    assert api.tls == Tls("/etc/r/c.pem", "/k.pem", "/etc/r/ca.pem")
+    assert api.limits == ApiLimits(
+        body=2 << 20,
+        headers=8192,
+        rate=5.0,
+        callback_rate=50.0,
+        concurrency=3,
+        connections=9,
+        timeout=2.0,
+        idle=60.0,
+    )
+    assert {one.secret for one in api.tokens} <= set(found.secrets)
+    told = json.dumps(found.to_json())
+    assert not any(word in told for word in ("token", "credential", "k.pem"))
+
+
+@pytest.mark.parametrize(
+    ("written", "closed"),
+    [
+        ("token: {env: A}", False),  # one that may all does not shut out who sends none
+        (f"tokens: [{TOKEN}]", False),
+        ("tokens: [{name: b, token: {env: B}, scopes: [callback]}]", True),
+    ],
+)
+def test_callbacks_need_a_token_where_one_is_made_for_them(written: str, closed: bool) -> None:
+    assert read(f"api: {{{written}}}").api.callbacks_closed is closed
+
+
+def test_the_socket_is_in_the_state_directory_or_where_it_is_said_or_nowhere() -> None:
+    assert read("state: /s").api_socket == "/s/api.sock"
+    assert read("api: {socket: /run/x}").api_socket == "/run/x"
+    assert read("api: {socket: false}").api_socket == ""
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "hub.example", "[::]"])
+@pytest.mark.parametrize("beside", ["", TLS, f"tokens: [{TOKEN}]", "token: {env: A}"])
+def test_tls_or_a_token_alone_is_not_enough_beyond_this_machine(host: str, beside: str) -> None:
+    found = wrong(f'api:\n  listen: "{host}:8082"\n' + (f"  {beside}\n" if beside else ""))
+    says(found, "2:11 error: listen: cannot listen on")
+    assert ("`tls: {" in found) is (beside != TLS)
+    assert ("`tokens: [" in found) is ("token" not in beside)
+
+
+def test_beyond_this_machine_with_tls_and_a_token() -> None:
+    for token in (f"tokens: [{TOKEN}]", "token: {env: A}"):
+        found = read(f'api: {{listen: "[::]:8443", {TLS}, {token}}}')
+        assert str(found.listen) == "[::]:8443"
+    environment = {"RECONCILER_API_LISTEN": "0.0.0.0:1"}
+    assert "from the environment: RECONCILER_API_LISTEN" in wrong("hub: a", environment)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("tokens: [{name: a, token: secret-in-place, scopes: [read]}]", "never written in place"),
+        (
+            "tokens: [{name: a, token: {env: A}, scopes: []}]",
+            "1:51 error: scopes: list",
+        ),
+        ("tokens: [{name: a, token: {env: A}}]", "the key 'scopes' is missing"),
+        (
+            "tokens: [{name: a, token: {env: A}, scopes: [write]}]",
+            "expected one of read, op",
+        ),
+        ("tokens: [{name: token, token: {env: A}, scopes: [read]}]", "is the name of the one"),
+        (f"tokens: [{TOKEN}, {TOKEN}]", "two tokens are named 'a'"),
+        ("socket: true", "write a path, or false to have none"),
+        ("socket: ''", "write a path, or false to have none"),
+        ("socket: false, group: backup", "`socket: false` says there is none"),
+        ("tls: {cert: c}", "key"),
+        ("limits: {rate: 0}", "1:22 error: rate: "),
+        ("limits: {concurrency: 33}", "1:29 error: concurrency: "),
+        ("limits: {body: 1}", "body must be within 1KiB and 64MiB"),
+        ("limits: {headers: 2MiB}", "headers must be within 1KiB and 1MiB"),
+        ("limits: {timeout: 0s}", "1:25 error: timeout: "),
+        ("limit: {rate: 1}", "limits"),
+    ],
+)
+def test_what_the_api_cannot_be_told(written: str, said: str) -> None:
+    found = wrong(f"api: {{{written}}}")
+    assert said in found
+    assert "secret-in-place" not in found
+
+
+def test_an_encrypted_token_needs_its_key() -> None:
+    sealed = base64.b64encode(b"age-encryption.org/v1\n").decode()
+    found = wrong(f"api: {{tokens: [{{name: a, token: {{age: {sealed}}}, scopes: [read]}}]}}")
+    says(found, "api.tokens.0.token: it is encrypted")

@@ -465,4 +465,4 @@ def test_another_hubs_state_directory_is_refused(site: Site, appliance: Applianc
 def test_an_address_beyond_this_machine_is_refused(site: Site) -> None:
     site.write_config(api={"listen": "0.0.0.0:8082"})
     for command in ("serve", "plan"):
-        assert "on loopback only" in site.run(command, code=78)
+        assert "which other machines can reach" in site.run(command, code=78)

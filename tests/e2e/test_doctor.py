@@ -398,7 +398,9 @@ def test_each_secret_is_read_and_none_is_shown(site: Site, appliance: Appliance)
 
 
 def test_a_stranger_at_the_address_for_callbacks(site: Site) -> None:
-    assert statuses(found(site, "api", code=0)) == {"api": "ok"}
+    checks = found(site, "api", code=0)
+    assert statuses(checks) == {"api": "ok", "api.access": "ok"}
+    assert "no token is asked for" in checks["api.access"]["observed"]
     with socket.create_server(("127.0.0.1", site.api)):
         one = found(site, "api", code=1)["api"]
     assert f"(pid {os.getpid()})" in one["observed"]

@@ -467,7 +467,7 @@ def test_what_a_process_hears_stays_while_it_and_others_open_and_close_the_store
 def test_a_word_waits_for_no_lock_and_is_refused_where_the_store_is_held(
     store: Store, inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reconciler.host.store.inbox.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("reconciler.host.store.window.BUSY_TIMEOUT", 0.05)
     put(store, a_call(), *ACCEPTED)
     with store._write():
         assert inbox.change_id("ctx-1", 0).question is Question.ANSWERED

@@ -8,12 +8,9 @@ nothing is created, and no store is migrated.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +22,9 @@ from reconciler.core.desired import Export
 from reconciler.core.ledger import Telemetry
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
-from reconciler.host.store.files import BUSY_TIMEOUT, StoreError, explained, newer
 from reconciler.host.store.rows import CALL, Event, call_of, insert_event, reports_of
-from reconciler.host.store.schema import VERSION
+from reconciler.host.store.window import OtherVersionError as OtherVersionError
+from reconciler.host.store.window import Window
 
 WHO: Final = "the appliance's client"
 """Who the events of this module are from."""
@@ -36,10 +33,6 @@ MOST_TEXT: Final = 500
 MOST_NUMBER: Final = (1 << 63) - 1
 """What a column can hold."""
 _ACTIVE: Final = tuple(str(state) for state in CallState if state.active)
-
-
-class OtherVersionError(StoreError):
-    """The store is of another version than this: it is not read, and not migrated from here."""
 
 
 class Word(Enum):
@@ -96,22 +89,12 @@ class Identity(Struct, frozen=True):
     state_id: str
 
 
-class Inbox:
+class Inbox(Window):
     """The callbacks' view of a store, which need not exist yet. Safe to share between threads."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "state.db"
-        self._mutex = threading.Lock()
-        self._db: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
-
-    def close(self) -> None:
-        with self._mutex:
-            self._leave()
 
     def identity(self) -> Identity | None:
         """Whose store it is; None: there is none yet. Raises StoreError."""
-        with self._read() as db:
+        with self.read() as db:
             if db is None:
                 return None
             meta = dict(db.execute("SELECT name, value FROM meta").fetchall())
@@ -132,7 +115,7 @@ class Inbox:
                 f"change_id must be 1 to {MOST_TEXT} printable characters, found "
                 f"{clean(change_id)[:40]!r}: without one there is nothing to go on from"
             )
-        with self._write() as db:
+        with self.write() as db:
             call = _call(self.path, db, job_id)
             if db is None or call is None:
                 return _unknown_job(job_id)
@@ -180,7 +163,7 @@ class Inbox:
         """Note the last word about a job, within what it can mean. It moves no state, whatever
         its status says. Raises StoreError."""
         # The last word is replaced in a moment, so it does not wait for the disk.
-        with self._write(durable=False) as db:
+        with self.write(durable=False) as db:
             call = _call(self.path, db, job_id)
             if db is None or call is None:
                 return _unknown_job(job_id)
@@ -221,7 +204,7 @@ class Inbox:
         `vm_name` is the VM's name in vCenter or its context. The active run is meant from its
         intent on: a client may ask before the answer to the call is here.
         """
-        with self._read() as db:
+        with self.read() as db:
             if db is None:
                 return _unknown_vm(vm_name)
             calls = [
@@ -238,74 +221,6 @@ class Inbox:
                 return Answer(question=Question.AMBIGUOUS, message=said)
             return _parent(self.path, db, calls[0], position)
 
-    # -- the file
-
-    def _write(
-        self, *, durable: bool = True
-    ) -> contextlib.AbstractContextManager[sqlite3.Connection | None]:
-        """A transaction; None: there is no store yet. Its end is the commit, unless that was
-        before; then it is on the disk, if it is `durable`."""
-        level = "FULL" if durable else "NORMAL"
-        return self._transaction("write to", f"PRAGMA synchronous={level}", "BEGIN IMMEDIATE")
-
-    def _read(self) -> contextlib.AbstractContextManager[sqlite3.Connection | None]:
-        """One moment of the store; None: there is none yet."""
-        return self._transaction("read", "BEGIN")
-
-    @contextlib.contextmanager
-    def _transaction(self, doing: str, *begin: str) -> Iterator[sqlite3.Connection | None]:
-        with self._mutex, explained(self.path, doing):
-            db = self._connected()
-            if db is None:
-                yield None
-                return
-            try:
-                for statement in begin:
-                    db.execute(statement)
-                yield db if self._of_this_version(db) else None
-                if db.in_transaction:
-                    db.execute("COMMIT")
-            except BaseException:
-                self._leave()  # which rolls back; the next word begins anew
-                raise
-
-    def _of_this_version(self, db: sqlite3.Connection) -> bool:
-        """False: the store is only about to be made. Raises OtherVersionError."""
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            raise OtherVersionError(str(newer(self.path, version)), "StoreNewer")
-        if 0 < version < VERSION:
-            raise OtherVersionError(
-                f"cannot use the store {self.path} yet: it is of an older version (schema "
-                f"{version}, this one knows {VERSION}); the next apply brings it up",
-                "Store",
-            )
-        return bool(version)
-
-    def _leave(self) -> None:
-        if self._db:
-            self._db.close()
-            self._db = None
-
-    def _connected(self) -> sqlite3.Connection | None:
-        """A connection to the file that is there now."""
-        now = _identity_of(self.path)
-        if now != self._file:
-            self._leave()  # of a file that was replaced; SQLite leaves the -wal of the new alone
-        if self._db is None and now is not None:
-            quoted = str(self.path.absolute())
-            for character in "%?#":
-                quoted = quoted.replace(character, f"%{ord(character):02x}")
-            self._db = sqlite3.connect(
-                f"file:{quoted}?mode=rw",
-                uri=True,
-                timeout=BUSY_TIMEOUT,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            self._file = now
-        return self._db
-
 
 def clean(text: str) -> str:
     """A text as it can be shown: no control characters, not endless, one that can be stored."""
@@ -316,15 +231,6 @@ def clean(text: str) -> str:
 def count(number: float) -> Bytes:
     """A number of things: whole, not negative, and no more than can be stored. NaN is none."""
     return int(min(MOST_NUMBER, max(0, number)))
-
-
-def _identity_of(path: Path) -> tuple[int, int] | None:
-    """Which file is there; None: none, or one that is only about to become a store."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return (found.st_dev, found.st_ino) if found.st_size else None
 
 
 def _call(path: Path, db: sqlite3.Connection | None, job_id: str) -> Call | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from reconciler.host.store.rows import (
     Use,
     archived_of,
     calls_of,
+    events_where,
     identity,
     kept_of,
     ledger_of,
@@ -128,15 +128,6 @@ def _of(vms: Collection[str]) -> tuple[str, tuple[str, ...]]:
 
 def _events(directory: Path, where: str, values: Sequence[object], limit: int) -> list[Event]:
     """Newest first; all of them, if the limit is below 0."""
-    names = Event.__struct_fields__
-    columns = ", ".join("id" if name == "number" else name for name in names)
-
-    def query(db: sqlite3.Connection) -> list[Event]:
-        rows = db.execute(
-            f"SELECT {columns} FROM events WHERE {where} "  # noqa: S608 names are ours
-            "ORDER BY last DESC, id DESC LIMIT ?",
-            (*values, limit),
-        )
-        return [Event(**dict(zip(names, row, strict=True))) for row in rows]
-
-    return looked_up(directory / NAME, query) or []
+    ordered = f"{where} ORDER BY last DESC, id DESC"
+    found = looked_up(directory / NAME, lambda db: list(events_where(db, ordered, values, limit)))
+    return found or []

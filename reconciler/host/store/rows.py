@@ -53,6 +53,19 @@ class Event(Struct, frozen=True, kw_only=True):
     who: str = ""
 
 
+_EVENT: Final = ", ".join("id" if name == "number" else name for name in Event.__struct_fields__)
+
+
+def events_where(
+    db: sqlite3.Connection, where: str, values: Sequence[object], limit: int
+) -> Iterator[Event]:
+    """The events that a condition is true of, in the order that it names; all of them, if the
+    limit is below 0."""
+    rows = db.execute(f"SELECT {_EVENT} FROM events WHERE {where} LIMIT ?", (*values, limit))  # noqa: S608
+    for row in rows:
+        yield Event(**dict(zip(Event.__struct_fields__, row, strict=True)))
+
+
 def insert_event(db: sqlite3.Connection, event: Event, who: str, now: Seconds) -> None:
     """A new row, for something that happens the first time."""
     db.execute(
@@ -122,6 +135,19 @@ def calls_of(path: Path, hub: str, heads: Sequence[Head], db: sqlite3.Connection
     return found
 
 
+_LEASE: Final = (
+    "hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe, up, deaths, "
+    "rest"
+)
+
+
+def leases_of(db: sqlite3.Connection, call: Call) -> Iterator[Lease]:
+    """The ports of one attempt of a run."""
+    where = "hub = ? AND vm = ? AND run = ? AND attempt = ?"
+    found = db.execute(f"SELECT {_LEASE} FROM leases WHERE {where}", (call.hub, *call.key))  # noqa: S608
+    return map(_lease, found)
+
+
 def _lease(row: Sequence[Any]) -> Lease:
     hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe, *last = row
     return Lease(
@@ -166,14 +192,15 @@ def kept_of(db: sqlite3.Connection, jobs: Sequence[str]) -> Mapping[str, Kept]:
         job: Kept(
             archived=archived_of(db, job),
             reports=reports_of(db, job),
-            heard=_telemetry(db, job),
+            heard=telemetry_of(db, job),
             proofs=proofs_of(db, job),
         )
         for job in jobs
     }
 
 
-def _telemetry(db: sqlite3.Connection, job_id: str) -> Telemetry | None:
+def telemetry_of(db: sqlite3.Connection, job_id: str) -> Telemetry | None:
+    """The last word about a job."""
     return next(_where(db, Telemetry, "telemetry", "job_id = ?", job_id), None)
 
 
@@ -214,10 +241,6 @@ def ledger_of(path: Path, load: Load, kept: LoadKept, db: sqlite3.Connection) ->
     Raises StoreError.
     """
     meta = identity(db, path)
-    leases = db.execute(
-        "SELECT hub, vm, disk, run, attempt, port, since, started, clients_seen, restarts, safe, "
-        "up, deaths, rest FROM leases"
-    )
     heads = db.execute("SELECT vm, run, attempt, state, changed FROM calls ORDER BY rowid")
     calls = Calls(heads.fetchall(), load)
     calls.warm(lambda some: calls_of(path, meta["hub"], some, db))
@@ -227,10 +250,10 @@ def ledger_of(path: Path, load: Load, kept: LoadKept, db: sqlite3.Connection) ->
         return Ledger(
             hub=meta["hub"],
             state_id=meta["state_id"],
-            leases=tuple(map(_lease, leases)),
+            leases=tuple(map(_lease, db.execute(f"SELECT {_LEASE} FROM leases"))),  # noqa: S608
             calls=calls,
             reports={job: found for job in told if (found := reports_of(db, job))},
-            telemetry={one.job_id: one for job in open_jobs if (one := _telemetry(db, job))},
+            telemetry={one.job_id: one for job in open_jobs if (one := telemetry_of(db, job))},
             sightings={
                 job: Sighting(at, allocated)
                 for job, at, allocated in db.execute("SELECT job_id, at, allocated FROM sightings")
