@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final
 
 import tracking
+from areas import Area
 from carrying import carry
-from jobs import CopyError, Disk, Job, Phase, bytes_read
+from jobs import CopyError, Disk, Job, Phase
 from live import QMP, LiveError, LiveVm, Snapshot
 from modes import Mode
 from telling import Hub, Log
@@ -28,8 +29,6 @@ from wire import Start, parse_targets
 NBDCOPY: Final = ("nbdcopy", "--connections=2", "--threads=2", "--flush", "--progress=1")
 """Two connections per disk, as the field's client opens. nbdcopy opens no more connections than it
 has threads, and takes one thread per core if not told: hence --threads. Source: nbdcopy(1)."""
-PACED: Final = ("--requests=1", "--request-size=65536")
-"""Small steps, so that a copy can be caught half-way. Bytes. Measured: 4 MiB take about 10 ms."""
 TELEMETRY_PERIOD: Final = 1.0
 """Between two telemetry posts of a job. Seconds. Chosen: about what the field's client does."""
 CLOSE_GRACE: Final = 0.5
@@ -170,12 +169,14 @@ class Appliance:
             raise CopyError(f"there is no source disk {disk.source}; put a raw image there")
         source = tracking.RawFile(disk.source)
         digests = source.digests()  # of before the copy: what changes meanwhile is copied again
-        known = disk.previous and tracking.changed(disk.source, disk.previous, digests)
-        if isinstance(known, tuple):
-            disk.size, disk.phase = sum(area.length for area in known), Phase.RUNNING
-            carry(source, known, disk, self._gate_of(job))
+        areas = tracking.changed(disk.source, disk.previous, digests) if disk.previous else None
+        if areas is None and (self.slow or job.mode in {Mode.DIE, Mode.CRASH}):
+            areas = (Area(0, source.size),)  # nbdcopy cannot be held half-way
+        if areas is None:
+            self._run_nbdcopy(disk, job)
         else:
-            self._run_nbdcopy(job, disk)
+            disk.size, disk.phase = sum(area.length for area in areas), Phase.RUNNING
+            carry(source, areas, disk, self._gate_of(job))
         change_id = f"{uuid.uuid4()}/{next(self._sequence)}"
         tracking.note(disk.source, change_id, digests)
         return change_id
@@ -219,12 +220,9 @@ class Appliance:
         first = min(job.disks, key=lambda one: one.target.position)
         return job.mode is not Mode.ONE_DISK or disk is first
 
-    def _run_nbdcopy(self, job: Job, disk: Disk) -> None:
+    def _run_nbdcopy(self, disk: Disk, job: Job) -> None:
         """Copy one disk (raises CopyError, or OSError without an nbdcopy)."""
-        until = time.monotonic() + self.slow
-        kills = job.mode in {Mode.DIE, Mode.CRASH}
-        pacing = kills or self.slow > 0
-        command = [*NBDCOPY, *(PACED if pacing else ()), str(disk.source), disk.target.url]
+        command = [*NBDCOPY, str(disk.source), disk.target.url]
         out, none = subprocess.PIPE, subprocess.DEVNULL
         with self._lock:  # no child is born after close() has ended them all
             if self._closing.is_set():
@@ -234,9 +232,6 @@ class Appliance:
             )
             self._children.add(process)
         disk.pid, disk.phase = process.pid, Phase.RUNNING
-        if pacing:
-            pace = (process, disk, until, job)
-            threading.Thread(target=self._pace, args=pace, daemon=True).start()
         words = ""
         for line in map(str.strip, process.stdout or ()):
             if found := PROGRESS.fullmatch(line):
@@ -250,25 +245,6 @@ class Appliance:
             raise CopyError(f"nbdcopy was ended by signal {-code}")
         if code > 0:
             raise CopyError(words or f"nbdcopy ended with exit code {code}")
-        if kills:
-            raise CopyError("told to die; nbdcopy was through before it could be killed")
-        time.sleep(max(0.0, until - time.monotonic()))
-
-    def _pace(self, process: subprocess.Popen[str], disk: Disk, until: float, job: Job) -> None:
-        """Hold a copy half-way, connected, until then; after that let it end, or kill it.
-
-        nbdcopy tells its progress in steps of 128 MiB only, so the kernel's count of the bytes it
-        has read says when half of the source's data is through. A source without data is not held.
-        """
-        loading = 1 << 16  # nbdcopy reads less than this before it reads the source; bytes
-        half = loading + disk.source.stat().st_blocks * 512 // 2
-        while process.poll() is None and bytes_read(process.pid) < half:
-            time.sleep(0.0005)
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(max(0.0, until - time.monotonic()))
-        if job.mode is Mode.CRASH:
-            self._crash(job)
-        process.send_signal(signal.SIGKILL if job.mode is Mode.DIE else signal.SIGCONT)
 
     def _crash(self, job: Job) -> None:
         """Be gone at once, copies and all; the start was accepted by then."""
@@ -283,7 +259,7 @@ class Appliance:
         with self._lock:
             self._closing.set()
             for process in self._children:
-                process.kill()  # not SIGTERM: a held process would not see it
+                process.kill()
         until = time.monotonic() + CLOSE_GRACE
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
