@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import socket
@@ -308,6 +309,21 @@ def test_of_many_that_come_at_once_one_has_the_socket(tmp_path: Path) -> None:
     got[0].close()
 
 
+def test_who_comes_waits_until_another_has_looked_and_bound(tmp_path: Path) -> None:
+    made: list[Local] = []
+    coming = threading.Thread(target=lambda: made.append(Local(str(tmp_path / "a"))))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        coming.start()
+        coming.join(0.3)
+        assert not made
+    finally:
+        os.close(fd)
+    coming.join(20)
+    made[0].close()
+
+
 def test_who_has_an_address_is_asked_by_the_socket_where_the_address_is_closed(
     door: Doors,
 ) -> None:
@@ -602,9 +618,11 @@ def test_tls_at_the_address_and_none_at_the_socket(tmp_path: Path, dealer: Deale
             ask()  # in plain words
         # another certificate and another token are taken while it runs; bad ones are not
         other, its_key = certificate(tmp_path, "two")
+        first = trusting(cert)
         cert.write_bytes(other.read_bytes())
         with pytest.raises(HostError, match="cannot use the certificate"):
             gate.renew(config, {})  # the key is still the other's
+        assert ask(tls=first).status == LET_IN
         private.write_bytes(its_key.read_bytes())
         (tmp_path / "token").write_text("short")
         with pytest.raises(HostError, match="it has 5 characters"):
