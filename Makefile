@@ -3,13 +3,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 JOBS ?= 4
+# Tests start Python some hundred times: what is compiled is kept, whatever the environment says.
+PYTEST = PATH="$(abspath $(BIN)):$$PATH" PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-system: ## Install missing system packages: qemu-utils, libnbd-bin, python3-venv, e2fsprogs, systemd
+system: ## Install missing system packages: qemu-utils, qemu-system-common, libnbd-bin, python3-venv, e2fsprogs, systemd
 	@examples/demo/install.sh
 
 system-tests: ## The same, and what only tests use: MariaDB, PostgreSQL, ssh-keygen
@@ -34,17 +36,17 @@ demo: $(BIN)/reconciler ## Run the main job on real disks, and clean up
 	@PATH="$(abspath $(BIN)):$$PATH" examples/demo/run.sh
 
 test: $(VENV)/.dev system-tests ## Run every test
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) -m "not soak" --durations=10 $(ARGS)
+	@$(PYTEST) -n $(JOBS) -m "not soak" --durations=10 $(ARGS)
 
 soak: $(VENV)/.dev system-tests ## Run what takes long: every crash point, a thousand kills, ten thousand lives, fuzzing
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[soak]' || echo "no fuzzer for this Python"
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) -m soak --durations=10 $(ARGS)
+	@$(PYTEST) -n $(JOBS) -m soak --durations=10 $(ARGS)
 
 quick: $(VENV)/.dev ## Run the fast, pure tests
-	@$(BIN)/python -m pytest -q tests/core -m "not soak" $(ARGS)
+	@$(PYTEST) tests/core -m "not soak" $(ARGS)
 
 e2e: $(VENV)/.dev system-tests ## Run the tests on real qemu-nbd
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -n $(JOBS) tests/e2e -m "not soak" $(ARGS)
+	@$(PYTEST) -n $(JOBS) tests/e2e -m "not soak" $(ARGS)
 
 oldest: system-tests ## Run the tests with the oldest versions that are allowed
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest

@@ -410,7 +410,7 @@ class Desk:
             return list(calls)
         try:
             source, ledger = self.source(), self.ledger()
-        except HostError:
+        except ReconcilerError:
             return list(calls)  # who asks is told of the runs all the same
         source = replace(source, specs=source.specs.only(bare))
         vms = desire(source, self.settings)(ledger).vms

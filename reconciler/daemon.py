@@ -31,6 +31,7 @@ from reconciler.core.actual import Actual, Server
 from reconciler.core.ahead import ahead, asked_since, waits_for_a_place, waits_for_sna
 from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
+from reconciler.core.call_plan import silent
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
 from reconciler.core.ledger import Lease, Ledger
@@ -1000,7 +1001,11 @@ class Daemon:
                 ledger.failures.get(name),
                 ledger.reports.get(call.job_id) if call else None,
                 self.reports.get(call.job_id) if call else None,
-                [image and replace(image, allocated=0) for image in map(actual.images.get, images)],
+                [
+                    image and replace(image, allocated=0, written=0.0)
+                    for image in map(actual.images.get, images)
+                ],
+                call is not None and silent(call, ledger, self.settings, now),
                 sorted(told[name], key=repr),
                 actual.troubles.get(name),
                 actual.hangs.get(name),

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from tests.databases import MariaDb, Postgres, Server, running
+from tests.e2e import zygote
 from tests.mounts import Hung, Mounts, private
 from tests.ports import Dealer
 
@@ -19,6 +20,22 @@ pytest.register_assert_rewrite("tests.e2e.crashes", "tests.e2e.site")
 
 COUNTED: Final = "counted: "
 """Prefix of the properties that are summed up."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--real-starts",
+        action="store_true",
+        help="start an interpreter for every command, in place of forking one that is warm",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    zygote.always_real = config.getoption("--real-starts")
+
+
+def pytest_unconfigure() -> None:
+    zygote.end()
 
 
 @pytest.fixture

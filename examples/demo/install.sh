@@ -11,6 +11,7 @@ PATH="$PATH:/usr/sbin:/sbin"
 PYTHON="${PYTHON:-python3}"
 need qemu-nbd qemu-utils
 need nbdcopy libnbd-bin
+need qemu-storage-daemon qemu-system-common
 need mke2fs e2fsprogs
 need systemd-analyze systemd
 need "$PYTHON" python3
@@ -44,7 +45,7 @@ sed -ri 's/^#?create_main_cluster .*/create_main_cluster = false/' \
 esac
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "cannot install:$missing is missing, and there is no apt-get here; install what has" \
-        "qemu-nbd, nbdcopy, mke2fs, systemd-analyze and Python's venv" >&2
+        "qemu-nbd, qemu-storage-daemon, nbdcopy, mke2fs, systemd-analyze and Python's venv" >&2
     exit 1
 fi
 if [ "$(id -u)" -ne 0 ]; then

@@ -53,6 +53,8 @@ def _text(shown: Sequence[Call], now: Seconds, *, colour: bool, width: int | Non
         out.append(line)
         if call.message:
             out.append(f"    {call.message}")
+        out += [f"    full instead of incremental: {call.fallback}"] if call.fallback else []
+        out += [f"    implausible: {call.doubt}"] if call.doubt else []
         out.append(f"    job {call.job_id} at SNA {call.sna}")
         if call.targets:
             out.append(f"    targets {call.targets}")

@@ -22,6 +22,7 @@ from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
+from reconciler.core.parents import PARENTS
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import Settings, state_directory
@@ -314,6 +315,8 @@ def next_command(one: VmPlan, plan: Plan, reason: str, requests: str) -> str:
         return f"mend what it says, then reconciler retry {name} and {apply}"
     if causes & _STORAGE:
         return f"see to that storage, as said above, then {apply}"
+    if causes & PARENTS:
+        return f"{new_run(name)} --type full --apply{specs}; see reconciler chain {name}"
     if any(action.kind == "hold" for action in actions):
         return "see what holds it, above; nothing is destroyed meanwhile"
     if "RunChanged" in causes:

@@ -14,7 +14,9 @@ from reconciler.core.call import Call, CallEvent, CallState, Report, job_id
 from reconciler.core.desired import Export, at_attempt
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import in_use, unfit
+from reconciler.core.ledger import Ledger
 from reconciler.core.mark import export_of
+from reconciler.core.settings import Settings
 from reconciler.core.units import Bytes, Seconds, format_duration, format_size, stamp
 
 LOST: Final = "ClaimWithoutRecord"
@@ -208,22 +210,18 @@ class Calls(Disks):
     def silence(self) -> str:
         """What is known of a run of which nothing was heard for too long; empty: it was heard of.
 
-        It is no verdict: a client may be slow, or its way to us shut. With `reports_end` it is the
-        SNA that is asked, with every look.
+        It is no verdict: a client may be slow, or its way to us shut.
         """
-        call, settings = self.call, self.desired.settings
-        if call is None or call.state is not CallState.ACCEPTED or self.all_reported(call):
+        call = self.call
+        if call is None or self.all_reported(call):
             return ""
-        sna = settings.snas.get(call.sna)
-        told = self.ledger.telemetry.get(call.job_id)
-        words = [report.at for report in self.ledger.reports.get(call.job_id, {}).values()]
-        words += [told.at] if told else []
-        last = max(words, default=call.changed)
-        if (sna and sna.reports_end) or self.now - last < settings.loop.stale_after:
+        if not silent(call, self.ledger, self.desired.settings, self.now):
             return ""
-        heard = "nothing was heard of it" if words else "not a word has come of it"
-        begun = "" if words else ", when it was accepted"
-        return f"{heard} since {stamp(last)}{begun}: {self.signs(call)}"
+        words = words_of(call, self.ledger)
+        since = stamp(max(words, default=call.changed))
+        if words:
+            return f"nothing was heard of it since {since}: {self.signs(call)}"
+        return f"not a word has come of it since {since}, when it was accepted: {self.signs(call)}"
 
     def signs(self, call: Call) -> str:
         """What can be seen of an active run: its servers, its clients, its images."""
@@ -333,6 +331,25 @@ class Calls(Disks):
                 told={position: report.bytes for position, report in reports.items()},
             )
         )
+
+
+def words_of(call: Call, ledger: Ledger) -> list[Seconds]:
+    """When its client was heard of a run that is under way; empty: never yet."""
+    told = ledger.telemetry.get(call.job_id)
+    reports = ledger.reports.get(call.job_id, {}).values()
+    return [*(report.at for report in reports), *([told.at] if told else [])]
+
+
+def silent(call: Call, ledger: Ledger, settings: Settings, now: Seconds) -> bool:
+    """Whether nothing was heard of an accepted run for `stale_after`.
+
+    With `reports_end` it is the SNA that is asked, with every look.
+    """
+    sna = settings.snas.get(call.sna)
+    if call.state is not CallState.ACCEPTED or (sna and sna.reports_end):
+        return False
+    last = max(words_of(call, ledger), default=call.changed)
+    return now - last >= settings.loop.stale_after
 
 
 def sighted(call: Call, actual: Actual) -> Bytes | None:

@@ -62,4 +62,6 @@ def _run(call: Call, now: Seconds) -> dict[str, Any]:
         "nbd_targets": call.targets or None,
         "who": call.who or None,
         "tainted": call.tainted,
+        "fallback": call.fallback or None,
+        "doubt": call.doubt or None,
     }

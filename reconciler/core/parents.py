@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -12,6 +13,21 @@ from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export, Vm
 from reconciler.core.ledger import VERIFY, Kept, Ledger
 from reconciler.core.units import format_size, stamp
+
+PARENTS: Final = frozenset(
+    {
+        "ParentMissing",
+        "ParentUnreadable",
+        "ParentOutside",
+        "ParentUnfit",
+        "ParentDamaged",
+        "ParentRemoved",
+        "DiskResized",
+        "NoChangeId",
+        "ChainBroken",
+    }
+)
+"""Causes for which an incremental is refused and a full run gets past it."""
 
 
 class Layer(Struct, frozen=True):

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from reconciler.api import backups as backup_api
 from reconciler.api.models import Backup
 from reconciler.asking import Desk, RefusedError, Why, Wish
 from reconciler.core.call import Call, CallEvent, CallState, job_id
+from reconciler.core.errors import HostError
 from reconciler.core.requests import keyed
+from reconciler.desk import DaemonDesk
 from reconciler.host import lock
-from reconciler.host.store import events
+from reconciler.host.store import StoreError, events
 from reconciler.host.store.rows import call_of
+from reconciler.orders import Cancel
 from tests.api.played import BACKUPS, PID, PORT, Answer, Played
 from tests.core.builders import HUB
 from tests.host.test_inbox import ACCEPTED, ENDED, OPEN, UNASKED
@@ -232,6 +236,17 @@ def test_many_at_once_are_one_run(hub: Played) -> None:
     assert len(found) == 6
     assert found.count(Why.ACTIVE) == 5
     assert len(hub.get().body["backups"]) == 1
+
+
+def test_a_request_counts_before_the_daemon_has_read_it(
+    hub: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = hub.desk.source()
+    monkeypatch.setattr(hub.desk, "source", lambda: stale)
+    hub.played.up, hub.played.waits = False, "not read yet"
+    job = hub.start(key="k").body["backup_id"]
+    assert hub.start(key="k").body["backup_id"] == job
+    refused(hub.start(), 409, job)
 
 
 # -- the same again
@@ -614,6 +629,10 @@ def test_the_servers_of_another_run_are_left_alone(hub: Played) -> None:
     assert hub.ask("DELETE", f"{BACKUPS}/later").body["status"] == "cancelled"
     assert hub.call(waiting.job_id).state is CallState.CANCELLED
     assert (hub.call(job).state, len(hub.store.ledger().leases)) == (CallState.ACCEPTED, 2)
+    ledger = hub.store.ledger()
+    for call, leaves in ((waiting, False), (hub.call(job), True)):
+        assert Cancel(vms=("ctx-1",), call=call).leaves(ledger) is leaves
+    assert not Cancel(vms=("ctx-2",), call=waiting).leaves(ledger)  # nothing of it was ever there
 
 
 @pytest.mark.parametrize("state", ENDED)
@@ -630,12 +649,40 @@ def test_a_hub_that_is_being_changed_is_said(hub: Played, monkeypatch: pytest.Mo
     assert hub.call(job).state is CallState.DUE
 
 
-def test_what_is_protected_is_held(hub: Played) -> None:
-    hub.declares({"name": "ctx-1", "disks": "inventory", "protect": True})
+@pytest.mark.parametrize(
+    ("trouble", "status"),
+    [
+        (HostError("cannot stop ctx-1: it is protected", "Protected"), 409),
+        (StoreError("cannot write to the store", "Store"), 503),
+    ],
+)
+def test_what_keeps_a_run_from_being_ended_is_said(
+    hub: Played, monkeypatch: pytest.MonkeyPatch, trouble: HostError, status: int
+) -> None:
     job = hub.start().body["backup_id"]
-    hub.accepted(job)
-    answer = hub.ask("DELETE", f"{BACKUPS}/{job}")
-    assert answer.status in (200, 409)  # no server runs here: there is nothing to protect
+
+    def kept(*_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(hub.desk, "carry_out", kept)
+    refused(hub.ask("DELETE", f"{BACKUPS}/{job}"), status, str(trouble))
+    assert hub.call(job).state is CallState.DUE
+
+
+def test_a_daemon_that_has_not_read_its_specs_or_is_ending_is_not_ready(
+    hub: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = threading.Event()
+    daemon = SimpleNamespace(
+        settings=hub.settings, environment={}, kick=print, reading=None, stopping=ending
+    )
+    desk = DaemonDesk(daemon)  # type: ignore[arg-type]
+    monkeypatch.setattr(hub.desk, "source", desk.source)
+    refused(hub.start(), 503, "the specs were not read yet")
+    daemon.reading = SimpleNamespace(specs=None, inventory=None)
+    ending.set()
+    refused(hub.start(), 503, "the daemon is ending")
+    desk.close()
 
 
 # -- following

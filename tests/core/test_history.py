@@ -55,6 +55,7 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         reason="ReportedFailed",
         message="datastore full",
         tainted=True,
+        doubt="disk 2001: nothing came",
     )
     value = document("ctx-1", [call], 7, HUB, NOW)
     expected: dict[str, Any] = {
@@ -73,6 +74,8 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         "nbd_targets": "2000:nbd://h:1/x",
         "who": "timer (root)",
         "tainted": True,
+        "fallback": None,
+        "doubt": "disk 2001: nothing came",
     }
     assert value == {
         "format_version": "1.0",

@@ -13,12 +13,15 @@ from reconciler.core.desired import build
 from reconciler.core.ledger import Ledger
 from reconciler.core.requests import (
     Verdict,
+    keyed,
     labels,
     named,
+    named_vm,
     one_line,
     problems,
     rendered,
     select,
+    under_way,
     weigh,
     with_requests,
 )
@@ -194,3 +197,53 @@ def test_a_run_is_named_by_the_moment() -> None:
     with pytest.raises(ValueError, match=r"cannot use \{day\} in the name of a run") as caught:
         named("x-{day}", values)
     says(str(caught.value), "{date} and {time}")
+
+
+# -- what a scheduler asks for
+
+_LINE: Final = st.text(max_size=40).filter(str.isprintable)
+
+
+@given(policy=_LINE, tags=st.dictionaries(_LINE.filter(bool), _LINE, max_size=5))
+def test_what_a_scheduler_says_comes_back_whatever_it_is(policy: str, tags: dict[str, str]) -> None:
+    """Also what looks like an expression, a number, or nothing at all."""
+    asked = RunSpec(vm="ctx-1", run="r", policy=policy, tags=tags)
+    (found,) = with_requests(read_specs(OWN), {"runs/ctx-1.yaml": rendered(asked, "now")}).runs
+    assert found.spec == asked
+
+
+def test_a_key_is_a_run_of_one_vm() -> None:
+    assert keyed("ctx-1", "k") == keyed("ctx-1", "k")
+    assert len({keyed("ctx-1", "k"), keyed("ctx-1", "l"), keyed("ctx-2", "k")}) == 3
+    assert NAME.fullmatch(keyed("ctx-1", "\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("ctx-1", ["ctx-1"]), ("db", ["ctx-2", "ctx-3"]), ("own", ["ctx-1"]), ("a", ["a"]), ("", []),
+     ("other", []), ("ctx-9", [])],
+)  # fmt: skip
+def test_a_name_is_a_context_before_it_is_a_name_in_vcenter(name: str, found: list[str]) -> None:
+    """The spec's name goes before the inventory's."""
+    inventory = known(
+        "vms: {ctx-1: {vm: {name: other, path: /a}, disks: []}, "
+        "ctx-2: {vm: {name: db, path: /b}, disks: []}, "
+        "ctx-3: {vm: {name: db, path: /c}, disks: []}, "
+        "a: {vm: {name: ctx-1, path: /d}, disks: []}}"
+    )
+    specs = read_specs("vms: [{name: ctx-1, disks: inventory, vm: {name: own}}]")
+    assert named_vm(name, specs, inventory) == found
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [(None, "own"), (S.DUE, "own"), (S.ACCEPTED, "own"), (S.UNKNOWN, "own"), (S.REJECTED, ""),
+     (S.COMPLETED, ""), (S.FAILED, ""), (S.CANCELLED, "")],
+)  # fmt: skip
+def test_a_run_is_under_way_until_it_has_ended(state: CallState | None, found: str) -> None:
+    calls = [a_call(a_vm(run="own"), state)] if state else []
+    ledger = remembered(calls=calls)
+    assert under_way("ctx-1", read_specs(OWN), known(INVENTORY), ledger) == found
+    active = remembered(calls=[*calls, a_call(a_vm(run="other"), S.ACCEPTED)])
+    assert under_way("ctx-1", read_specs(OWN), known(INVENTORY), active) in (found, "other")
+    assert under_way("ctx-2", read_specs(OWN), known(INVENTORY), ledger) == ""

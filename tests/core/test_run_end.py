@@ -9,15 +9,16 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import Conclude, Witness
 from reconciler.core.actual import Handshake
-from reconciler.core.call import CallEvent, CallState, Seal, verdict
+from reconciler.core.call import CallEvent, CallState, Seal, doubt, verdict
 from reconciler.core.desired import Desired
 from reconciler.core.errors import Exit
 from reconciler.core.ledger import Sighting
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
 from reconciler.core.status import by_type, conditions
-from reconciler.loop import Outcome
+from reconciler.loop import Outcome, doubts
 from tests.core.builders import (
+    GIB,
     NOW,
     a_call,
     a_lease,
@@ -168,6 +169,52 @@ def test_what_an_empty_image_says_depends_on_what_was_asked_for(
 ) -> None:
     seals = [Seal(2000 + i, f"/x/{i}", nothing) for i, nothing in enumerate(empty)]
     assert verdict(kind, seals)[0] is event
+
+
+def test_what_is_published_is_written_down_with_it() -> None:
+    host, desired = an_accepted()
+    report_all(host)
+    settle(host, desired)
+    found = host.records.ledger().shelf.get(call_of(host).job_id)
+    assert {position: one.digest for position, one in found.archived.items()} == {
+        0: "sha256:of-nothing",
+        1: "sha256:of-nothing",
+    }
+    assert [one.size for one in found.archived.values()] == [GIB, GIB]
+    assert {one.allocated for one in found.archived.values()} == {65536}
+    assert found.archived[0].at == call_of(host).ended
+    assert call_of(host).doubt == ""
+
+
+@pytest.mark.parametrize("kind", ["full", "incremental"])
+def test_a_disk_of_which_bytes_are_reported_and_nothing_came_is_told_and_counts(kind: str) -> None:
+    host = FakeHost(a_settings())
+    vm = a_vm(disks=2)
+    desired = wanting(vm)
+    settle(host, desired)
+    host.records.calls[call_of(host).key] = replace(call_of(host), type=kind)
+    desired = wanting(replace(vm, type=kind))
+    host.write(host.server("ctx-1", 2000))
+    report_all(host)
+    found = one_pass(host, desired)
+    call = call_of(host)
+    assert (call.state, "disk 2001" in call.doubt) == (S.COMPLETED, True)
+    says(call.doubt, "its client reports 1 MiB", "nothing was ever written into its image")
+    assert "disk 2000" not in call.doubt
+    action = next(one for one in found.actions if isinstance(one, Conclude))
+    assert list(doubts(action, call)) == [("Implausible", f"run r1: {call.doubt}")]
+    found = planned(host, desired)
+    ledger = host.records.ledger()
+    stands = by_type(conditions(found.vms[0], host.look(desired, ledger), ledger))
+    assert (stands["Implausible"].status, stands["Ready"].status) == ("True", "True")
+
+
+def test_a_disk_of_which_nothing_is_reported_may_be_empty() -> None:
+    exports = a_vm(disks=2).exports
+    seals = [Seal(2000, "/a", False), Seal(2001, "/b", True)]
+    assert doubt(exports, seals, {0: 5, 1: 0}) == ""
+    assert doubt(exports, seals, {0: 5}) == ""
+    assert doubt(exports, seals, {0: 5, 1: 1}).startswith("disk 2001")
 
 
 def test_an_absent_vm_whose_run_is_reported_is_ended_too() -> None:

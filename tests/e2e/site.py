@@ -9,7 +9,6 @@ import select
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from reconciler.core.actual import Identity
 from reconciler.core.mark import Mark, parse
 from reconciler.host import proc
 from reconciler.host.store import NAME, read
+from tests.e2e import zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 APPLIANCE = ROOT / "examples" / "node-appliance" / "appliance.py"
@@ -56,12 +56,13 @@ class Appliance:
         port_file = self.folder / "port"
         port_file.unlink(missing_ok=True)
         with (self.folder / "stderr").open("ab") as stderr:
-            self.process = subprocess.Popen(
+            self.process = zygote.python(
                 [
-                    *(sys.executable, str(APPLIANCE), "--listen", f"127.0.0.1:{self.port}"),
+                    *(str(APPLIANCE), "--listen", f"127.0.0.1:{self.port}"),
                     *("--port-file", str(port_file), "--sources", str(self.sources)),
                     *("--log", str(self.log), *options),
                 ],
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
             )
@@ -104,6 +105,9 @@ class Appliance:
 
 class Site:
     """A hub with its config, inventory and specs."""
+
+    real_starts = False
+    """Whether each command has an interpreter of its own, in place of a fork of a warm one."""
 
     def __init__(self, folder: Path, ports: range, api: int = 0) -> None:
         self.folder = folder
@@ -187,14 +191,14 @@ class Site:
             "HOME": str(self.folder),
             **extra,
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", *module, *arguments],
+        return zygote.python(
+            ["-m", *module, *arguments],
+            real=self.real_starts,
             cwd=self.folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
 
     def run(self, *arguments: str, code: int | None = 0, **extra: str) -> str:

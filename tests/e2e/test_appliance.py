@@ -77,10 +77,12 @@ class Node:
         wait_for(lambda: self.status(job_id)["status"] in ends, f"the end of {job_id}")
         return self.status(job_id)
 
+    def lines(self) -> list[Json]:
+        return [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
+
     def events(self, name: str, job_id: str) -> list[Json]:
         """The log lines of one kind about one job."""
-        lines = map(json.loads, (self.folder / "log").read_text().splitlines())
-        return [line for line in lines if (line["event"], line["job_id"]) == (name, job_id)]
+        return [line for line in self.lines() if (line["event"], line["job_id"]) == (name, job_id)]
 
     def end(self, job_id: str) -> Json:
         """Wait for the log line of a job's end, which comes just after the status says so."""
@@ -227,16 +229,37 @@ def order(job_id: str, /, *targets: str, **changes: object) -> Json:
 # What it is for
 
 
-class Callbacks(BaseHTTPRequestHandler):
+class Hub(ThreadingHTTPServer):
     """A hub that notes what it is told."""
 
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Callbacks)
+        self.heard: list[tuple[str, str, Json]] = []
+        self.change_ids: dict[int, str] = {}
+        """Position → what it says of a disk."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def completions(self, job_id: str) -> list[Json]:
+        path = f"/api/v1/backups/{job_id}/complete"
+        return [body for _, where, body in self.heard if where == path]
+
+
+class Callbacks(BaseHTTPRequestHandler):
+    """A request to it."""
+
+    server: Hub
+
     def do_GET(self) -> None:
-        self.server.heard.append(("GET", self.path, {}))  # type: ignore[attr-defined]
-        self.reply({"change_id": "before/1"})
+        self.server.heard.append(("GET", self.path, {}))
+        position = int(self.path.rpartition("disk_id=")[2])
+        self.reply({"change_id": self.server.change_ids.get(position, "")})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.heard.append(("POST", self.path, body))  # type: ignore[attr-defined]
+        self.server.heard.append(("POST", self.path, body))
         self.reply({})
 
     def reply(self, body: Json) -> None:
@@ -250,6 +273,16 @@ class Callbacks(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as found:
+        threading.Thread(target=found.serve_forever, args=(0.05,)).start()
+        try:
+            yield found
+        finally:
+            found.shutdown()
+
+
 def telemetry_of_both(heard: list[tuple[str, str, Json]]) -> list[Json]:
     """The posts that call the job completed, once there is one for each of two disks."""
     told = [body for _, path, body in heard if path == "/api/v1/telemetry/backup/job-1"]
@@ -257,34 +290,30 @@ def telemetry_of_both(heard: list[tuple[str, str, Json]]) -> list[Json]:
     return done if len(done) == 2 else []
 
 
-def test_two_disks_arrive_under_their_own_keys(tmp_path: Path, export: Exporter) -> None:
-    heard: list[tuple[str, str, Json]] = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Callbacks) as hub:
-        hub.heard = heard  # type: ignore[attr-defined]
-        threading.Thread(target=hub.serve_forever, args=(0.05,)).start()
-        try:
-            first, second = export("2000", 0, 8 * MIB), export("2016", 1, 4 * MIB)
-            with running(tmp_path, f"--hub=http://127.0.0.1:{hub.server_port}") as node:
-                # The wire order is not the order of the keys: what counts is the name at each end.
-                status, text = node.post(order("job-1", second.target, first.target))
-                assert (status, json.loads(text)["job_id"]) == (200, "job-1")
-                last = node.ended("job-1")
-                _, progress = node.ask("GET", "/api/v1/progress/job-1")
-                end = node.end("job-1")
-                told = wait_for(lambda: telemetry_of_both(heard), "telemetry of both disks")
-        finally:
-            hub.shutdown()
+def test_two_disks_arrive_under_their_own_keys(tmp_path: Path, export: Exporter, hub: Hub) -> None:
+    heard, hub.change_ids = hub.heard, {0: "before/1", 1: "before/1"}
+    first, second = export("2000", 0, 8 * MIB), export("2016", 1, 4 * MIB)
+    with running(tmp_path, f"--hub={hub.url}") as node:
+        # The wire order is not the order of the keys: what counts is the name at each end.
+        status, text = node.post(order("job-1", second.target, first.target))
+        assert (status, json.loads(text)["job_id"]) == (200, "job-1")
+        last = node.ended("job-1")
+        _, progress = node.ask("GET", "/api/v1/progress/job-1")
+        end = node.end("job-1")
+        told = wait_for(lambda: telemetry_of_both(heard), "telemetry of both disks")
     assert first.differs() == second.differs() == ""
     assert (last["status"], last["progress_percent"]) == ("completed", 100)
     assert last["vm_path"] == "/DC1/vm/pgtest1"
     assert json.loads(progress)["bytes_transferred"] == 12 * MIB
     asked = {path for method, path, _ in heard if method == "GET"}
     assert asked == {f"/api/v1/backups/changeid?vm_name=pgtest1&disk_id={n}" for n in (0, 1)}
-    done = [body for _, path, body in heard if path == "/api/v1/backups/job-1/complete"]
+    done = hub.completions("job-1")
     sizes = {body["disk_id"]: body["bytes_transferred"] for body in done}
     assert (len(done), sizes) == (2, {0: 8 * MIB, 1: 4 * MIB})
     assert len({body["change_id"] for body in done} - {""}) == 2
     assert [disk["disk_index"] for disk in told[0]["disks"]] == [1, 0]
+    telemetry = [body for _, path, body in heard if path.startswith("/api/v1/telemetry/")]
+    assert {bool(body["disks"]) for body in telemetry if body["status"] == "running"} <= {False}
     assert {disk["previous"] for disk in end["disks"]} == {"before/1"}
 
 
@@ -506,6 +535,40 @@ def test_an_answer_may_never_come(
         node.post(order(mode, disk.target), timeout=0.3)
     assert len(node.events("start", mode)) == started
     assert node.ended(mode)["status"] == "completed" if started else not node.children()
+
+
+@pytest.mark.parametrize(
+    ("mode", "reported"), [("repeat", [0, 0, 0, 1, 1, 1]), ("one-disk", [0]), ("late", [0, 1])]
+)
+def test_a_report_may_come_again_or_late_or_never(
+    tmp_path: Path, export: Exporter, hub: Hub, mode: str, reported: list[int]
+) -> None:
+    disks = [export("2000", 0), export("2001", 1)]
+    with running(tmp_path, f"--hub={hub.url}", f"--misbehave={mode}") as node:
+        node.post(order("job-1", *(disk.target for disk in disks)))
+        if mode == "late":
+            progress = "/api/v1/progress/job-1"
+            wait_for(
+                lambda: json.loads(node.ask("GET", progress)[1])["percent"] == 100, "the copies"
+            )
+            assert node.status("job-1")["status"] == "running"
+            assert hub.completions("job-1") == []
+            node.control("none")
+        assert node.ended("job-1")["status"] == "completed"
+        wait_for(lambda: len(hub.completions("job-1")) == len(reported), "the reports")
+    told = hub.completions("job-1")
+    assert sorted(body["disk_id"] for body in told) == reported
+    assert len({body["change_id"] for body in told}) == len(set(reported))
+
+
+def test_it_may_be_gone_half_way(tmp_path: Path, export: Exporter, hub: Hub) -> None:
+    disk = export("2000", 0)
+    with running(tmp_path, f"--hub={hub.url}", "--misbehave=crash") as node:
+        assert node.post(order("job-1", disk.target))[0] == 200
+        assert node.process.wait(PATIENCE) == -signal.SIGKILL
+        wait_for(lambda: not disk.clients(), "the end of its copy")
+        assert [line["event"] for line in node.lines()] == ["start"]
+    assert hub.completions("job-1") == []
 
 
 def test_two_answers_are_on_the_wire_for_one_start(shared: tuple[Node, Export]) -> None:

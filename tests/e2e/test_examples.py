@@ -19,6 +19,8 @@ from tests.e2e.site import PASSWORD, ROOT, Appliance, Site
 from tests.ports import Dealer
 
 EXAMPLES: Final = ROOT / "examples"
+TELLING: Final = ("incremental",)
+"""Examples whose appliance is told where the hub is."""
 NAMES: Final = ("one-disk", "many-disks", "fleet", "site", "restore", "incremental", "nightly")
 
 SHOWN: Final = (".yaml", ".service", ".timer")
@@ -64,7 +66,9 @@ class Example(Site):
         (self.folder / "password").write_text(f"{PASSWORD}\n")
         self.hub = f"example-{name}-{os.getpid()}"
         self.others = []
-        self.appliance = Appliance(folder / "appliance")
+        self.api = dealer.deal(1)[0]
+        hub = ("--hub", f"http://127.0.0.1:{self.api}") if name in TELLING else ()
+        self.appliance = Appliance(folder / "appliance", *hub)
         for vm in self.read("inventory.yaml")["vms"].values():
             for disk in vm["disks"]:
                 size = parse_size(disk["size"])
@@ -82,7 +86,6 @@ class Example(Site):
         ):
             text, count = re.subn(pattern, value, text, flags=re.MULTILINE)
             assert count == 1, pattern
-        self.api = dealer.deal(1)[0]
         config.write_text(f"{text}api: {{listen: 127.0.0.1:{self.api}}}\n")
 
     def read(self, file: str) -> Any:

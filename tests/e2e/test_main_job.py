@@ -27,6 +27,7 @@ def test_the_main_job(site: Site, ending: Appliance) -> None:
         ending.source("pg", key, content)
     vm = {"path": "/DC/vm/pg", "name": "pg"}
     site.spec(site.vm("ctx-1", [len(data[2000]), len(data[2001])], vm=vm))
+    site.real_starts = True  # as a person types them
 
     planned = site.run("plan")
     assert "create 3 MiB qcow2, serve as ctx-1-r1-disk0" in planned
@@ -277,6 +278,7 @@ def test_two_sets_of_servers_with_other_hub_names_do_not_touch(
 
 def test_the_password_is_nowhere(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("ctx-1"))
+    site.real_starts = True
     process = site.start("apply", "-y")
     seen = b""
     while process.poll() is None:

@@ -10,7 +10,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -101,13 +100,11 @@ def test_a_disk_that_cannot_be_written_can_be_looked_at_and_nothing_new_begins(
 
 def apply_with(site: Site, state: Path, effect: str, side: str) -> tuple[int, str]:
     """An apply in the middle of which the state directory's disk fills up."""
-    line = [sys.executable, "-m", "tests.e2e.filling", str(state), effect, side, "apply", "-y"]
-    config = ["--config", str(site.folder / "reconciler.yaml"), "-f", str(site.specs)]
-    done = subprocess.run(
-        [*line, *config], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout + done.stderr
+    module = ("tests.e2e.filling", str(state), effect, side)
+    done = site.start("apply", "-y", module=module, PYTHONPATH=str(ROOT))
+    out, err = done.communicate(timeout=120)
+    assert "Traceback" not in err, err
+    return done.returncode, out + err
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def settled(site: Site, *vms: str) -> None:
 
 def test_it_makes_a_directory_true_and_heals_what_ends(quick: Site, appliance: Appliance) -> None:
     quick.spec(quick.vm("ctx-1", (1 << 20, 1 << 20)))
+    quick.real_starts = True
     with watching(quick) as daemon:
         settled(quick, "ctx-1")
         before = quick.servers()
@@ -220,6 +221,31 @@ def test_a_run_ends_by_its_callbacks_and_its_servers_go(quick: Site, appliance: 
         until(lambda: quick.status()["ctx-1"]["call"]["state"] == "COMPLETED", "the end", 60)
         until(lambda: not quick.servers(), "released")
         assert not quick.listening(), "no socket is kept"
+        assert daemon.end() == 143
+
+
+def test_a_run_of_which_nothing_is_heard_is_told_and_left_alone(
+    quick: Site, appliance: Appliance
+) -> None:
+    quick.write_config(loop={"resync": "1s", "stale_after": "2s"})
+    quick.spec(quick.vm("ctx-1"))
+    url = f"http://127.0.0.1:{quick.api}/metrics"
+
+    def figure(value: int) -> bool:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return f"\nreconciler_runs_stale {value}.0\n" in answer.read().decode()
+
+    with watching(quick) as daemon:
+        until(lambda: figure(1), "that it is stale", 60)
+        stands = quick.status()["ctx-1"]
+        stale = next(one for one in stands["conditions"] if one["type"] == "Stale")
+        assert (stale["status"], stale["reason"]) == ("True", "NoTelemetry")
+        assert "1 of 1 servers answer, clients are connected to 0 of 1 disks" in stale["message"]
+        assert stands["call"]["state"] == "ACCEPTED"
+        quick.write_config(loop={"resync": "1s", "stale_after": "1h"})
+        quick.run("reload")
+        until(lambda: figure(0), "that it is not any more", 60)
+        assert quick.run("events", "ctx-1").count("Stale") == 1
         assert daemon.end() == 143
 
 
