@@ -78,12 +78,14 @@ def test_a_route_that_says_nothing_is_not_for_everybody() -> None:
     app.add_api_route("/new", lambda: None, methods=["GET"])
     app.add_api_route("/said", lambda: None, methods=["GET"], openapi_extra=needs(Scope.CALLBACK))
     app.add_api_route("/said", lambda: None, methods=["DELETE"], openapi_extra=needs(Scope.OPERATE))
+    app.add_api_route("/figures", lambda: None, methods=["GET"], openapi_extra=needs(Scope.WATCH))
     needed = Routes(app).needed
     for method, path, scope in (
         ("GET", "/new", Scope.OPERATE),
         ("GET", "/said", Scope.CALLBACK),
         ("DELETE", "/said", Scope.OPERATE),
         ("PUT", "/said", Scope.OPERATE),  # as much as the most that is there
+        ("PUT", "/figures", Scope.WATCH),
         ("GET", "/nowhere", Scope.READ),
         ("GET", "/said/../new", Scope.READ),
     ):
