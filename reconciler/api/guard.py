@@ -66,15 +66,17 @@ class Routes:
         return sorted({name for one in alike for name in getattr(one, "methods", None) or ()})
 
     def needed(self, request: Asked) -> Scope:
-        """Of a path that nothing is at, as much as of one that only shows something."""
-        partly = Scope.READ
+        """Of a path that nothing is at, as much as of one that only shows something; of a method
+        that is not taken there, the most of what the others need."""
+        others = []
         for route in self.app.router.routes:
             match, _ = route.matches(request)
-            if match is Match.FULL:  # one that says nothing is not for everybody
-                return declared(route) or Scope.OPERATE
-            if match is Match.PARTIAL:
-                partly = max(partly, declared(route) or partly, key=_STRICT.index)
-        return partly
+            if match is not Match.NONE:  # one that says nothing is not for everybody
+                scope = declared(route) or Scope.OPERATE
+                if match is Match.FULL:
+                    return scope
+                others.append(scope)
+        return max(others, key=_STRICT.index, default=Scope.READ)
 
 
 _STRICT: Final = (Scope.WATCH, Scope.CALLBACK, Scope.READ, Scope.OPERATE)

@@ -23,6 +23,7 @@ from reconciler.host.store.inbox import Inbox
 if TYPE_CHECKING:
     import uvicorn
 
+    from reconciler.api.connection import Crowd
     from reconciler.api.probes import Vital
     from reconciler.asking import Desk
 
@@ -66,6 +67,8 @@ class Listener:
         self._end: Callable[[], object] = lambda: None
         self._vital, self._desk = vital, desk
         self.gate = gate or Gate()
+        self.crowd: Crowd | None = None
+        """Who is connected; None: it is not loaded yet."""
         self._socket = given or _bound(endpoint)
         try:
             self._local = sockets.Local(local, self.gate.access.group) if local else None
@@ -133,7 +136,7 @@ class Listener:
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 assert sockets == [listener._socket]
                 await super().startup(sockets=[])
-                crowd = Crowd(limits.connections)
+                listener.crowd = crowd = Crowd(limits.connections)
                 make = partial(
                     Connection,
                     self.config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import socket
@@ -77,12 +78,14 @@ def test_a_route_that_says_nothing_is_not_for_everybody() -> None:
     app.add_api_route("/new", lambda: None, methods=["GET"])
     app.add_api_route("/said", lambda: None, methods=["GET"], openapi_extra=needs(Scope.CALLBACK))
     app.add_api_route("/said", lambda: None, methods=["DELETE"], openapi_extra=needs(Scope.OPERATE))
+    app.add_api_route("/figures", lambda: None, methods=["GET"], openapi_extra=needs(Scope.WATCH))
     needed = Routes(app).needed
     for method, path, scope in (
         ("GET", "/new", Scope.OPERATE),
         ("GET", "/said", Scope.CALLBACK),
         ("DELETE", "/said", Scope.OPERATE),
         ("PUT", "/said", Scope.OPERATE),  # as much as the most that is there
+        ("PUT", "/figures", Scope.WATCH),
         ("GET", "/nowhere", Scope.READ),
         ("GET", "/said/../new", Scope.READ),
     ):
@@ -306,6 +309,21 @@ def test_of_many_that_come_at_once_one_has_the_socket(tmp_path: Path) -> None:
         one.join(20)
     assert len(got) == 1
     got[0].close()
+
+
+def test_who_comes_waits_until_another_has_looked_and_bound(tmp_path: Path) -> None:
+    made: list[Local] = []
+    coming = threading.Thread(target=lambda: made.append(Local(str(tmp_path / "a"))))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        coming.start()
+        coming.join(0.3)
+        assert not made
+    finally:
+        os.close(fd)
+    coming.join(20)
+    made[0].close()
 
 
 def test_who_has_an_address_is_asked_by_the_socket_where_the_address_is_closed(
@@ -602,9 +620,11 @@ def test_tls_at_the_address_and_none_at_the_socket(tmp_path: Path, dealer: Deale
             ask()  # in plain words
         # another certificate and another token are taken while it runs; bad ones are not
         other, its_key = certificate(tmp_path, "two")
+        first = trusting(cert)
         cert.write_bytes(other.read_bytes())
         with pytest.raises(HostError, match="cannot use the certificate"):
             gate.renew(config, {})  # the key is still the other's
+        assert ask(tls=first).status == LET_IN
         private.write_bytes(its_key.read_bytes())
         (tmp_path / "token").write_text("short")
         with pytest.raises(HostError, match="it has 5 characters"):

@@ -70,6 +70,8 @@ def test_what_many_ask_at_once_leaves_nothing_behind(tmp_path: Path, dealer: Dea
         assert sum(found.statuses.values()) == REQUESTS - REQUESTS // 10
         state = server.server_state
         until(lambda: not state.connections and not state.tasks, "every task to end")
+        assert here.listener.crowd is not None
+        assert len(here.listener.crowd) == 0
         assert {place._value for place in app._places.values()} == {limits.concurrency}
         assert {len(meter) for meter in app._meters.values()} <= {0, 1, 2}
         assert len(os.listdir("/proc/self/fd")) <= fds
