@@ -68,13 +68,15 @@ class Tables:
         host: str | None = "vc.example",
         keys: Sequence[str] = (),
     ) -> None:
-        """A VM with disks disk-2000, disk-2001 …, or of other keys."""
+        """A VM with disks disk-2000, disk-2001 …, or of other keys; all of it at one moment."""
+        self.execute("BEGIN")  # or a daemon may read it while a disk is missing, and back that up
         self.execute(
             "INSERT INTO vm_replication_contexts VALUES (?, ?, ?, ?, ?, 1)",
             name, display or name, f"vm-{name}", f"/DC/vm/{display or name}", host,
         )  # fmt: skip
         for index, size in enumerate(sizes):
             self.disk(name, keys[index] if keys else f"disk-{2000 + index}", size)
+        self.execute("COMMIT")
 
     def disk(self, vm: str, key: str | None, size: int | None) -> None:
         gigabytes = -(-(size or 0) // (1 << 30))
