@@ -311,7 +311,7 @@ class Desk:
             hint = nearest(wish.repository, settings.repositories)
             raise RefusedError(
                 Why.INVALID,
-                f"there is no repository {wish.repository!r}{hint}; the config has: {names}",
+                f"there is no repository {wish.repository!r} (the config has: {names}){hint}",
             )
         found = asking.named_vm(wish.vm, specs, inventory)
         if len(found) > 1:

@@ -249,7 +249,7 @@ class Prove(Order, frozen=True, kw_only=True):
                     run=runs[proof.job_id],
                     severity="Normal" if proof.ok else "Warning",
                     reason=f"{proof.kind.capitalize()}{'Passed' if proof.ok else 'Failed'}",
-                    message=f"{proof.kind}: {said}",
+                    message=f"run {runs[proof.job_id]}, {proof.kind}: {said}",
                 )
             )
         store.record(events, who, now)

@@ -350,8 +350,8 @@ def _inside(which: Filter, repository: str | None, settings: Settings) -> Filter
         names = ", ".join(sorted(settings.repositories))
         raise RefusedError(
             Why.OTHER,
-            f"repository_id: there is no repository {repository[:80]!r}"
-            f"{nearest(repository, settings.repositories)}; the config has: {names}",
+            f"repository_id: there is no repository {repository[:80]!r} (the config has: {names})"
+            f"{nearest(repository, settings.repositories)}",
         )
     inner = (one for one in settings.repositories.values() if below(root, one))
     return replace(which, inside=root, outside=tuple(inner))

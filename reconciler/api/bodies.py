@@ -30,10 +30,15 @@ def body(model: type[S]) -> Callable[[Request], Awaitable[S]]:
 def sentence(findings: Any) -> str:
     """Pydantic's findings in one line."""
     said = [
-        f"{'.'.join(map(str, one['loc']))}: {one['msg']}" if one["loc"] else str(one["msg"])
+        f"{'.'.join(map(str, one['loc']))}: {_words(one)}" if one["loc"] else _words(one)
         for one in findings[:5]
     ]
     return "; ".join(said)
+
+
+def _words(finding: Any) -> str:
+    """What is wrong; where we have said it ourselves, in our words alone."""
+    return str(finding["msg"]).removeprefix("Value error, ")
 
 
 def documented(model: type[BaseModel]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from reconciler.cli import options, tables, text
 from reconciler.cli.progress import Display
 from reconciler.cli.saving import Question, Renewed, read
+from reconciler.core.actions import Conclude
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
 from reconciler.core.errors import Exit, HostError, ReconcilerError
@@ -26,7 +27,7 @@ from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds, format_duration
 from reconciler.execute import Step
 from reconciler.handover import AnyOrder, Apply, Asked, Carry, Line, Remote, Specs, Stop, found
-from reconciler.host import lock
+from reconciler.host import lock, store
 from reconciler.look import Observer
 from reconciler.loop import (
     Applier,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 DRAIN_LOOK: Final[Seconds] = 0.5
 """Between two looks at clients that are to leave."""
+NEWS: Final[Seconds] = 0.5
+"""Between two looks at whether anything was written down about a run that is waited for."""
 
 
 @click.command()
@@ -208,6 +211,7 @@ class Session:
     ) -> None:
         self.settings = settings
         self.quiet, self.diff = quiet, diff
+        self.began = time.time()
         self.recheck: Callable[[], None] = lambda: None
         """Raises StalePlanError if what a saved plan was made of has moved."""
         self.sides: dict[int, dict[str, Any]] = {}
@@ -507,12 +511,18 @@ class Session:
         """Look again until no run of the VMs is open; (last outcome, whether time ran out)."""
         deadline = None if timeout is None else time.monotonic() + timeout
         told = False
+        open_before: Collection[str] = [one.name for one in outcome.plan.vms]
         if wanted.promise:
             wanted = replace(wanted, promise=replace(wanted.promise, begun=True))
         with self.signals():
             self.display.begin()
             try:
-                while waits := self.open_runs(outcome):
+                while True:
+                    waits = self.open_runs(outcome)
+                    self.tell_ends(outcome, set(open_before) - waits.keys())
+                    open_before = waits
+                    if not waits:
+                        return outcome, False
                     if deadline is not None and time.monotonic() >= deadline:
                         options.say(
                             f"not waiting any longer than {format_duration(timeout or 0)}; still "
@@ -530,21 +540,38 @@ class Session:
                     pause = min(self.settings.snas[sna].poll for sna in waits.values())
                     if deadline is not None:
                         pause = min(pause, max(0.05, deadline - time.monotonic()))
-                    ears.kicked.wait(pause)
-                    ears.kicked.clear()  # before looking, so that no kick is lost
                     try:
+                        self.await_news(waits, pause, ears)
                         next_one = self.apply_once(wanted, impatient=False)
                         telemetry = current(self.settings).telemetry
                     except HostError as error:
                         options.say(f"warning: {error}; looking again", err=True)
+                        self.applier.stopping.wait(NEWS)
                         continue
                     assert next_one is not None
                     outcome = next_one
                     if self.last:
                         self.display.running(*self.last, telemetry)
-                return outcome, False
             finally:
                 self.display.end()
+
+    def await_news(self, vms: Collection[str], longest: Seconds, ears: WaitingEars) -> None:
+        """Wait until there is a reason to look at these VMs: a callback that we took, or a step of
+        a run that whoever takes them instead of us has written down."""
+        state = Path(self.settings.state)
+        before = store.steps(state, vms)
+        end = time.monotonic() + longest
+        while (left := end - time.monotonic()) > 0 and not self.applier.stopping.is_set():
+            if ears.kicked.wait(min(left, NEWS)) or store.steps(state, vms) != before:
+                break
+        ears.kicked.clear()  # before looking, so that no kick is lost
+
+    def tell_ends(self, outcome: Outcome, vms: Collection[str]) -> None:
+        """How these VMs' runs have ended since we began, where it was not we who ended them."""
+        ours = {step.action.vm for step in self.steps if isinstance(step.action, Conclude)}
+        for vm, call in sorted(outcome.calls().items()):
+            if vm in vms and vm not in ours and call.state.terminal and call.ended >= self.began:
+                self.display.ended(call)
 
     def open_runs(self, outcome: Outcome) -> Mapping[str, str]:
         """VM → SNA of the runs that may still end by themselves."""

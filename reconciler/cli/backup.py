@@ -128,6 +128,7 @@ def backup(
             wish = replace(Specs.of(source), only=tuple(sorted(going)))
             session = Session(settings, COMMAND, lock_timeout, quiet=not text)
             session.applier.remember = source.remember
+            session.began = now  # who watches may have made all of it since then
             code = session.carry_out(
                 Asked(wish, wish.desire(settings, source)),
                 output,

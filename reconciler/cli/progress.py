@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from reconciler.cli.options import Manner, say
 from reconciler.cli.terminal import coloured, paint
-from reconciler.core.call import CallState
+from reconciler.core.call import Call, CallState
 from reconciler.execute import Step
 
 if TYPE_CHECKING:
@@ -54,14 +54,21 @@ class Display:
         if not self.enabled or (Manner.quiet and step.ok):
             return
         disk = f" disk {step.action.disk}" if step.action.disk is not None else ""
-        mark = "ok " if step.ok else "ERR"
-        line = f"{mark} {step.action.vm}{disk}: {step.message}"
-        colour = None if step.ok else "red"
-        line = paint(line, colour, coloured(sys.stderr))
+        self._line(f"{step.action.vm}{disk}: {step.message}", good=step.ok)
+
+    def ended(self, call: Call) -> None:
+        """A run that was waited for has ended, by another's work."""
+        good = call.state is CallState.COMPLETED
+        if self.enabled and not (Manner.quiet and good):
+            self._line(f"{call.vm}: run {call.run} is {call.state}: {call.message}", good=good)
+
+    def _line(self, text: str, *, good: bool) -> None:
+        line = f"{'ok ' if good else 'ERR'} {text}"
+        line = paint(line, None if good else "red", coloured(sys.stderr))
         if self.progress:
             self.progress.console.print(line, highlight=False, markup=False)
         else:
-            say(line, err=True, error=not step.ok)
+            say(line, err=True, error=not good)
 
     def running(self, plan: Plan, actual: Actual, telemetry: Mapping[str, Telemetry]) -> None:
         """How far the appliances are, by their own word."""

@@ -137,7 +137,7 @@ def test_what_is_written_is_what_backup_writes(hub: Played) -> None:
         ({"backup_type": ...}, 422, "backup_type"),
         ({"backup_type": "differential"}, 422, "backup_type"),
         ({"repository_id": ...}, 422, "repository_id"),
-        ({"repository_id": "loca"}, 400, "did you mean 'local'?; the config has: far, local"),
+        ({"repository_id": "loca"}, 400, "(the config has: far, local); did you mean 'local'?"),
         ({"repository_id": "far"}, 400, "the images of ctx-1 are kept in the repository 'local'"),
         ({"tags": {"a": 1}}, 422, "tags.a"),
         ({"tags": {"a": "b\n"}}, 422, "of one line"),

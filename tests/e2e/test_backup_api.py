@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -234,3 +236,20 @@ def test_where_nothing_starts_servers_apply_makes_it_true(
     assert (status, found["status"]) == (200, "cancelled")
     assert not site.pids()
     end(process)
+
+
+def test_who_waits_hears_of_the_end_from_whoever_takes_the_callbacks(
+    site: Site, tmp_path: Path
+) -> None:
+    """Long before it is time to ask the SNA again."""
+    with contextlib.ExitStack() as stack:
+        appliance = Appliance(tmp_path / "appliance", "--hub", f"http://127.0.0.1:{site.api}")
+        stack.callback(appliance.end)
+        site.appliance_at(appliance.url, poll="1h")
+        appliance.source("ctx-1", 2000, b"x" * MIB)
+        site.spec(site.vm("ctx-1", [MIB]))
+        stack.enter_context(watching(site))
+        until(lambda: site.condition("ctx-1", "Ready")[1] == "Completed", "the run of the spec", 60)
+        backup = ("backup", "ctx-1", "--run", "r2", "--apply", "-y", "--wait", "--timeout", "90s")
+        said = site.run(*backup)
+        assert "SNA site-a: its client reported every disk complete" in said  # whoever ended it

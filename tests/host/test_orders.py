@@ -102,4 +102,8 @@ def test_what_was_found_of_a_run_is_kept_and_told(store: Store, tmp_path: Path) 
         kept = proofs(tmp_path, call.job_id)["restore"]
         assert kept == replace(found, who="reconciler pause (jo)")
         last = events(tmp_path, "ctx-1")[0]
-        assert (last.reason, last.run, last.message) == (reason, call.run, "restore: 2 disks")
+        assert (last.reason, last.run, last.message) == (
+            reason,
+            call.run,
+            f"run {call.run}, restore: 2 disks",
+        )

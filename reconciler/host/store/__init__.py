@@ -12,6 +12,7 @@ from reconciler.host.store.reading import (
     proofs,
     read,
     state_id_of,
+    steps,
     use_of_plan,
 )
 from reconciler.host.store.rows import Event, Use
@@ -33,5 +34,6 @@ __all__ = [
     "proofs",
     "read",
     "state_id_of",
+    "steps",
     "use_of_plan",
 ]

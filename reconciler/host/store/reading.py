@@ -68,6 +68,16 @@ def proofs(directory: Path, job_id: str) -> Mapping[str, Proof]:
     return looked_up(directory / NAME, lambda db: proofs_of(db, job_id)) or {}
 
 
+def steps(directory: Path, vms: Collection[str]) -> list[tuple[object, ...]]:
+    """Another value when a run of some VMs has taken a step, without the lock. Raises StoreError.
+
+    It costs a millisecond, however many runs there are of other VMs.
+    """
+    where, names = _of(vms)
+    line = f"SELECT vm, run, attempt, state, changed FROM calls WHERE 1 {where} ORDER BY rowid"  # noqa: S608
+    return looked_up(directory / NAME, lambda db: db.execute(line, names).fetchall()) or []
+
+
 def home_of(path: Path) -> str:
     """Where a store is, whatever way leads there; text that a table can hold."""
     return os.fsencode(os.path.realpath(path.parent)).decode(errors="backslashreplace")
