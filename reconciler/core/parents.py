@@ -78,12 +78,12 @@ def unfit_parent(
     found = layers(ledger, export.vm, export.backing)
     parent, *below = found
     kept = ledger.shelf.of(one.call.job_id for one in found if one.call)
-    wrong = (
-        _looked(export, parent, _image(actual, parent), written)
-        or _remembered(parent, kept)
-        or _told(export, parent, kept)
-    )
-    if wrong:
+    if wrong := _looked(export, parent, _image(actual, parent), written):
+        return wrong
+    if remembered := _remembered(parent, kept):
+        cause, why = remembered
+        return cause, f"its parent {parent.path} ({parent.run}) {why}; {_another(export)}"
+    if wrong := _told(export, parent, kept):
         return wrong
     for above, one in zip(found, below, strict=False):
         image = _image(actual, one)
@@ -96,7 +96,7 @@ def unfit_parent(
             else _lost(image)
         )
         remembered = _remembered(one, kept)
-        why = why or (remembered[1] if remembered else "")
+        why = why or (f"that {remembered[1]}" if remembered else "")
         if why:
             return "ChainBroken", (
                 f"its parent {parent.path} ({parent.run}) is built on {one.path} ({one.run}): "
@@ -157,21 +157,17 @@ def _lost(image: Image) -> str:
 
 
 def _remembered(layer: Layer, kept: Mapping[str, Kept]) -> tuple[str, str] | None:
-    """What the ledger remembers against an image."""
+    """What the ledger remembers against an image: the cause, and what it was."""
     if layer.call is None:
         return None
     known, verify = kept[layer.call.job_id], f"reconciler verify {layer.call.vm}"
     if known.removed:
-        return "ParentRemoved", (
-            f"{layer.run} was removed at {stamp(known.removed)}; for a full run: reconciler "
-            f"backup {layer.call.vm} --run NEW --type full"
-        )
+        return "ParentRemoved", f"was removed at {stamp(known.removed)}"
     proof = known.proofs.get(VERIFY)
     if proof and not proof.ok:
         return "ParentDamaged", (
-            f"{layer.path} ({layer.run}) was found damaged at {stamp(proof.at)}; where it was "
-            f"mended: {verify} --run {layer.call.run}; for a full run: reconciler backup "
-            f"{layer.call.vm} --run NEW --type full"
+            f"was found damaged at {stamp(proof.at)}; where it was mended: {verify} --run "
+            f"{layer.call.run}"
         )
     return None
 

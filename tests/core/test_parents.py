@@ -117,7 +117,7 @@ CASES: Final = {
     "corrupt": ("ParentDamaged", ["marked as corrupt"]),
     "found damaged": ("ParentDamaged", ["run r2", "verify ctx-1 --run r2"]),
     "no change id": ("NoChangeId", ["run r2", "copy the whole disk"]),
-    "removed": ("ParentRemoved", ["run r2 was removed at 2027-01-15T08:00:00Z"]),
+    "removed": ("ParentRemoved", ["(run r2) was removed at 2027-01-15T08:00:00Z"]),
     "outside": ("ParentOutside", ["/elsewhere"]),
     "raw": ("ParentUnfit", ["not qcow2"]),
     "grandparent missing": ("ChainBroken", ["/backup/ctx-1/2000/r1.qcow2 (run r1)", "missing"]),
