@@ -13,7 +13,7 @@ import os
 import posixpath
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,8 @@ _CORRUPT: Final = 1 << 1
 """Bit of the incompatible features. Source: qemu's docs/interop/qcow2.txt."""
 _MAX_L1: Final = 32 << 20
 """Bytes. Source: QCOW_MAX_L1_SIZE, qemu's block/qcow2.h."""
+_MAX_OFFSET: Final = (1 << 56) - 1
+"""Bytes. Source: the masks of offsets in qemu's docs/interop/qcow2.txt."""
 TEMPORARY: Final = ".creating-"
 DEEP: Final = 100
 """Folders above a path from which on it is left to the library, which needs no stack."""
@@ -161,7 +163,8 @@ def _header(path: str, fd: int, info: os.stat_result) -> Image:
     backing_at, backing_length, cluster_bits, size = struct.unpack_from("!QIIQ", head, 8)
     l1_entries, l1_at = struct.unpack_from("!IQ", head, 36)
     (snapshots,) = struct.unpack_from("!I", head, 60)
-    if not 9 <= cluster_bits <= 21 or l1_entries * 8 > _MAX_L1 or backing_length > 1023:
+    absurd = not 9 <= cluster_bits <= 21 or l1_entries * 8 > _MAX_L1 or backing_length > 1023
+    if absurd or max(l1_at, backing_at) > _MAX_OFFSET:
         return Image(path=path, exists=True, error="its qcow2 header is damaged")
     # Version 2 has no features: its header is shorter.
     (version,) = struct.unpack_from("!I", head, 4)
@@ -335,11 +338,27 @@ def check(path: str, timeout: Seconds = CHECK_TIMEOUT) -> str:
         raise HostError(f"cannot run qemu-img: {error.strerror}", "CannotCheck") from error
     words = (done.stderr + done.stdout).replace(line[-1], path).strip().splitlines()
     if done.returncode == 2:
-        return words[0] if words else "qemu-img check finds errors in it"
+        return _damage(words) or (words[0] if words else "qemu-img check finds errors in it")
     if done.returncode not in (0, 3):
+        if damage := _damage(words):
+            return damage
         said = words[-1] if words else f"qemu-img check ends with {done.returncode}"
         raise HostError(f"cannot check {path}: {said}", "CannotCheck")
     return ""
+
+
+def _damage(words: Sequence[str]) -> str:
+    """What a check that was not completed tells of the image; empty: something else was the matter.
+
+    Tables that point nowhere end the check with 1, as does an image that is not there. Measured
+    with qemu-img 7.2: garbage over the tables, the first 64 KiB, a file that was cut off.
+    """
+    found = next((one for one in words if one.startswith("ERROR")), "")
+    last = words[-1] if words else ""
+    if found or "Could not open" not in last:
+        return found
+    why = last.rpartition("': ")[2]
+    return "" if why in map(os.strerror, errno.errorcode) else f"it cannot be opened: {why}"
 
 
 def digest(path: str, block: Bytes = 1 << 20) -> str:

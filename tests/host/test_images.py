@@ -257,3 +257,58 @@ def test_a_digest_is_of_the_bytes_whatever_of_them_is_a_hole(tmp_path: Path) -> 
         assert images.digest(str(path)) == f"sha256:{expected}"
     with pytest.raises(HostError, match="No such file"):
         images.digest(str(tmp_path / "none"))
+
+
+CLUSTER = 1 << 16
+DAMAGES = {
+    "the first-level table": (3 * CLUSTER, CLUSTER, "ERROR found L1 entry"),
+    "a second-level table": (4 * CLUSTER, CLUSTER, "ERROR found l2 entry"),
+    "the table of the refcounts": (CLUSTER, CLUSTER, "ERROR refcount table entry"),
+    "the refcounts": (2 * CLUSTER, CLUSTER, "ERROR OFLAG_COPIED"),
+    "everything but the header": (CLUSTER, 5 * CLUSTER, "ERROR found L1 entry"),
+    "the header": (0, CLUSTER, "it cannot be opened: Image is not in qcow2 format"),
+    "where the table is": (40, 8, "it cannot be opened: Active L1 table offset invalid"),
+}
+"""What garbage is written over: where, how much, and what is said of it."""
+
+
+def written(path: Path) -> Path:
+    """An image with 8 MiB in it."""
+    images.create(str(path), 64 * MIB, str(path.parent))
+    line = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 8M", str(path)]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damage_is_told_and_is_no_failure_to_check(tmp_path: Path, what: str) -> None:
+    path = written(tmp_path / "a.qcow2")
+    assert images.check(str(path)) == ""
+    offset, length, said = DAMAGES[what]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xa5" * length)
+    assert said in images.check(str(path))
+    images.look(str(path), str(tmp_path))  # it does not raise
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(3 * CLUSTER + 100, "exceeding the end of the file"), (50, "too short")]
+)
+def test_an_image_that_was_cut_off_is_damaged(tmp_path: Path, size: int, said: str) -> None:
+    path = written(tmp_path / "a.qcow2")
+    os.truncate(path, size)
+    assert said in images.check(str(path))
+
+
+def test_an_image_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"cannot check .* No such file or directory"):
+        images.check(str(tmp_path / "none.qcow2"))
+
+
+def test_no_garbage_in_a_header_ends_a_look(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.qcow2")
+    whole = path.read_bytes()
+    for offset in range(4, 104):
+        path.write_bytes(whole[:offset] + b"\xff" * 8 + whole[offset + 8 :])
+        images.look(str(path), str(tmp_path))
