@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import itertools
 import os
 import socket
@@ -19,14 +20,20 @@ TAKEN = Path(tempfile.gettempdir()) / f"nbd-reconciler-test-ports-{os.getuid()}"
 """A file whose n-th byte is locked by who has been dealt port n, until that process ends."""
 
 
+@functools.cache
+def _part() -> Iterator[int]:
+    """This process's ports. One for all its dealers: a lock keeps out other processes alone."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    start = FIRST + (int(worker) % 5) * PER_WORKER
+    return itertools.cycle(range(start, start + PER_WORKER - 200))
+
+
 class Dealer:
     """Hands out ranges, each worker of a parallel run from its own part."""
 
     def __init__(self) -> None:
         self._taken = os.open(TAKEN, os.O_RDWR | os.O_CREAT, 0o666)
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-        start = FIRST + (int(worker) % 5) * PER_WORKER
-        self._next: Iterator[int] = itertools.cycle(range(start, start + PER_WORKER - 200, 1))
+        self._next = _part()
 
     def deal(self, count: int) -> range:
         """`count` consecutive free ports, which no other run of these tests has been dealt."""

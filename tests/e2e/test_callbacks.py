@@ -309,7 +309,8 @@ def test_serve_calls_for_who_waited_and_releases_what_has_ended(
     until(lambda: len(appliance.starts()) == 2, "the second call")
     assert appliance.starts()[1]["vm_name"] == second
     until(lambda: {vm for vm, _ in site.pids()} == {second}, "the release of the first")
-    assert site.status()[second]["call"]["state"] == "ACCEPTED"
+    # The appliance logs the call before it answers, so the answer may still be on its way.
+    until(lambda: site.status()[second]["call"]["state"] == "ACCEPTED", "the answer")
     err = end(process)
     assert f"{second}: wait: SnaBusy:" in err
     assert f"ok  {second}: SNA site-a: it started the job" in err
@@ -403,9 +404,7 @@ def test_serve_beside_an_apply_that_waits_names_it(
 
 
 def test_serve_on_a_strangers_address_names_it(site: Site) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", site.api))
-        other.listen()
+    with socket.create_server(("127.0.0.1", site.api)):
         text = site.run("serve", code=1)
     assert f"cannot listen on 127.0.0.1:{site.api}" in text
     assert f"(pid {os.getpid()}) does; end that, or set `api: {{listen: …}}`" in text
