@@ -52,6 +52,7 @@ class Nights:
         self.ask(kind)
         call = ended(self.site, "ctx-1", self.run)
         assert call.state is CallState.COMPLETED, call.message
+        assert self.api()["status"] == "completed"
         parent = f"{self.completed}.qcow2" if kind == "incremental" else None
         for disk in until(self.end, "the end in the log")["disks"]:
             key = disk["key"]
@@ -71,6 +72,9 @@ class Nights:
         assert (ready["status"], ready["reason"]) == ("False", "RunFailed")
         assert call.message in ready["message"]
         assert [disk["reported"] for disk in vm["disks"]] == [False, False]
+        told = self.api()
+        assert (told["status"], told["error_message"]) == ("failed", call.message)
+        assert [disk["status"] for disk in told["disk_results"]] == ["failed", "failed"]
         said = self.site.apply("--wait", "--timeout", "60s", code=1)
         assert f"run {self.run} is FAILED" in said
         assert "reconciler backup ctx-1 --run NEW" in said
@@ -82,12 +86,22 @@ class Nights:
         assert (vm["run"], vm["call"]["state"]) == (self.run, "ACCEPTED")
         assert [disk["reported"] for disk in vm["disks"]] == reported
         assert [disk["ready"] for disk in vm["disks"]] == [True, True]  # it may still come back
+        told = self.api()
+        assert (told["status"], told.get("completed_at")) == ("running", None)
         self.site.apply("--wait", "--timeout", "1s", code=124)
         look(self.site, "resolve", "ctx-1", "--failed", "--reason", "seen in its log", "-y")
         assert self.call().state is CallState.FAILED
+        assert self.api()["status"] == "failed"
 
     def call(self) -> Call:
         return calls(self.site)["ctx-1"]
+
+    def api(self) -> dict[str, Any]:
+        """The run as the hub's API has it."""
+        url = f"http://127.0.0.1:{self.site.api}/api/v1/backups/{self.job}"
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
 
     def status(self) -> dict[str, Any]:
         return status(self.site)["ctx-1"]
