@@ -361,7 +361,7 @@ def _damage(words: Sequence[str]) -> str:
     return "" if why in map(os.strerror, errno.errorcode) else f"it cannot be opened: {why}"
 
 
-def digest(path: str, block: Bytes = 1 << 20) -> str:
+def digest(path: str, block: Bytes = 1 << 16) -> str:
     """`sha256:…` of the bytes of a file, holes read as zeros: what sha256sum(1) prints. So it is
     the same wherever the file is copied to, however sparse the copy is. Raises HostError.
 
