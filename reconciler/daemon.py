@@ -22,25 +22,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from reconciler.beside import Observers, Reading, Source, Watch
 from reconciler.core.actions import Action
 from reconciler.core.actual import Actual, Server
 from reconciler.core.ahead import ahead, asked_since, waits_for_a_place, waits_for_sna
 from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
-from reconciler.core.call_plan import silent
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
-from reconciler.core.ledger import Lease, Ledger
+from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.settings import Settings
-from reconciler.core.source import Revision, read_well, stale_told
+from reconciler.core.source import read_well, stale_told
 from reconciler.core.status import Condition
 from reconciler.core.units import Seconds
+from reconciler.core.views import views as views_of
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Step
 from reconciler.host import lock
@@ -53,8 +54,7 @@ from reconciler.look import questions
 from reconciler.loop import Applier, Outcome, state_directory_of, worth
 
 if TYPE_CHECKING:
-    from reconciler.core.inventory import Inventory
-    from reconciler.core.spec import Specs
+    pass
 
 WORKERS: Final = 8
 """Looks at a time. Each is mostly waiting; more than four per core gain nothing."""
@@ -77,111 +77,8 @@ LAST: Final[Seconds] = 60.0
 """How long the end waits for what was begun; a start or a call is over by then."""
 
 
-class Reading(Protocol):
-    """What a source says, as it was read last."""
-
-    @property
-    def revision(self) -> Revision: ...
-    @property
-    def specs(self) -> Specs: ...
-    @property
-    def inventory(self) -> Inventory | None: ...
-    @property
-    def vms(self) -> Collection[str]: ...
-    @property
-    def again(self) -> Seconds | None:
-        """When it is to be read again by the clock alone."""
-        ...
-
-    @property
-    def source(self) -> Mapping[str, Any]: ...
-    @property
-    def diagnostics(self) -> Sequence[Diagnostic]: ...
-    def digest_of(self, name: str) -> str: ...
-    def desired(self, ledger: Ledger) -> Desired: ...
-    def vm(self, name: str, ledger: Ledger) -> Desired: ...
-    def note(self, store: Store, who: str, now: Seconds) -> bool: ...
-
-
-class Source(Protocol):
-    """A watched directory."""
-
-    def watched(self) -> list[str]: ...
-    def read(self, ledger: Ledger, now: Seconds) -> Reading: ...
-
-
-class Watch(Protocol):
-    """Tells when something in some directories has changed."""
-
-    def fileno(self) -> int: ...
-    def arm(self, paths: Collection[str]) -> None: ...
-    def drain(self) -> bool: ...
-    def close(self) -> None: ...
-
-
 class Ended(HostError):  # noqa: N818 a verdict, not a fault
     """A thread of ours ended unasked."""
-
-
-class Observers:
-    """Who is told what the loop does. Told from any thread; does nothing by itself."""
-
-    def said(self, event: str, **fields: Any) -> None:
-        """A line of the log: a constant message, and its fields."""
-
-    def stepped(self, step: Step) -> None:
-        """An action was carried out."""
-
-    def added(self, depth: int) -> None:
-        """A VM was put into the queue."""
-
-    def began(self, item: Item, waited: Seconds, depth: int) -> None:
-        """A look begins, in this thread, after that long in the queue."""
-
-    def ended(self, vm: str, result: str, took: Seconds, steps: Collection[Step]) -> None:
-        """A look is over: `success`, `requeue_after` (it is looked at again) or `error`."""
-
-    def handed(self, steps: Collection[Step]) -> None:
-        """A command's work is done."""
-
-    def looked(
-        self,
-        planned: Plan,
-        actual: Actual,
-        ledger: Ledger,
-        found: Mapping[str, Sequence[Condition]],
-    ) -> None:
-        """What a whole look found: VM → its conditions."""
-
-    def noted(
-        self,
-        store: Store,
-        planned: Plan,
-        found: Mapping[str, Sequence[Condition]],
-        now: Seconds,
-    ) -> None:
-        """How some VMs stand after a look: VM → its conditions."""
-
-    def gone(self, store: Store, names: Collection[str], now: Seconds) -> None:
-        """Of some VMs nothing is wanted any more."""
-
-    def sourced(self, ok_at: Seconds | None, revision: str) -> None:
-        """The source was read; None: not well. `revision`: what people call what was read."""
-
-    def ready(self, counts: str) -> None:
-        """Every VM was looked at once."""
-
-    def beat(self, counts: str, working: Collection[Seconds]) -> None:
-        """The loop moves; `working`: for how long each look goes on."""
-
-    def reloading(self) -> None:
-        """The config is read again."""
-
-    def reloaded(self) -> None:
-        """It was, and taken or not."""
-
-    def ending(self) -> None:
-        """The end has begun."""
 
 
 class Work(Applier):
@@ -927,7 +824,7 @@ class Daemon:
         actual = hands.look(desired, ledger)
         self.roster.note_answers(one for one in actual.servers if one.mark.vm in desired.vms)
         now = hands.now()
-        views = self._views(desired, actual, ledger, now)
+        views = views_of(self.settings, desired, actual, ledger, self.reports, now)
         same = [name for name in desired.vms if self._is_as_it_was(name, views[name])]
         moved = desired.only(desired.vms.keys() - set(same))
         planned = self.planned(moved, actual, self.store.ledger, now, fly=False)
@@ -961,57 +858,6 @@ class Daemon:
         self.remember(replace(rest, vms=(*rest.vms, *at_rest)), actual)
         work.tidy(self.store.ledger(), actual, now)
         return replace(planned, vms=(*planned.vms, *at_rest)), actual
-
-    def _views(
-        self, desired: Desired, actual: Actual, ledger: Ledger, now: Seconds
-    ) -> dict[str, object]:
-        """VM → all that its plan depends on; room to the GiB, as it changes with every write."""
-        servers: dict[str, list[Server]] = defaultdict(list)
-        for server in actual.servers:
-            servers[server.mark.vm].append(server)
-        leases: dict[str, list[Lease]] = defaultdict(list)
-        for lease in ledger.leases:
-            leases[lease.vm].append(lease)
-        room = sorted(
-            (device, one.read_only, one.free >> 30) for device, one in actual.file_systems.items()
-        )
-        # With less than a GiB, every plan reckons with every byte.
-        tight = object() if any(is_full or not gib for _, is_full, gib in room) else None
-        shared = (self.settings, desired.stale, actual.listeners, actual.unbindable, room, tight)
-        told: dict[str, list[object]] = defaultdict(list)
-        for key, owner in actual.claims.items():
-            told[key[0]].append((key, owner))
-        for kind, keys in enumerate((actual.rivals, actual.intents, actual.tainted)):
-            for vm_name, *rest in keys:
-                told[str(vm_name)].append((kind, *rest))
-        held = ledger.source.get("held") or {}
-        found: dict[str, object] = {}
-        for name, vm in desired.vms.items():
-            call = ledger.active(name) or ledger.latest(name, vm.run)
-            exports = (*vm.exports, *(call.exports if call else ()))
-            images = [path for one in exports for path in (one.image, one.backing or "")]
-            found[name] = (
-                vm,
-                servers[name],
-                leases[name],
-                ledger.version_of(name),
-                ledger.paused(name, now),
-                ledger.declared.get(name),
-                repr(held.get(name)) if isinstance(held, Mapping) else repr(held),
-                ledger.failures.get(name),
-                ledger.reports.get(call.job_id) if call else None,
-                self.reports.get(call.job_id) if call else None,
-                [
-                    image and replace(image, allocated=0, written=0.0)
-                    for image in map(actual.images.get, images)
-                ],
-                call is not None and silent(call, ledger, self.settings, now),
-                sorted(told[name], key=repr),
-                actual.troubles.get(name),
-                actual.hangs.get(name),
-                shared,
-            )
-        return found
 
     def _is_as_it_was(self, name: str, view: object) -> bool:
         """Nothing was to be done about a VM, and all that this depends on is as it was then.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from reconciler import logs
+from reconciler.beside import Observers
 from reconciler.core.actual import Actual
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Ledger
@@ -18,7 +19,7 @@ from reconciler.core.queue import Item
 from reconciler.core.status import Condition, by_type
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
-from reconciler.daemon import WORKERS, Observers
+from reconciler.daemon import WORKERS
 from reconciler.execute import Step
 from reconciler.host import systemd
 from reconciler.host.store import Store
