@@ -35,8 +35,8 @@ def test_a_copy_runs_through_kills_and_upgrades_of_the_daemon(
         quick.others.append(copy)
         until(lambda: has_read(copy.pid, 0.2, source), "a fifth of it", 120)
         first.process.kill()  # while bytes flow
-        first.process.wait(10)
         copy.send_signal(signal.SIGSTOP)  # so that it stays in the middle, however slow this is
+        first.process.wait(20)
         assert not has_read(copy.pid, 0.9, source)
     with watching(quick) as second:
         assert quick.pids() == pids, "taken over in the first pass"
