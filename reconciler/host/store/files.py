@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
+from msgspec import MsgspecError
+
 from reconciler.core.errors import Exit, HostError
 from reconciler.core.units import Seconds, format_duration
 from reconciler.host.store.schema import VERSION, of_today
@@ -68,7 +70,7 @@ def believed(path: Path) -> Iterator[None]:
     """What is in a row and is nothing that was ever written as a StoreError."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, MsgspecError) as error:  # in old versions of msgspec, two kinds
         raise damaged(path, "read", str(error)) from error
 
 
