@@ -315,7 +315,9 @@ def _found(program: str) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    return {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": str(folder), "LC_ALL": "C"}
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    # Its own TMPDIR: when a MariaDB starts, it removes the temporary tables of all in theirs.
+    return {"PATH": path, "HOME": str(folder), "TMPDIR": str(folder), "LC_ALL": "C"}
 
 
 def _as_another() -> list[str]:
