@@ -22,13 +22,17 @@ from reconciler.core.actions import (
     Adopt,
     Conclude,
     Create,
+    Dial,
+    HangUp,
     Hold,
     Notify,
+    Redial,
     Refuse,
     Release,
     Restart,
     Start,
     Stop,
+    TakeOver,
     Wait,
     Witness,
 )
@@ -52,6 +56,9 @@ from reconciler.core.errors import HostError, ReconcilerError
 from reconciler.core.ledger import Archived, Lease
 from reconciler.core.plan import Plan
 from reconciler.core.settings import Secret, Settings
+from reconciler.core.tunnel import Tunnel
+from reconciler.core.tunnel_plan import TunnelPlan, came_up, failed, not_permitted
+from reconciler.core.tunnel_seen import Dialled, Ssh
 from reconciler.core.units import Port, Seconds
 from reconciler.core.vm_plan import VmPlan
 
@@ -87,6 +94,8 @@ class Records(Protocol):
         **changes: object,
     ) -> Call: ...
     def taint(self, call: Call) -> None: ...
+    def dialled(self, found: Dialled) -> None: ...
+    def hung_up(self, tunnel: str, part: str) -> None: ...
 
 
 class Host(Protocol):
@@ -112,6 +121,9 @@ class Host(Protocol):
     def sealed(self, exports: Sequence[Export], servers: Sequence[Server]) -> list[Seal]: ...
     def line(self, sna: str) -> AbstractContextManager[Line]: ...
     def password(self, vcenter: str) -> Secret: ...
+    def dial(self, tunnel: Tunnel, part: str, argv: Sequence[str]) -> Ssh: ...
+    def hang_up(self, ssh: Ssh) -> None: ...
+    def refused(self, tunnel: Tunnel, part: str) -> list[Port]: ...
 
 
 class Step(Struct, frozen=True):
@@ -153,23 +165,114 @@ def execute(
             steps.append(step)
             emit(step)
 
-    todo = [vm for vm in plan.vms if vm.actions]
+    vms_to_do = [vm for vm in plan.vms if vm.actions]
+    tunnels = [one for one in plan.tunnels if one.actions]
     stop = stopping or threading.Event()
     with contextlib.ExitStack() as stack:
         if disks is None:
             disks = stack.enter_context(ThreadPoolExecutor(parallel, "disk"))
+        todo = [_OneVm(vm, host, tell, disks, stop, kill_clients).run for vm in vms_to_do]
+        todo += [_OneTunnel(one, host, tell, stop).run for one in tunnels]
         if len(todo) == 1:  # no other is to be done beside it, so it needs no thread of its own
-            _OneVm(todo[0], host, tell, disks, stop, kill_clients).run()
+            todo[0]()
         elif todo:
             vms = stack.enter_context(ThreadPoolExecutor(max(parallel, 1), "vm"))
-            for job in [
-                vms.submit(_OneVm(vm, host, tell, disks, stop, kill_clients).run) for vm in todo
-            ]:
+            for job in [vms.submit(run) for run in todo]:
                 job.result()
     return steps
 
 
-class _OneVm:
+class _Of:
+    """The actions about one thing."""
+
+    def __init__(self, host: Host, tell: Emit, stopping: threading.Event) -> None:
+        self.host, self.tell, self.stopping = host, tell, stopping
+        self.records = host.records
+
+    def attempt(self, action: Action, effect: Callable[[Action], Step | None]) -> bool:
+        """One action; what fails is told, not raised. False if it failed.
+
+        That a run has failed is bad news, and well noted: what follows from it is done.
+        """
+        began = self.host.now()
+        try:
+            step = effect(action)
+        except HostError as error:
+            step = Step(action, False, error.reason, str(error))
+        except ReconcilerError as error:
+            step = Step(action, False, type(error).__name__, str(error))
+        if step is None:
+            return True
+        step = replace(step, took=max(0.0, self.host.now() - began))
+        self.tell(step)
+        return step.ok or concluded(step)
+
+
+class _OneTunnel(_Of):
+    """One tunnel's actions: what ends, then what is dialled; a part does not wait for another."""
+
+    def __init__(self, plan: TunnelPlan, host: Host, tell: Emit, stopping: threading.Event) -> None:
+        super().__init__(host, tell, stopping)
+        self.plan = plan
+
+    def run(self) -> None:
+        good = True
+        for action in self.plan.actions:
+            if isinstance(action, HangUp):
+                good &= self.attempt(action, self.perform)
+        for action in self.plan.actions:
+            if isinstance(action, Dial | Redial | TakeOver) and good:
+                if self.stopping.is_set():
+                    return
+                self.attempt(action, self.perform)
+
+    def perform(self, action: Action) -> Step:
+        match action:
+            case HangUp():
+                self.host.hang_up(action.ssh)
+                self.records.hung_up(action.vm, action.ssh.mark.part)
+                return Step(action, True, "HungUp", f"pid {action.ssh.pid} has ended")
+            case TakeOver():
+                return self.take_over(action)
+            case Dial() | Redial():
+                return self.dial(action)
+            case _:
+                raise AssertionError(action)
+
+    def take_over(self, action: TakeOver) -> Step:
+        ssh, now = action.ssh, self.host.now()
+        found = Dialled(
+            tunnel=action.vm,
+            part=action.part,
+            up=now - ssh.age,
+            pid=ssh.pid,
+            started=ssh.started,
+        )
+        refused = self.host.refused(action.tunnel, action.part)
+        if refused:
+            found = not_permitted(found, action.tunnel, refused, now)
+        self.records.dialled(found)
+        return Step(action, True, "Adopted", f"pid {ssh.pid}")
+
+    def dial(self, action: Dial | Redial) -> Step:
+        host, after = self.host, self.host.settings.loop.healthy_after
+        if isinstance(action, Redial) and action.ssh:
+            host.hang_up(action.ssh)
+        try:
+            ssh = host.dial(action.tunnel, action.part, action.argv)
+        except HostError as error:
+            self.records.dialled(failed(action, error.reason, str(error), host.now(), after))
+            raise
+        refused = host.refused(action.tunnel, action.part)
+        found = came_up(action, ssh, refused, host.now(), after)
+        self.records.dialled(found)
+        if refused:
+            return Step(action, False, found.reason, found.message)
+        reason = "Dialled" if isinstance(action, Dial) else "DialledAgain"
+        return Step(action, True, reason, f"pid {ssh.pid}: {action.connection()}")
+
+
+class _OneVm(_Of):
     """One VM's actions: what ends goes first, then what comes up, then the call."""
 
     def __init__(
@@ -181,9 +284,8 @@ class _OneVm:
         stopping: threading.Event,
         kill_clients: bool,
     ) -> None:
-        self.plan, self.host, self.tell, self.disks = plan, host, tell, disks
-        self.stopping, self.kill_clients = stopping, kill_clients
-        self.records = host.records
+        super().__init__(host, tell, stopping)
+        self.plan, self.disks, self.kill_clients = plan, disks, kill_clients
         self.claimed: Call | None = None
         """The run's row, once it and its claim are on the disk."""
         self.up: list[Start | Restart] = []
@@ -221,24 +323,6 @@ class _OneVm:
             return
         if notify and not self.stopping.is_set():
             self.attempt(notify, self.notify)
-
-    def attempt(self, action: Action, effect: Callable[[Action], Step | None]) -> bool:
-        """One action; what fails is told, not raised. False if it failed.
-
-        That a run has failed is bad news, and well noted: what follows from it is done.
-        """
-        began = self.host.now()
-        try:
-            step = effect(action)
-        except HostError as error:
-            step = Step(action, False, error.reason, str(error))
-        except ReconcilerError as error:
-            step = Step(action, False, type(error).__name__, str(error))
-        if step is None:
-            return True
-        step = replace(step, took=max(0.0, self.host.now() - began))
-        self.tell(step)
-        return step.ok or concluded(step)
 
     def side_by_side(
         self, actions: Sequence[Action], effect: Callable[[Action], Step | None]
@@ -283,7 +367,16 @@ class _OneVm:
                 self.records.hold([action.lease], None)
                 self.records.started([action.lease], now - action.server.age)
                 return Step(action, True, "Adopted", f"{action.what()}: {action.why}")
-            case Create() | Start() | Restart() | Notify():
+            case (
+                Create()
+                | Start()
+                | Restart()
+                | Notify()
+                | Dial()
+                | Redial()
+                | TakeOver()
+                | HangUp()
+            ):
                 raise AssertionError(f"{action.kind} has its own way")
             case _:
                 assert_never(action)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,10 @@ from reconciler.core.errors import HostError
 from reconciler.core.ledger import Lease
 from reconciler.core.mark import argv
 from reconciler.core.settings import Settings
+from reconciler.core.tunnel import Tunnel
+from reconciler.core.tunnel_seen import Ssh
 from reconciler.core.units import Port, Seconds
+from reconciler.dialling import Dialler
 from reconciler.host import images, nbd, patience, proc, processes, qemu_nbd, sockets
 from reconciler.host.effects import Effect, effect
 from reconciler.host.store import Store
@@ -57,6 +61,22 @@ class Hub(Observer):
         self._asking = threading.Lock()
         self._answered = 0.0
         self._connected: Counter[Port] = Counter()
+
+    @cached_property
+    def _dialler(self) -> Dialler:
+        return Dialler(self.settings, self.environment)
+
+    def dial(self, tunnel: Tunnel, part: str, argv: Sequence[str]) -> Ssh:
+        """Start the ssh of a connection and wait until it is let in. Raises HostError."""
+        return self._dialler.dial(tunnel, part, argv)
+
+    def hang_up(self, ssh: Ssh) -> None:
+        """End an ssh. Raises HostError."""
+        self._dialler.hang_up(ssh)
+
+    def refused(self, tunnel: Tunnel, part: str) -> list[Port]:
+        """The forwards that the hub's sshd does not permit."""
+        return self._dialler.refused(tunnel, part)
 
     def reserve(self, port: Port) -> socket.socket:
         try:

@@ -336,6 +336,9 @@ class Beside:
             )
         return found
 
+    def folder(self, file: str) -> str:
+        return self.root if file == "<stdin>" else os.path.dirname(self.library.absolute(file))
+
     def file(self, path: str, beside: str, *, spec: bool = False) -> Side:
         found = self._path(path, beside)
         self._note("file", found)

@@ -18,6 +18,7 @@ from reconciler.core.errors import HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import READER, Served, parse
 from reconciler.core.settings import Secret, Settings
+from reconciler.core.tunnel_seen import Ssh, TunnelSeen
 from reconciler.core.units import Port, Seconds
 from reconciler.host import lock, nbd, proc
 from reconciler.host.images import Owner
@@ -87,6 +88,7 @@ class Observer:
             own_inodes = {proc.listener_inode(server.pid) for server in servers} | self.kept
             strangers = [one for one in strangers if one.inode not in own_inodes]
         found = repositories.look(self.settings, desired, ledger, servers)
+        lines, tunnels = self._tunnels(desired, ledger)
         return Actual(
             servers=tuple(
                 replace(one, holds_image=False) if one.identity in found.detached else one
@@ -105,8 +107,23 @@ class Observer:
             others=found.others,
             reports=self._reports(desired, ledger) if ask else {},
             secrets=self._secrets(desired, ledger) if secrets else {},
+            tunnels=tunnels,
+            lines=tuple(lines),
             unbindable=frozenset(self.unbindable),
         )
+
+    def _tunnels(
+        self, desired: Desired, ledger: Ledger
+    ) -> tuple[Sequence[Ssh], Mapping[str, TunnelSeen]]:
+        """Every ssh of ours, and what is seen of the tunnels in scope."""
+        if not (desired.tunnels or ledger.tunnels):
+            return (), {}  # a hub without tunnels pays nothing for them
+        from reconciler import dialling
+
+        lines = dialling.lines_of(self.settings.hub)
+        if not desired.tunnels:
+            return lines, {}
+        return lines, dialling.Dialler(self.settings, self.environment).look(desired.tunnels, lines)
 
     def _settled(self) -> list[proc.Socket]:
         """The sockets, without connections that come and go: another command's probes."""

@@ -31,8 +31,11 @@ from reconciler.core.saved import Basis, Promise, done, elsewhere, observed, out
 from reconciler.core.settings import Settings
 from reconciler.core.source import without_the_rest
 from reconciler.core.status import Condition, conditions
+from reconciler.core.tunnel_plan import TunnelPlan
+from reconciler.core.tunnel_status import conditions as tunnel_conditions
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
+from reconciler.dialling import log_name as tunnel_log
 from reconciler.execute import Emit, Step, execute, resting
 from reconciler.host import files, lock
 from reconciler.host.qemu_nbd import close_inherited, log_name, tidy
@@ -312,11 +315,11 @@ class Outcome:
                 failed.setdefault(step.action.vm, set()).add(step.reason)
         return {
             one.name: _verdict(one, calls.get(one.name), failed.get(one.name, set()))
-            for one in self.plan.vms
+            for one in self.plan.all
         }
 
 
-def _verdict(one: VmPlan, call: Call | None, failed: Collection[str]) -> Exit:
+def _verdict(one: VmPlan | TunnelPlan, call: Call | None, failed: Collection[str]) -> Exit:
     kinds = {action.kind for action in one.actions}
     if call and call.state in UNSURE:
         return Exit.UNKNOWN
@@ -444,7 +447,7 @@ class Applier:
                     if note and not order:
                         self.note(store, desired, ledger)
                 todo = worth(planned, failed)
-                if not todo.vms or number == PASSES - 1 or self.stopping.is_set():
+                if not todo.all or number == PASSES - 1 or self.stopping.is_set():
                     break
                 if number and self.stopping.wait(BETWEEN if starting(todo) else 0):
                     break
@@ -470,7 +473,8 @@ class Applier:
             if order:
                 verdicts = outcome.verdicts()
                 fine = {n: v for n, v in desired.vms.items() if verdicts.get(n) is Exit.OK}
-                self.note(store, replace(desired, vms=fine), ledger)
+                tunnels = {n: v for n, v in desired.tunnels.items() if verdicts.get(n) is Exit.OK}
+                self.note(store, replace(desired, vms=fine, tunnels=tunnels), ledger)
             self.note_failures(store, outcome, ledger)
             ledger = store.ledger()
             self.note_conditions(store, planned, actual, ledger, hub.now())
@@ -516,6 +520,7 @@ class Applier:
         keep |= {export_key(e) for c in ledger.open if c.state.active for e in c.exports}
         keep |= {server.mark.key for server in actual.servers}
         names = {log_name(*key[:3]) for key in keep}
+        names |= {tunnel_log(line.mark.tunnel, line.mark.part) for line in actual.lines}
         tidy(Path(self.settings.state) / "logs", names, now - EVENT_DAYS * 86400)
 
     def parallel(self) -> int:
@@ -536,6 +541,11 @@ class Applier:
         settings = self.settings.to_json()
         if changed or ledger.settings != settings:
             store.apply(settings, changed, time.time())
+        tunnels = {name: one.to_json() for name, one in desired.tunnels.items()}
+        known = ledger.tunnels
+        fresh = {n: one for n, one in tunnels.items() if n not in known or known[n].vm != one}
+        if fresh:
+            store.apply_tunnels(fresh, time.time())
 
     def note_clients(
         self, store: Store, desired: Desired, ledger: Ledger, actual: Actual, now: Seconds
@@ -611,7 +621,7 @@ class Applier:
         """What could not be done, for `status`, which cannot see it by looking."""
         found: dict[str, tuple[str, str]] = {}
         verdicts = outcome.verdicts()
-        scope = [one.name for one in outcome.plan.vms]
+        scope = [one.name for one in outcome.plan.all]
         for step in outcome.steps:
             if not step.ok and verdicts.get(step.action.vm) is not Exit.OK:
                 found[step.action.vm] = (step.reason, step.message)
@@ -633,6 +643,7 @@ class Applier:
             one.name: conditions(one, replace(actual, servers=tuple(servers[one.name])), ledger)
             for one in planned.vms
         }
+        found |= {one.name: tunnel_conditions(one, actual, ledger) for one in planned.tunnels}
         moved = {}
         for name, some in found.items():
             for condition in some:
@@ -710,14 +721,15 @@ def ended_by_word(ledger: Ledger, actual: Actual) -> dict[str, Report]:
 def without_backoff(ledger: Ledger) -> Ledger:
     """The same ledger with every rest over."""
     leases = tuple(replace(one, rest=0.0) if one.rest else one for one in ledger.leases)
-    ledger = replace(ledger, leases=leases)
+    dialled = {key: replace(one, rest=-1.0) for key, one in ledger.dialled.items()}
+    ledger = replace(ledger, leases=leases, dialled=dialled)
     return ledger.put(replace(call, retry_at=0.0) for call in ledger.open if call.retry_at)
 
 
 def worth(planned: Plan, failed: Collection[str]) -> Plan:
     """The VMs of a plan that a pass can do something about; those that failed rest."""
 
-    def moves(one: VmPlan) -> bool:
+    def moves(one: VmPlan | TunnelPlan) -> bool:
         return any(
             action.kind in CHANGES
             or action.cause == "Starting"
@@ -726,7 +738,9 @@ def worth(planned: Plan, failed: Collection[str]) -> Plan:
         )
 
     return replace(
-        planned, vms=tuple(one for one in planned.vms if one.name not in failed and moves(one))
+        planned,
+        vms=tuple(one for one in planned.vms if one.name not in failed and moves(one)),
+        tunnels=tuple(one for one in planned.tunnels if one.name not in failed and moves(one)),
     )
 
 

@@ -27,6 +27,7 @@ from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import Settings, state_directory
 from reconciler.core.status import by_type, conditions, disks, document, progress_text, since
+from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import format_duration, stamp
 from reconciler.core.vm_plan import VmPlan, new_run
 from reconciler.host import files, lock, proc, store
@@ -98,7 +99,8 @@ def show_status(
     ledger, holder = read(state)
     if ledger is None or not ledger.settings:
         if output == "json":
-            options.print_json({"format_version": "1.0", "hub": None, "source": None, "vms": []})
+            empty: dict[str, Any] = {"hub": None, "source": None, "vms": [], "tunnels": []}
+            options.print_json({"format_version": FORMAT_VERSION, **empty})
         elif output != "name":
             click.echo(f"Nothing was applied here yet (state: {state}).")
             for line in unremembered():
@@ -115,6 +117,8 @@ def show_status(
     if output == "name":
         for vm in value["vms"]:
             click.echo(vm["name"])
+        for one in plan.tunnels:
+            click.echo(one.name)
         return
     if value["source"]:
         click.echo(tables.source_line(value["source"]))
@@ -125,19 +129,26 @@ def show_status(
         width = tables.limit(sys.stdout)
         said = tables.status_text(value, progress, wide=wide, colour=colour, width=width)
         click.echo(said)
-    else:
+    elif not value["tunnels"]:
         click.echo("No VM is exported.")
+    if value["tunnels"]:
+        from reconciler.cli import tunnels
+
+        colour, width = tables.coloured(sys.stdout), tables.limit(sys.stdout)
+        blocks = tunnels.status_lines(
+            value["tunnels"], colour=colour, width=width, wide=output == "wide"
+        )
+        click.echo("\n".join(([""] if value["vms"] else []) + blocks))
     for note in tables.foreign_notes(plan):
         click.echo(note)
-    unknown = [name for name in plan.untouched if name not in ledger.applied]
+    unknown = [name for name in plan.untouched if name not in known_names(ledger)]
     if unknown:
         click.echo(
             f"not in the ledger, but running with our mark: {', '.join(unknown)}; "
             "apply their specs to adopt them"
         )
     if holder:
-        kept = "(reconciler watch" in str(holder)
-        click.echo(f"{'kept true' if kept else 'being changed'} by {holder}")
+        click.echo(tables.kept_by(holder))
 
 
 def chosen(ledger: Ledger, vms: Collection[str], choice: Choice) -> list[str]:
@@ -161,11 +172,16 @@ def explain(config: str | None, vm: str, output: str) -> None:
     """What one VM waits for, since when, the last error, and what to type next."""
     state = directory(config)
     ledger, holder = read(state)
-    known = ledger.applied if ledger else {}
+    known = known_names(ledger) if ledger else {}
     if ledger is None or not ledger.settings or vm not in known:
         hint = nearest(vm, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
     plan, actual, now = looked(ledger, [vm])
+    if plan.tunnels:
+        from reconciler.cli import tunnels
+
+        tunnels.show(plan, actual, ledger, now, holder, state, output)
+        return
     one = plan.vms[0]
     if output == "json":
         options.print_json(explained(plan, actual, ledger, now, holder, state))
@@ -379,12 +395,18 @@ def directory(config: str | None) -> Path:
     return Path(os.path.normpath(state_directory(written, os.environ, root=os.geteuid() == 0)))
 
 
+def known_names(ledger: Ledger) -> Collection[str]:
+    """Every VM and tunnel that was ever applied here."""
+    return ledger.applied.keys() | ledger.tunnels.keys()
+
+
 def looked(ledger: Ledger, vms: Collection[str]) -> tuple[Plan, Actual, float]:
     """What would have to be done about what was applied; the VMs named, or all worth showing."""
-    unknown = [name for name in vms if name not in ledger.applied]
+    names = known_names(ledger)
+    unknown = [name for name in vms if name not in names]
     if unknown:
-        known = ", ".join(sorted(ledger.applied)) or "none"
-        hint = nearest(unknown[0], ledger.applied) or f" (known here: {known})"
+        known = ", ".join(sorted(names)) or "none"
+        hint = nearest(unknown[0], names) or f" (known here: {known})"
         raise click.UsageError(f"this hub never applied a VM {unknown[0]!r}{hint}")
     settings = Settings.from_json(ledger.settings)
     leased = {lease.vm for lease in ledger.leases}
@@ -393,7 +415,12 @@ def looked(ledger: Ledger, vms: Collection[str]) -> tuple[Plan, Actual, float]:
         vm = Vm.from_json(applied.vm)
         if name in vms or (not vms and (vm.exported or name in leased)):
             wanted[name] = vm
-    desired = Desired(settings=settings, vms=wanted)
+    tunnels = {
+        name: Tunnel.from_json(applied.vm)
+        for name, applied in ledger.tunnels.items()
+        if not vms or name in vms
+    }
+    desired = Desired(settings=settings, vms=wanted, tunnels=tunnels)
     actual = Observer(settings, os.environ).look(desired, ledger, ask=False, secrets=False)
     now = time.time()
     return planned(desired, actual, ledger, now), actual, now

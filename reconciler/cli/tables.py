@@ -85,6 +85,12 @@ def kept_line(kind: str, reason: str, message: str) -> str:
     return f"{kind}: {message}" if kind == reason else f"{kind}: {reason}: {message}"
 
 
+def kept_by(holder: str) -> str:
+    """Who works on the hub: a daemon keeps it true, a command changes it."""
+    kept = "(reconciler watch" in holder
+    return f"{'kept true' if kept else 'being changed'} by {holder}"
+
+
 def foreign_notes(plan: Plan) -> list[str]:
     """The servers that are not ours: those in our way each, the rest as a number."""
     near = [one for one in plan.foreign if any(port in plan.ports for port in one.ports)]

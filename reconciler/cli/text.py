@@ -58,6 +58,14 @@ def plan_text(
         for one in plan.vms
         if one.actions
     ]
+    if any(one.actions for one in plan.tunnels):
+        from reconciler.cli import tunnels
+
+        blocks += [
+            "\n".join(_block(tunnels.header(one), tunnels.plan_rows(one), colour, width))
+            for one in plan.tunnels
+            if one.actions
+        ]
     lines = findings(plan.diagnostics, sources or {}, colour=colour, width=width)
     notes = foreign_notes(plan)
     named = {(one.pid, port) for one in plan.foreign for port in one.ports}
@@ -94,10 +102,25 @@ def total(plan: Plan) -> str:
     tail = f" {errors} error{'s' if errors > 1 else ''} in the specs." if errors else ""
     if not plan.changes:
         count = sum(not one.actions and not one.lost_run for one in plan.vms)
-        fine = f"{count} VM{'s are' if count != 1 else ' is'} as declared"
+        tunnels = sum(not one.actions for one in plan.tunnels)
+        parts = [f"{count} VM{'s' * (count != 1)}"] if count or not plan.tunnels else []
+        parts += [f"{tunnels} tunnel{'s' * (tunnels != 1)}"] if plan.tunnels else []
+        fine = f"{' and '.join(parts)} {'is' if count + tunnels == 1 else 'are'} as declared"
         rest = f"; {', '.join(said)}" if said else ""
         return f"No changes: {fine}{rest}.{tail}"
     return f"Plan: {', '.join(said)}.{tail}"
+
+
+def _block(
+    head: str, rows: Sequence[tuple[str, str, str, str]], colour: bool, width: int
+) -> Iterable[str]:
+    """A header, and its rows."""
+    for number, part in enumerate(_wrapped(head, width)):
+        yield paint(part if not number else f"    {part}", None, colour, bold=True)
+    subjects = max(cells(row[1]) for row in rows)
+    whats = max((cells(row[2]) for row in rows if cells(row[2]) <= 60), default=0)
+    for row in rows:
+        yield from _lines(*row, subjects=subjects, whats=whats, colour=colour, width=width)
 
 
 def _vm(one: VmPlan, colour: bool, width: int, plan: Plan | None) -> Iterable[str]:

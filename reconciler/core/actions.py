@@ -11,6 +11,8 @@ from reconciler.core.actual import Server
 from reconciler.core.call import Call, CallEvent
 from reconciler.core.desired import Export, Vm
 from reconciler.core.ledger import Lease
+from reconciler.core.tunnel import Tunnel
+from reconciler.core.tunnel_seen import Dialled, Ssh
 from reconciler.core.units import Bytes, Seconds, format_size, stamp
 
 KINDS = ("create", "start", "adopt", "restart", "stop", "release", "call", "wait", "hold", "refuse")
@@ -174,6 +176,64 @@ class Refuse(_Action, frozen=True, kw_only=True):
         return "refused"
 
 
+class _OfTunnel(_Action, frozen=True, kw_only=True):
+    """About one connection of a tunnel; `vm` is `tunnel/NAME`."""
+
+    tunnel: Tunnel
+    part: str
+
+    def connection(self) -> str:
+        """Which one, for people."""
+        reach = self.tunnel.reach
+        forwards = len(self.tunnel.ports(self.part))
+        back = "" if self.part == "data" else f", {reach.listens} back to {self.tunnel.appliance}"
+        which = "" if self.part == "whole" else f" for {self.part}"
+        return f"{self.tunnel.target}{which}: {forwards} forward{'s' * (forwards != 1)}{back}"
+
+
+class Dial(_OfTunnel, frozen=True, kw_only=True):
+    """Start the ssh of a connection, and wait until what it carries answers."""
+
+    kind = "start"
+    argv: tuple[str, ...]
+    known: Dialled
+
+    def what(self) -> str:
+        return f"dial {self.connection()}"
+
+
+class Redial(_OfTunnel, frozen=True, kw_only=True):
+    """Dial a connection again; `ssh` is what still runs, None if it is gone."""
+
+    kind = "restart"
+    argv: tuple[str, ...]
+    known: Dialled
+    ssh: Ssh | None
+
+    def what(self) -> str:
+        return f"dial again {self.connection()}"
+
+
+class TakeOver(_OfTunnel, frozen=True, kw_only=True):
+    """Take a running ssh of ours into the ledger; it is not touched."""
+
+    kind = "adopt"
+    ssh: Ssh
+
+    def what(self) -> str:
+        return f"adopt pid {self.ssh.pid}"
+
+
+class HangUp(_Action, frozen=True, kw_only=True):
+    """End the ssh of a connection."""
+
+    kind = "stop"
+    ssh: Ssh
+
+    def what(self) -> str:
+        return f"stop pid {self.ssh.pid}, the {self.ssh.mark.part} connection"
+
+
 Action: TypeAlias = (
     Create
     | Start
@@ -187,4 +247,8 @@ Action: TypeAlias = (
     | Wait
     | Hold
     | Refuse
+    | Dial
+    | Redial
+    | TakeOver
+    | HangUp
 )

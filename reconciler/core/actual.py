@@ -8,6 +8,7 @@ from msgspec import Struct, field
 
 from reconciler.core.call import Report
 from reconciler.core.mark import Mark
+from reconciler.core.tunnel_seen import Ssh, TunnelSeen
 from reconciler.core.units import Bytes, Port, Seconds
 
 
@@ -159,5 +160,9 @@ class Actual(Struct, frozen=True, kw_only=True):
     """Job id → what its SNA says."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """vCenter or SNA → why its secret cannot be read."""
+    tunnels: Mapping[str, TunnelSeen] = field(default_factory=dict)
+    """`tunnel/NAME` → what was seen of it."""
+    lines: tuple[Ssh, ...] = ()
+    """Every ssh of ours, also of tunnels that are not in scope."""
     unbindable: frozenset[Port] = frozenset()
     """Ports that could not be bound although nobody is seen there."""

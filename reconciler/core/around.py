@@ -6,6 +6,7 @@ asked, so that the file is read again when an answer would be another one.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -53,6 +54,10 @@ class Around(Protocol):
         those that are read by themselves."""
         ...
 
+    def folder(self, file: str) -> str:
+        """The absolute path of the directory that a file of specs lies in."""
+        ...
+
     def text(self, path: str, beside: str) -> str | None:
         """The text of a file that `beside` names; None: there is none."""
         ...
@@ -81,6 +86,9 @@ class Nothing:
 
     def file(self, path: str, _beside: str, *, spec: bool = False) -> Side:  # noqa: ARG002
         raise TemplateError(f"cannot read {path}: no other files are read from here")
+
+    def folder(self, file: str) -> str:
+        return posixpath.dirname(posixpath.join("/", file))
 
     def text(self, path: str, _beside: str) -> str | None:
         raise TemplateError(f"cannot read {path}: no other files are read from here")

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from reconciler.core.errors import Diagnostic, nearest
 from reconciler.core.settings import Appliance, Settings, VCenter
+from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import Bytes, Seconds, format_size
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ class Desired(Struct, frozen=True, kw_only=True):
 
     settings: Settings
     vms: Mapping[str, Vm]
+    tunnels: Mapping[str, Tunnel] = field(default_factory=dict)
+    """`tunnel/NAME` → the tunnel."""
     diagnostics: tuple[Diagnostic, ...] = ()
     kill_clients: bool = False
     """An operator's explicit order to stop servers in use."""
@@ -136,6 +139,7 @@ class Desired(Struct, frozen=True, kw_only=True):
         return replace(
             self,
             vms={name: vm for name, vm in self.vms.items() if name in names},
+            tunnels={name: one for name, one in self.tunnels.items() if name in names},
             diagnostics=tuple(one for one in self.diagnostics if one.vm in names),
             untouched=tuple(name for name in self.untouched if name not in names),
         )
@@ -145,10 +149,12 @@ class Desired(Struct, frozen=True, kw_only=True):
 
         What is wrong with a file as a whole counts: nobody knows whom it declares.
         """
-        others = (name for name in (*self.vms, *self.idle) if name not in names)
+        every = (*self.vms, *self.idle, *self.tunnels)
+        others = (name for name in every if name not in names)
         return replace(
             self,
             vms={name: vm for name, vm in self.vms.items() if name in names},
+            tunnels={name: one for name, one in self.tunnels.items() if name in names},
             diagnostics=tuple(one for one in self.diagnostics if not one.vm or one.vm in names),
             untouched=tuple(dict.fromkeys((*self.untouched, *others))),
         )
@@ -206,9 +212,16 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
     clashes = list(_clashes(vms, ledger))
     diagnostics.extend(diagnostic for _, diagnostic in clashes)
     refused = {name for name, _ in clashes}
+    tunnels: Mapping[str, Tunnel] = {}
+    if specs.tunnels:
+        from reconciler.core.tunnel_spec import build as build_tunnels
+
+        tunnels, wrong = build_tunnels(specs.tunnels, settings)
+        diagnostics += wrong
     return Desired(
         settings=settings,
         vms={name: vm for name, (vm, _) in vms.items() if name not in refused},
+        tunnels=tunnels,
         diagnostics=tuple(diagnostics),
         untouched=chosen.untouched,
         idle=tuple(idle),

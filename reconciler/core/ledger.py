@@ -12,6 +12,7 @@ from msgspec.structs import force_setattr, replace
 
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
+from reconciler.core.tunnel_seen import Dialled
 from reconciler.core.units import Bytes, Port, Seconds
 
 
@@ -351,6 +352,10 @@ class Ledger(Struct, frozen=True, kw_only=True):
     """What was read of the watched directory last: see core/source.py. Empty: none is watched."""
     shelf: Shelf = field(default_factory=Shelf)
     """What is known of published runs besides their calls."""
+    tunnels: Mapping[str, Applied] = field(default_factory=dict)
+    """`tunnel/NAME` → its last applied desired state."""
+    dialled: Mapping[tuple[str, str], Dialled] = field(default_factory=dict)
+    """(`tunnel/NAME`, part) → what is remembered of that connection."""
     busy: str = ""
     """Who is changing the hub while this is read; nobody, if the reader holds the lock."""
 
@@ -389,7 +394,7 @@ class Ledger(Struct, frozen=True, kw_only=True):
 
     def version_of(self, vm: str) -> object:
         """Another value where what is wanted of a VM may be another, for the same files."""
-        return self._calls.heads_of(vm), self.applied.get(vm)
+        return self._calls.heads_of(vm), self.applied.get(vm), self.tunnels.get(vm)
 
     def latest(self, vm: str, run: str) -> Call | None:
         """The newest attempt of a run."""

@@ -30,6 +30,9 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.ports import Pool
 from reconciler.core.settings import QemuNbd
 from reconciler.core.space import Room
+from reconciler.core.tunnel import PREFIX
+from reconciler.core.tunnel_plan import TunnelPlan, plan_tunnel
+from reconciler.core.tunnel_seen import TunnelSeen
 from reconciler.core.units import PortRange, Seconds, natural
 from reconciler.core.vm_plan import OneVm, VmPlan
 
@@ -42,6 +45,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     hub: str
     ports: PortRange
     vms: tuple[VmPlan, ...]
+    tunnels: tuple[TunnelPlan, ...] = ()
     foreign: tuple[Foreign, ...] = ()
     strangers: tuple[Listener, ...] = ()
     """Foreign listeners in the port range."""
@@ -55,7 +59,12 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        return tuple(action for vm in self.vms for action in vm.actions)
+        return tuple(action for one in self.all for action in one.actions)
+
+    @property
+    def all(self) -> tuple[VmPlan | TunnelPlan, ...]:
+        """What it is about: VMs, then tunnels."""
+        return (*self.vms, *self.tunnels)
 
     @property
     def changes(self) -> tuple[Action, ...]:
@@ -76,7 +85,7 @@ class Plan(Struct, frozen=True, kw_only=True):
             "hub": self.hub,
             "changes": [
                 {
-                    "vm": action.vm,
+                    **subject_json(action.vm),
                     "disk": None if action.disk is None else str(action.disk),
                     "action": action.kind,
                     "cause": action.cause,
@@ -94,6 +103,13 @@ class Plan(Struct, frozen=True, kw_only=True):
             ],
             "diagnostics": diagnostics_json(self.diagnostics),
         }
+
+
+def subject_json(name: str) -> dict[str, str | None]:
+    """What an action or a finding is about, for programs: a VM, or else a tunnel."""
+    if name.startswith(PREFIX):
+        return {"vm": None, "tunnel": name.removeprefix(PREFIX)}
+    return {"vm": name or None}
 
 
 def foreign_json(plan: Plan) -> list[dict[str, Any]]:
@@ -120,7 +136,7 @@ def diagnostics_json(
                 "rule": found.rule,
                 "summary": one.sentence,
                 "help": found.help or None,
-                "vm": one.vm or None,
+                **subject_json(one.vm),
                 "file": place.file if place else None,
                 "line": place.line if place else None,
                 "column": place.column if place else None,
@@ -165,10 +181,12 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
     plans = [replace(one, unsure=room.unsure(one.name)) for one in plans]
     plans = _with_places(plans, desired, ledger)
     outside = {name for name, found in servers.items() if found and name not in desired.vms}
+    outside |= {line.mark.subject for line in actual.lines} - desired.tunnels.keys()
     return Plan(
         hub=desired.settings.hub,
         ports=desired.settings.ports,
         vms=tuple(plans),
+        tunnels=_tunnels(desired, actual, ledger, now),
         foreign=actual.foreign,
         strangers=tuple(actual.listeners[port] for port in sorted(actual.listeners)),
         untouched=tuple(sorted({*outside, *desired.untouched}, key=natural)),
@@ -180,6 +198,25 @@ def plan(desired: Desired, actual: Actual, ledger: Ledger, now: Seconds) -> Plan
             if (image := actual.images.get(path))
         },
         qemu_nbd=desired.settings.qemu_nbd,
+    )
+
+
+def _tunnels(
+    desired: Desired, actual: Actual, ledger: Ledger, now: Seconds
+) -> tuple[TunnelPlan, ...]:
+    settings = desired.settings
+    return tuple(
+        plan_tunnel(
+            desired.tunnels[name],
+            actual.tunnels.get(name, TunnelSeen()),
+            {part: one for (tunnel, part), one in ledger.dialled.items() if tunnel == name},
+            now,
+            hub=settings.hub,
+            pause=None if desired.ordered else ledger.paused(name, now),
+            kill_clients=desired.kill_clients,
+            healthy_after=settings.loop.healthy_after,
+        )
+        for name in sorted(desired.tunnels, key=natural)
     )
 
 

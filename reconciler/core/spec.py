@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Struct
 from pydantic import (
@@ -21,6 +21,9 @@ from pydantic import (
 from reconciler.core.document import Document, Path
 from reconciler.core.errors import Diagnostic, Place
 from reconciler.core.units import format_size, parse_size, whole_sectors
+
+if TYPE_CHECKING:
+    from reconciler.core.tunnel_spec import DeclaredTunnel
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """VM contexts, runs, repositories, SNAs: safe in paths, URLs, argv and the targets string."""
@@ -253,6 +256,7 @@ class Specs(Struct, frozen=True, dict=True):
     diagnostics: tuple[Diagnostic, ...]
     runs: tuple[Asked, ...] = ()
     """In reading order."""
+    tunnels: tuple[DeclaredTunnel, ...] = ()
     refused: frozenset[str] = frozenset()
     """VMs that are declared, and in such a way that they cannot be used."""
     unread: frozenset[str] = frozenset()
@@ -269,6 +273,7 @@ class Specs(Struct, frozen=True, dict=True):
             vms=tuple(vms[name] for name in names if name in vms),
             diagnostics=tuple(one for one in self.diagnostics if one.vm in names),
             runs=tuple(one for name in names for one in runs.get(name, ())),
+            tunnels=tuple(one for one in self.tunnels if one.subject in names),
             refused=self.refused.intersection(names),
             unread=self.unread,
         )

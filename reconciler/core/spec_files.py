@@ -30,6 +30,10 @@ from reconciler.core.spec import (
     contradictions,
 )
 from reconciler.core.template import MAX_LOOP, TemplateError, is_template
+from reconciler.core.tunnel import PREFIX
+from reconciler.core.tunnel_spec import DeclaredTunnel, TunnelSpec
+from reconciler.core.tunnel_spec import clashes as tunnel_clashes
+from reconciler.core.tunnel_spec import contradictions as tunnel_contradictions
 from reconciler.core.variables import (
     EXTRA,
     GROUP_NAMES,
@@ -56,11 +60,16 @@ MAX_INCLUDES: Final = 100
 ALL: Final = "all"
 """The group of every VM."""
 
-_TOP: Final = ("vars", "vars_files", "include", "defaults", "vms", "runs")
+_TOP: Final = ("vars", "vars_files", "include", "defaults", "vms", "runs", "tunnels")
 _REQUESTS: Final = ("vars", "runs")
 """What may stand in a file of requests: it asks for runs and declares nothing."""
 _ITEM: Final = ("loop", "loop_var", "when", "vars", "groups")
 """What may stand beside the keys of a VM or a run, and is no part of it."""
+_MODELS: Final[Mapping[str, type[Strict]]] = {
+    "vms": VmSpec,
+    "runs": RunSpec,
+    "tunnels": TunnelSpec,
+}
 _DEFAULTS: Final = (
     *(field.alias or name for name, field in VmSpec.model_fields.items() if name != "name"),
     "groups",
@@ -77,6 +86,7 @@ class Found(Struct, frozen=True):
     vms: tuple[Declared, ...] = ()
     runs: tuple[Asked, ...] = ()
     """In reading order."""
+    tunnels: tuple[DeclaredTunnel, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
     refused: frozenset[str] = frozenset()
     """VMs with an error."""
@@ -131,10 +141,15 @@ def join(files: Sequence[Found]) -> Specs:
             )
         )
     used = {name: one for name, one in first.items() if name not in doubled}
+    tunnels = [one for file in files for one in file.tunnels]
+    twice = list(tunnel_clashes(tunnels)) if len(tunnels) > 1 else []
+    diagnostics += twice
+    doubled |= {one.vm for one in twice}
     return Specs(
         vms=tuple(used.values()),
         diagnostics=tuple(dict.fromkeys(diagnostics)),
         runs=tuple(one for file in files for one in file.runs),
+        tunnels=tuple(one for one in tunnels if one.subject not in doubled),
         refused=frozenset((refused | doubled) - used.keys()),
         unread=frozenset(file.file for file in files if file.lost),
     )
@@ -188,17 +203,27 @@ class _Reading:
         with self.looks, looking_up(self.looked_up(document.file)):
             everything = list(_Part(self, document).everything())
         vms: list[Declared] = []
+        tunnels: list[DeclaredTunnel] = []
         for one in everything:
-            problems = list(contradictions(one)) if isinstance(one, Declared) else []
+            match one:
+                case Declared():
+                    problems, name = list(contradictions(one)), one.spec.name
+                case DeclaredTunnel():
+                    problems, name = list(tunnel_contradictions(one)), one.subject
+                case Asked():
+                    continue
             self.diagnostics |= dict.fromkeys(problems)
-            if isinstance(one, Declared) and problems:
-                self.refused.add(one.spec.name)
+            if problems:
+                self.refused.add(name)
             elif isinstance(one, Declared):
                 vms.append(one)
+            else:
+                tunnels.append(one)
         return Found(
             document.file,
             tuple(vms),
             tuple(one for one in everything if isinstance(one, Asked)),
+            tuple(tunnels),
             tuple(self.diagnostics),
             frozenset(self.refused),
             self.lost,
@@ -310,7 +335,7 @@ class _Part:
 
     # -- the file as a whole
 
-    def everything(self) -> Iterator[Declared | Asked]:
+    def everything(self) -> Iterator[Declared | Asked | DeclaredTunnel]:
         value, top = self.document.value, self.reading.top
         main = self.reading.main
         if value is None:
@@ -327,7 +352,7 @@ class _Part:
                     key=True,
                 )
         known = all(key in top for key in value)
-        if not {"vms", "runs", "include"} & value.keys() and known:
+        if not {"vms", "runs", "tunnels", "include"} & value.keys() and known:
             self.unusable(f"the key {main!r} is missing: write `{main}:` and a list")
         self.defaults.append((self.document, self.own_defaults(value.get("defaults"))))
         try:
@@ -335,14 +360,16 @@ class _Part:
         except _Unusable as error:
             self.reading.unusable(error)
             return
-        for key, what in (("vms", "VMs"), ("runs", "runs")):
+        readers = (
+            ("vms", "VMs", self.vm),
+            ("runs", "runs", self.run),
+            ("tunnels", "tunnels", self.tunnel),
+        )
+        for key, what, read in readers:
             if key not in value or key not in top:
                 continue
             for path, item in self.items(value[key], key, what):
-                if key == "vms":
-                    yield from self.vm(item, path, base)
-                else:
-                    yield from self.run(item, path, base)
+                yield from read(item, path, base)
                 if self.reading.full:
                     many = f"this file declares more than {MAX_DECLARED:,} values, loops followed; "
                     said = f"the {what} from here on are not read: split this file"
@@ -449,7 +476,7 @@ class _Part:
     def loop_variables(self) -> set[str]:
         value = self.document.value
         found = set()
-        for key in ("vms", "runs"):
+        for key in ("vms", "runs", "tunnels"):
             items = value.get(key) if isinstance(value, dict) else None
             for item in items if isinstance(items, list) else ():
                 if isinstance(item, dict):
@@ -460,13 +487,15 @@ class _Part:
 
     # -- included files
 
-    def includes(self, value: object, base: Frame) -> Iterator[Declared | Asked]:
+    def includes(self, value: object, base: Frame) -> Iterator[Declared | Asked | DeclaredTunnel]:
         many = isinstance(value, list)
         for index, one in enumerate(value if isinstance(value, list) else [value]):
             path: Path = ("include", index) if many else ("include",)
             yield from self.include(one, path, base)
 
-    def include(self, one: object, path: Path, base: Frame) -> Iterator[Declared | Asked]:
+    def include(
+        self, one: object, path: Path, base: Frame
+    ) -> Iterator[Declared | Asked | DeclaredTunnel]:
         written = one if isinstance(one, dict) else {"file": one}
         for key in written:
             if key not in ("file", "vars"):
@@ -549,6 +578,24 @@ class _Part:
             else:
                 yield Asked(spec, self.document, path, self.reading.aside)
 
+    def tunnel(self, item: object, path: Path, base: Frame) -> Iterator[DeclaredTunnel]:
+        if not isinstance(item, dict):
+            found = described(item)
+            self.unusable(f"expected a tunnel with at least a name, found {found}", *path)
+            return
+        written = {key: value for key, value in item.items() if key not in (*_ITEM, "name")}
+        for name, scope in self.scopes(item, path, base, "name", None):
+            subject = f"{PREFIX}{name}"
+            raw = self.evaluated(written, item, path, scope, {"name": name}, subject)
+            spec = None if raw is None else self.checked(TunnelSpec, raw, item, path, subject)
+            if spec is not None:
+                folder = self.around.folder(self.document.file)
+                yield DeclaredTunnel(spec, self.document, path, folder)
+            elif isinstance(name, str):
+                self.reading.refused.add(subject)
+            else:
+                self.reading.lost = True
+
     def scopes(
         self, item: Mapping[str, object], path: Path, base: Frame, key: str, groups: object
     ) -> Iterator[tuple[object, Scope]]:
@@ -572,7 +619,7 @@ class _Part:
                 if self.wanted(condition, path, before):
                     self.reading.lost = True
                     self.failed(error, *path, key)
-                    self.misspelt(item, path, VmSpec if key == "name" else RunSpec)
+                    self.misspelt(item, path, _MODELS.get(str(path[0]), VmSpec))
                 continue
             scope = self.scope_of(name, fixed, own, path, before, groups)
             if scope is not None and self.wanted(condition, path, scope):
@@ -684,9 +731,11 @@ class _Part:
         path: Path,
         scope: Scope,
         named: Mapping[str, object],
+        subject: str = "",
     ) -> dict[str, object] | None:
+        """`subject`: whom an error is about, where that is no VM."""
         raw = {key: value for key, value in named.items() if key in item}
-        vm = next((name for name in named.values() if isinstance(name, str)), "")
+        vm = subject or next((name for name in named.values() if isinstance(name, str)), "")
         self.reading.declared += VM_COSTS + len(raw)
         failed = False
         for key, value in whole.items():
@@ -718,11 +767,12 @@ class _Part:
         raw: Mapping[str, object],
         item: Mapping[str, object],
         path: Path,
+        subject: str = "",
     ) -> _Model | None:
         try:
             return model.model_validate(raw)
         except ValidationError as error:
-            vm = raw.get("name" if model is VmSpec else "vm")
+            vm = subject or raw.get("name" if model is VmSpec else "vm")
             for place, summary in explained(error, raw, model):
                 document, where = self.where(place[0], item, path)
                 inner = where != path

@@ -10,22 +10,16 @@ from msgspec import Struct
 from reconciler.core.actions import CHANGES
 from reconciler.core.actual import Actual, Server
 from reconciler.core.call import Call, CallState, targets
+from reconciler.core.condition import Condition as Condition
+from reconciler.core.condition import since as since
 from reconciler.core.desired import Export
 from reconciler.core.disk_plan import export_key
 from reconciler.core.ledger import Ledger, Telemetry
 from reconciler.core.plan import FORMAT_VERSION, Plan, foreign_json
 from reconciler.core.source import NO_SPEC, condition_of
+from reconciler.core.tunnel_status import tunnel_json
 from reconciler.core.units import Port, Seconds, format_duration, format_size, stamp
 from reconciler.core.vm_plan import VmPlan
-
-
-class Condition(Struct, frozen=True):
-    """One thing that is true, false or unknown of a VM, and why. Kubernetes-shaped."""
-
-    type: str
-    status: str
-    reason: str
-    message: str
 
 
 class DiskView(Struct, frozen=True):
@@ -265,6 +259,7 @@ def document(plan: Plan, actual: Actual, ledger: Ledger, now: Seconds) -> dict[s
         "hub": plan.hub,
         "source": source_json(ledger),
         "vms": [_vm(one, actual, ledger, now) for one in plan.vms],
+        "tunnels": [tunnel_json(one, actual, ledger, now) for one in plan.tunnels],
         "foreign": foreign_json(plan),
     }
 
@@ -360,12 +355,6 @@ def progress_text(said: Telemetry, now: Seconds) -> str:
     parts += [word for word in (said.phase or said.status,) if word]
     line = f"{', '.join(parts)}, {format_duration(max(0.0, now - said.at))} ago"
     return f"{line}; error: {said.error}" if said.error else line
-
-
-def since(vm: str, condition: Condition, ledger: Ledger, now: Seconds) -> Seconds:
-    """When a condition came to have its status; now, if this is the first to see it."""
-    known = ledger.transitions.get((vm, condition.type))
-    return known[2] if known and known[0] == condition.status else now
 
 
 def by_type(found: Iterable[Condition]) -> Mapping[str, Condition]:

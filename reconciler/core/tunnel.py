@@ -10,7 +10,7 @@ import base64
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct, convert, field
@@ -29,8 +29,8 @@ REVERSE: Final[Port] = 9081
 APPLIANCE: Final = Endpoint(LOOPBACK, 8081)
 """Where an appliance's own API listens. Source: Sendense, October 2025."""
 MARK: Final = "RECONCILER_TUNNEL"
-"""The variable whose setting is our mark in ssh's argv. It goes nowhere: ssh sends variables when it
-opens a session, and with -N it opens none. Source: ssh(1), ssh_config(5) SetEnv."""
+"""The variable whose setting is our mark in ssh's argv. It goes nowhere: ssh sends variables with a
+session, and with -N it opens none. Source: ssh(1), ssh_config(5) SetEnv."""
 VERSION: Final = "1"
 """First word of the mark; it changes when its fields do."""
 _NAME: Final = r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})"
@@ -162,7 +162,7 @@ class Tunnel(Struct, frozen=True, kw_only=True):
         return value
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Tunnel:
+    def from_json(cls, value: Mapping[str, Any]) -> Tunnel:
         return convert(value, cls)
 
 

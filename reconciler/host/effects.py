@@ -36,6 +36,8 @@ class Effect(StrEnum):
     RELEASE = "lease released"
     FORGET = "removal of a backup committed"
     UNLINK = "image removed"
+    DIAL = "ssh started"
+    HANG_UP = "ssh ended"
     UNMARK = "intent taken back in the repository"
 
 

@@ -32,6 +32,7 @@ from reconciler.core.ledger import (
     Telemetry,
     head_of,
 )
+from reconciler.core.tunnel_seen import Dialled
 from reconciler.core.units import Seconds
 from reconciler.host.store.files import StoreError, believed, damaged
 
@@ -234,6 +235,14 @@ def identity(db: sqlite3.Connection, path: Path) -> Mapping[str, str]:
     return meta
 
 
+_DIALLED: Final = ", ".join(Dialled.__struct_fields__)
+
+
+def _dialled(row: Sequence[Any]) -> Dialled:
+    values = dict(zip(Dialled.__struct_fields__, row, strict=True))
+    return Dialled(**{**values, "refused": tuple(json.loads(values["refused"]))})
+
+
 def ledger_of(path: Path, load: Load, kept: LoadKept, db: sqlite3.Connection) -> Ledger:
     """Everything, as it is at one moment; most calls that have ended are got by `load` if needed,
     and what else is known of those by `kept`.
@@ -261,6 +270,14 @@ def ledger_of(path: Path, load: Load, kept: LoadKept, db: sqlite3.Connection) ->
             applied={
                 vm: Applied(vm=json.loads(desired), generation=generation, at=at)
                 for vm, desired, generation, at in db.execute("SELECT * FROM applied")
+            },
+            tunnels={
+                tunnel: Applied(vm=json.loads(desired), generation=generation, at=at)
+                for tunnel, desired, generation, at in db.execute("SELECT * FROM tunnels")
+            },
+            dialled={
+                (one.tunnel, one.part): one
+                for one in map(_dialled, db.execute(f"SELECT {_DIALLED} FROM dialled"))  # noqa: S608
             },
             settings=json.loads(meta.get("settings", "{}")),
             pauses={one.vm: one for one in _all(db, Pause, "pauses")},

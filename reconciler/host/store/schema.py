@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Schema version, in PRAGMA user_version."""
 
 _SCHEMA: Final = """
@@ -95,6 +95,16 @@ CREATE TABLE archived (
 CREATE TABLE proofs (
     job_id TEXT NOT NULL, kind TEXT NOT NULL, at REAL NOT NULL, ok INTEGER NOT NULL,
     result TEXT NOT NULL, who TEXT NOT NULL, PRIMARY KEY (job_id, kind)) STRICT;
+""",
+    6: """
+CREATE TABLE tunnels (
+    tunnel TEXT PRIMARY KEY, desired TEXT NOT NULL, generation INTEGER NOT NULL, at REAL NOT NULL)
+    STRICT;
+CREATE TABLE dialled (
+    tunnel TEXT NOT NULL, part TEXT NOT NULL, failures INTEGER NOT NULL, rest REAL NOT NULL,
+    reason TEXT NOT NULL, message TEXT NOT NULL, up REAL NOT NULL, pid INTEGER NOT NULL,
+    started INTEGER NOT NULL, refused TEXT NOT NULL, restarts INTEGER NOT NULL,
+    PRIMARY KEY (tunnel, part)) STRICT;
 """,
 }
 """Version → what makes it of the one before."""

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import to_builtins
 from msgspec.structs import astuple
 
 from reconciler.core.call import Call, CallEvent, job_id, step
 from reconciler.core.ledger import Archived, Declaration, Head, Kept, Lease, Ledger, Pause, Proof
 from reconciler.core.notices import Notice, Turn
+from reconciler.core.tunnel_seen import Dialled
 from reconciler.core.units import Bytes, Seconds
 from reconciler.host.effects import Effect, effect
 from reconciler.host.store import outbox
@@ -475,6 +477,32 @@ class Store:
                     "desired = excluded.desired, at = excluded.at, generation = generation + ?",
                     (name, json.dumps(vm, sort_keys=True), now, int(not moved)),
                 )
+
+    def apply_tunnels(self, tunnels: Mapping[str, Mapping[str, Any]], now: Seconds) -> None:
+        """The same for tunnels: `tunnel/NAME` → what is wanted."""
+        with self._write() as db:
+            for name, tunnel in tunnels.items():
+                db.execute(
+                    "INSERT INTO tunnels VALUES (?, ?, 1, ?) ON CONFLICT (tunnel) DO UPDATE SET "
+                    "desired = excluded.desired, at = excluded.at, generation = generation + 1",
+                    (name, json.dumps(tunnel, sort_keys=True), now),
+                )
+
+    def dialled(self, found: Dialled) -> None:
+        """Note how a connection of a tunnel stands."""
+        values = to_builtins(found)
+        values["refused"] = json.dumps(values["refused"])
+        with self._write() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO dialled VALUES (:tunnel, :part, :failures, :rest, :reason, "
+                ":message, :up, :pid, :started, :refused, :restarts)",
+                values,
+            )
+
+    def hung_up(self, tunnel: str, part: str) -> None:
+        """A connection was ended by us: nothing is remembered of it."""
+        with self._write() as db:
+            db.execute("DELETE FROM dialled WHERE tunnel = ? AND part = ?", (tunnel, part))
 
     def failures(self, scope: Iterable[str], found: Mapping[str, tuple[str, str]]) -> None:
         """Note what could not be done about the VMs in scope, and forget what could."""
