@@ -40,6 +40,8 @@ from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.settings import Settings
 from reconciler.core.source import read_well, stale_told
 from reconciler.core.status import Condition
+from reconciler.core.tunnel import PREFIX, Tunnel
+from reconciler.core.tunnel_plan import TunnelPlan
 from reconciler.core.units import Seconds
 from reconciler.core.views import views as views_of
 from reconciler.core.vm_plan import VmPlan
@@ -49,7 +51,7 @@ from reconciler.host.processes import few_arenas
 from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Store, WrongHubError
 from reconciler.hub import Hub
-from reconciler.keeping import Hands, Roster, Sockets
+from reconciler.keeping import Dials, Hands, Roster, Sockets
 from reconciler.look import questions
 from reconciler.loop import Applier, Outcome, state_directory_of, worth
 
@@ -171,6 +173,8 @@ class Daemon:
         """VM → the plan that is being carried out for it."""
         self.last: dict[str, VmPlan] = {}
         """VM → its plan as it was seen last."""
+        self.tunnels: dict[str, TunnelPlan] = {}
+        """The same of tunnels: `tunnel/NAME` → its plan."""
         self.reading: Reading | None = None
         self.reports: dict[str, Report] = {}
         self.unread = threading.Event()
@@ -255,6 +259,8 @@ class Daemon:
             self._epoll = stack.enter_context(select.epoll())
             self.roster = Roster(self.settings, self._watch_pidfd, self._unwatch)
             stack.callback(self.roster.close)
+            self.dials = Dials(self.settings.hub, self._watch_ssh, self._unwatch)
+            stack.callback(self.dials.close)
             stack.callback(self.kept.close)
             self.disks = ThreadPoolExecutor(self._parallel(), "disk")
             stack.callback(self.disks.shutdown, wait=False)
@@ -302,6 +308,9 @@ class Daemon:
 
     def _unwatch(self, fd: int) -> None:
         self.unlisten(fd)
+
+    def _watch_ssh(self, fd: int) -> None:
+        self.listen(fd, self._ssh_ended)
 
     def thread(
         self, name: str, body: Callable[[], None], *, may_end: bool = False
@@ -393,6 +402,11 @@ class Daemon:
         if vm:
             self.kick(vm, Priority.CRASHED)
 
+    def _ssh_ended(self, fd: int) -> None:
+        tunnel = self.dials.ended(fd)
+        if tunnel:
+            self.kick(tunnel, Priority.CRASHED)
+
     def _saved(self, _fd: int) -> None:
         if self.watch.drain():
             self.unread.set()
@@ -472,15 +486,16 @@ class Daemon:
 
     def settled(self, outcome: Outcome, names: Collection[str]) -> str:
         """After an apply of some VMs: when they are looked at again, and who else is."""
-        for one in outcome.plan.vms:
-            self._noted(one)
-        self.forget_gone(names, {one.name for one in outcome.plan.vms})
+        for vm in outcome.plan.vms:
+            self._noted(vm)
+        self.tunnels |= {one.name: one for one in outcome.plan.tunnels}
+        self.forget_gone(names, {one.name for one in outcome.plan.all})
         if any(step.ok for step in outcome.steps):
             self._kick_waiting()
             self._drop_sockets()
         failed = {step.action.vm for step in outcome.steps if not step.ok}
         result = "success"
-        for one in outcome.plan.vms:
+        for one in outcome.plan.all:
             if one.name in failed and outcome.verdicts()[one.name] is not Exit.OK:
                 self._again_after_failure(one.name)
                 result = "error"
@@ -498,6 +513,7 @@ class Daemon:
             self.observers.gone(self.store, gone, time.time())
         for name in gone:
             self.last.pop(name, None)
+            self.tunnels.pop(name, None)
             self._wanted.pop(name, None)
             self._at_rest.pop(name, None)
 
@@ -511,7 +527,7 @@ class Daemon:
             self._failures[name] = count = self._failures.get(name, 0) + 1
             self._queue.add_at(name, time.monotonic() + pause(count), Priority.CRASHED)
 
-    def _again(self, one: VmPlan) -> bool:
+    def _again(self, one: VmPlan | TunnelPlan) -> bool:
         """Set the timer of a VM that goes on by itself at some time."""
         now, wall = time.monotonic(), time.time()
         times = []
@@ -572,6 +588,7 @@ class Daemon:
     def remember(self, planned: Plan, actual: Actual) -> None:
         """Of VMs that are at rest, what was seen is where the next look starts if one crashes."""
         now = time.monotonic()
+        self.dials.note(actual.lines)
         for one in planned.vms:
             if one.actions:
                 self._calm.pop(one.name, None)
@@ -622,18 +639,27 @@ class Daemon:
             if applied.vm.get("exported") or ledger.of(name)
         }
         active = {call.vm for call in ledger.open if call.state.active}
-        return declared | by_hand | (active & ledger.applied.keys())
+        tunnels = {name for name, one in ledger.tunnels.items() if one.vm.get("up")}
+        return declared | by_hand | tunnels | (active & ledger.applied.keys())
 
     def wanted(self, ledger: Ledger, names: Iterable[str]) -> Desired:
         """What should be true of some VMs."""
         vms: dict[str, Vm] = {}
+        tunnels: dict[str, Tunnel] = {}
         diagnostics: list[Diagnostic] = []
         for name in names:
             one = self._wanted_of(name, ledger)
             vms |= one.vms
+            tunnels |= one.tunnels
             diagnostics += one.diagnostics
         stale = stale_told(self.reading.source) if self.reading else ""
-        return Desired(settings=self.settings, vms=vms, diagnostics=tuple(diagnostics), stale=stale)
+        return Desired(
+            settings=self.settings,
+            vms=vms,
+            tunnels=tunnels,
+            diagnostics=tuple(diagnostics),
+            stale=stale,
+        )
 
     def _wanted_of(self, name: str, ledger: Ledger) -> Desired:
         """What should be true of one VM; worked out anew when that may have changed."""
@@ -653,6 +679,8 @@ class Daemon:
             found = reading.vm(name, ledger)
         elif name in ledger.applied:
             found = replace(found, vms={name: Vm.from_json(ledger.applied[name].vm)})
+        elif name in ledger.tunnels:
+            found = replace(found, tunnels={name: Tunnel.from_json(ledger.tunnels[name].vm)})
         self._wanted[name] = (version, found)
         return found
 
@@ -698,8 +726,8 @@ class Daemon:
     def news(self, planned: Plan) -> list[Action]:
         """What stands in the way and did not when we looked last."""
         found = []
-        for one in planned.vms:
-            known = self.last.get(one.name)
+        for one in planned.all:
+            known = self.last.get(one.name) or self.tunnels.get(one.name)
             before = {(a.cause, a.disk) for a in known.actions} if known else set()
             found += [
                 action
@@ -783,9 +811,14 @@ class Daemon:
         for vm in moved if self.first is not None else ():
             self.kick(vm, Priority.CRASHED)
         self._resyncs += 1
-        names = iter(sorted(self.managed(self.store.ledger())))
+        managed = self.managed(self.store.ledger())
+        # What is asked through a tunnel may have to be waited for: each has a worker of its own.
+        tunnels = {name for name in managed if name.startswith(PREFIX)}
+        names = iter(sorted(managed - tunnels))
         if self.first is None:
-            self.first = set(self.managed(self.store.ledger()))
+            self.first = set(managed)
+        for name in sorted(tunnels):
+            self.kick(name, Priority.RESYNC)
         plans, seen = [], []
         found: dict[str, Sequence[Condition]] = {}
         while chunk := list(islice(names, SLICE)):

@@ -19,6 +19,7 @@ from reconciler.core.errors import HostError
 from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import Served, parse
 from reconciler.core.settings import Settings
+from reconciler.core.tunnel_seen import Ssh
 from reconciler.core.units import Port
 from reconciler.host import patience, proc, processes, sockets
 from reconciler.host.images import look as look_at
@@ -235,6 +236,54 @@ class Roster:
     def close(self) -> None:
         for identity in list(self._known):
             self.end(identity)
+
+
+class Dials:
+    """The ssh processes of this hub's tunnels that are known to run, each with a pidfd."""
+
+    def __init__(
+        self, hub: str, watch: Callable[[int], None], unwatch: Callable[[int], None]
+    ) -> None:
+        """`watch`: told of a descriptor that is readable when its ssh has ended."""
+        self._hub, self._watch, self._unwatch = hub, watch, unwatch
+        self._mutex = threading.Lock()
+        self._known: dict[Identity, int] = {}
+        self._by_fd: dict[int, tuple[Identity, str]] = {}
+
+    def note(self, lines: Iterable[Ssh]) -> None:
+        """What a look saw."""
+        for line in lines:
+            identity = Identity(line.pid, line.started)
+            with self._mutex:
+                if identity in self._known:
+                    continue
+                try:
+                    pidfd = os.pidfd_open(line.pid)
+                except ProcessLookupError:
+                    continue
+                if proc.identify(line.pid) != identity:
+                    os.close(pidfd)
+                    continue
+                self._known[identity] = pidfd
+                self._by_fd[pidfd] = identity, line.mark.subject
+            self._watch(pidfd)
+
+    def ended(self, pidfd: int) -> str | None:
+        """The ssh of a descriptor has ended; its tunnel. A child is reaped."""
+        with self._mutex:
+            found = self._by_fd.pop(pidfd, None)
+            if found is None:
+                return None
+            identity, tunnel = found
+            del self._known[identity]
+        self._unwatch(pidfd)
+        os.close(pidfd)
+        processes.reap(identity.pid)
+        return tunnel
+
+    def close(self) -> None:
+        for pidfd in list(self._by_fd):
+            self.ended(pidfd)
 
 
 class Hands(Hub):

@@ -24,6 +24,7 @@ from reconciler.core.ledger import EVERY, Ledger, Proof
 from reconciler.core.ledger import Pause as Held
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings, below
+from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import Seconds, stamp
 from reconciler.core.vm_plan import incomplete, new_run
 from reconciler.host import patience
@@ -334,8 +335,12 @@ def stopped(
 ) -> Desired:
     """Some VMs are to be gone, whatever the specs say. Raises UsageError."""
     gone = {}
-    known = {*ledger.applied, *(lease.vm for lease in ledger.leases)}
+    down = {}
+    known = {*ledger.applied, *ledger.tunnels, *(lease.vm for lease in ledger.leases)}
     for name in vms:
+        if name in ledger.tunnels:
+            down[name] = replace(Tunnel.from_json(ledger.tunnels[name].vm), up=False)
+            continue
         if name not in known:
             hint = nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
             raise UsageError(f"this hub never applied a VM {name!r}{hint}")
@@ -344,7 +349,9 @@ def stopped(
         gone[name] = Vm(
             name=name, exported=False, protect=protect, order="by order of `reconciler stop`"
         )
-    return Desired(settings=settings, vms=gone, kill_clients=kill_clients, ordered=True)
+    return Desired(
+        settings=settings, vms=gone, tunnels=down, kill_clients=kill_clients, ordered=True
+    )
 
 
 def open_call(ledger: Ledger, vm: str) -> Call:

@@ -29,6 +29,7 @@ from reconciler.core.runs import newest
 from reconciler.core.settings import SecretRef, Settings
 from reconciler.core.source import Decision, Found, Revision, decide, settled
 from reconciler.core.spec import Specs
+from reconciler.core.tunnel import PREFIX
 from reconciler.core.units import Seconds
 from reconciler.host import files, git
 from reconciler.host.files import Listing, Signature, Text
@@ -123,6 +124,7 @@ def _once(listed: Mapping[str, Signature]) -> Iterator[tuple[str, Signature]]:
 
 def _digests(found: spec_files.Found) -> Mapping[str, str]:
     said = {one.spec.name: one.spec.model_dump_json() for one in found.vms}
+    said |= {one.subject: one.spec.model_dump_json() for one in found.tunnels}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in said.items()}
 
 
@@ -355,7 +357,7 @@ class Source:
         specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | lost)
         known = self._last.found.revision if self._last else Revision()
         built = build(specs, self._answer.inventory, self.settings, ledger)
-        errors = source.errors(built.diagnostics, built.vms)
+        errors = source.errors(built.diagnostics, {*built.vms, *built.tunnels})
         found = Found(
             directory=os.path.abspath(self.directory),
             revision=replace(known, digest=self._digest()),
@@ -365,7 +367,7 @@ class Source:
             identities=source.identities(built),
             trouble=trouble,
         )
-        vms = tuple(dict.fromkeys((*found.named, *built.vms, *errors)))
+        vms = tuple(dict.fromkeys((*found.named, *built.vms, *built.tunnels, *errors)))
         return _Joined(specs=specs, found=found, errors=errors, digests=self._of_vms(specs, vms))
 
     def _trouble(self, ledger: Ledger) -> str:
@@ -403,7 +405,8 @@ class Source:
                 yield one.spec.vm, self._name(path)
         for path, file in self._specs.files.items():
             for name in (*(one.spec.name for one in file.found.vms), *file.found.refused):
-                yield name, self._name(path)
+                if not name.startswith(PREFIX):  # what stays of those is judged by no number
+                    yield name, self._name(path)
 
     def _digest(self) -> str:
         whole = hashlib.sha256()

@@ -17,6 +17,7 @@ from reconciler.core.notices import Seen
 from reconciler.core.plan import Plan
 from reconciler.core.queue import Item
 from reconciler.core.status import Condition, by_type
+from reconciler.core.tunnel_plan import TunnelPlan
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
 from reconciler.daemon import WORKERS
@@ -89,7 +90,7 @@ class Told(Observers):
         if self.notifier and self.notifier.notify().url:
             seen = {
                 one.name: Seen(_run(one), tuple(found[one.name]))
-                for one in planned.vms
+                for one in planned.all
                 if one.name in found
             }
             self._told(store, seen, now)
@@ -137,5 +138,7 @@ class Told(Observers):
         systemd.notify("STOPPING=1")
 
 
-def _run(one: VmPlan) -> str:
+def _run(one: VmPlan | TunnelPlan) -> str:
+    if isinstance(one, TunnelPlan):
+        return ""
     return one.call.run if one.call and one.call.state.active else one.vm.run

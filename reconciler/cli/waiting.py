@@ -10,11 +10,11 @@ from typing import Final
 import click
 
 from reconciler.cli import options, tables
-from reconciler.cli.looking import directory, looked, read
+from reconciler.cli.looking import directory, known_names, looked, read
 from reconciler.core.errors import Exit, nearest
 from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.units import Seconds, format_duration
-from reconciler.core.waiting import WISHES, Stand, Wish, stand
+from reconciler.core.waiting import WISHES, Stand, Wish, stand, tunnel_stand
 
 EVERY: Final[Seconds] = 0.5
 """Between two looks."""
@@ -96,7 +96,7 @@ def _document(found: Mapping[str, Stand], wish: Wish, output: str) -> None:
 def stands(state: Path, vms: tuple[str, ...], wish: Wish, run: str) -> Mapping[str, Stand]:
     """How far the wish is for each VM. Raises UsageError for one that this hub never heard of."""
     ledger, _ = read(state)
-    applied = ledger.applied if ledger and ledger.settings else {}
+    applied = known_names(ledger) if ledger and ledger.settings else ()
     known = {*applied, *(ledger.declared if ledger else ())}
     for name in vms:
         if name not in known:
@@ -107,4 +107,5 @@ def stands(state: Path, vms: tuple[str, ...], wish: Wish, run: str) -> Mapping[s
     if ledger and there:
         plan, actual, _ = looked(ledger, there)
         found |= {one.name: stand(one, actual, ledger, wish, run) for one in plan.vms}
+        found |= {one.name: tunnel_stand(one, actual, ledger, wish) for one in plan.tunnels}
     return found

@@ -385,8 +385,8 @@ class Ledger(Struct, frozen=True, kw_only=True):
 
     @property
     def known(self) -> frozenset[str]:
-        """Every VM that was ever applied or called for."""
-        return self._calls.vms | self.applied.keys()
+        """Every VM that was ever applied or called for, and every tunnel."""
+        return self._calls.vms | self.applied.keys() | self.tunnels.keys()
 
     def runs(self, vm: str) -> Sequence[Call]:
         """Every call of a VM."""

@@ -213,6 +213,7 @@ def _tunnels(
             now,
             hub=settings.hub,
             pause=None if desired.ordered else ledger.paused(name, now),
+            ordered=desired.ordered,
             kill_clients=desired.kill_clients,
             healthy_after=settings.loop.healthy_after,
         )

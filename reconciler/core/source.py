@@ -16,6 +16,7 @@ from reconciler.core.desired import Desired, Vm, at_attempt
 from reconciler.core.errors import Diagnostic
 from reconciler.core.ledger import Applied, Declaration, Ledger
 from reconciler.core.settings import Loop, Settings
+from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import Seconds, stamp
 
 APART: Final[Seconds] = 2.0
@@ -354,7 +355,11 @@ def settled(
     for name in decision.removed:
         if name in ledger.applied:
             vms[name] = removal(name, ledger.applied[name])
-    return replace(built, vms=vms, outdated=old)
+    tunnels = dict(built.tunnels)
+    for name in errors:
+        if name not in tunnels and name in ledger.tunnels:
+            tunnels[name] = Tunnel.from_json(ledger.tunnels[name].vm)
+    return replace(built, vms=vms, tunnels=tunnels, outdated=old)
 
 
 def last_applied(name: str, ledger: Ledger, settings: Settings) -> Vm | None:

@@ -75,9 +75,9 @@ def _not_ssh(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
     return (
         "HubNotSsh",
         (
-            f"{tunnel.host} port {tunnel.port} takes the connection and ends it before it says who it "
-            f"is ({found[0].strip()}): another service listens there, a firewall cuts it, or sshd has "
-            "as many unauthenticated clients as MaxStartups allows"
+            f"{tunnel.host} port {tunnel.port} takes the connection and ends it before it says "
+            f"who it is ({found[0].strip()}): another service listens there, a firewall cuts it, "
+            "or sshd has as many unauthenticated clients as MaxStartups allows"
         ),
     )
 
@@ -155,15 +155,15 @@ _RULES: Final[Sequence[tuple[str, _Say]]] = (
     ),
     (
         (
-            r"[Bb]ad configuration option[^\n]*|unknown option[^\n]*|Bad [^\n]* specification[^\n]*|"
-            r"command-line line \d+: [^\n]*|Bad SSH2 [^\n]*|Bad dynamic forwarding[^\n]*"
+            r"[Bb]ad configuration option[^\n]*|unknown option[^\n]*|"
+            r"Bad [^\n]* specification[^\n]*|command-line line \d+: [^\n]*|Bad SSH2 [^\n]*"
         ),
         _usage,
     ),
     (
         (
-            r"kex_exchange_identification: [^\n]*|banner exchange: [^\n]*|ssh_exchange_identification: "
-            r"[^\n]*|Connection closed by \S+ port \d+"
+            r"kex_exchange_identification: [^\n]*|banner exchange: [^\n]*|"
+            r"ssh_exchange_identification: [^\n]*|Connection closed by \S+ port \d+"
         ),
         _not_ssh,
     ),

@@ -67,6 +67,7 @@ def plan_tunnel(
     *,
     hub: str,
     pause: Pause | None = None,
+    ordered: bool = False,
     kill_clients: bool = False,
     healthy_after: Seconds = 60.0,
 ) -> TunnelPlan:
@@ -77,7 +78,8 @@ def plan_tunnel(
     elif tunnel.up:
         one.wanted()
     else:
-        one.unwanted(seen.lines, "Down", "the spec says `state: down`")
+        why = "by order of `reconciler stop`" if ordered else "the spec says `state: down`"
+        one.unwanted(seen.lines, "Down", why)
     return TunnelPlan(name=tunnel.subject, tunnel=tunnel, actions=tuple(one.actions))
 
 

@@ -11,6 +11,8 @@ from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
 from reconciler.core.ledger import Ledger
 from reconciler.core.status import by_type, conditions
+from reconciler.core.tunnel_plan import TunnelPlan
+from reconciler.core.tunnel_status import conditions as tunnel_conditions
 from reconciler.core.vm_plan import VmPlan
 
 Wish = Literal["Ready", "Completed", "Absent"]
@@ -28,6 +30,18 @@ class Stand(Struct, frozen=True):
     why: str
     never: bool = False
     """It cannot come any more without another order."""
+
+
+def tunnel_stand(one: TunnelPlan, actual: Actual, ledger: Ledger, wish: Wish) -> Stand:
+    """The same for a tunnel, which has no run."""
+    if wish == "Completed":
+        return Stand(False, "it is a tunnel, which has no run that could be complete", never=True)
+    if wish == "Absent":
+        lines = actual.tunnels[one.name].lines if one.name in actual.tunnels else ()
+        left = f"{len(lines)} connection{'s are' if len(lines) != 1 else ' is'} up"
+        return Stand(not lines, left if lines else "nothing of it runs")
+    ready = by_type(tunnel_conditions(one, actual, ledger))["Ready"]
+    return Stand(ready.status == "True", f"{ready.reason}: {ready.message}")
 
 
 def stand(one: VmPlan, actual: Actual, ledger: Ledger, wish: Wish, run: str = "") -> Stand:
