@@ -246,7 +246,8 @@ class Dialler:
                 f"through {tunnel.bind}:{port}: {why}",
             )
         if not silent:
-            yield Check("", f"{len(up)} of {len(up)} exports greet or are in use")
+            many = f"all {len(up)} exports greet, or are in use" if up else "no export is up"
+            yield Check("", many)
 
     def _token(self, tunnel: Tunnel) -> Secret | None:
         if tunnel.token is None:
@@ -334,8 +335,13 @@ class Dialler:
 
     def refused(self, tunnel: Tunnel, part: str) -> list[Port]:
         """The forwards of a connection that the hub's sshd does not permit."""
-        ends = [Endpoint(tunnel.bind, port) for port in tunnel.ports(part)]
-        return tunnelling.refused_ports(ends, self.log_of(tunnel, part), SWEEP)
+        log, reach = self.log_of(tunnel, part), tunnel.reach
+        ports = tunnel.ports(part)
+        ends = [Endpoint(tunnel.bind, port) for port in ports if port in reach.ports]
+        found = tunnelling.refused_ports(ends, log, SWEEP)
+        if reach.api in ports and tunnelling.refused_api(Endpoint(tunnel.bind, reach.api), log):
+            found.append(reach.api)
+        return sorted(found)
 
 
 def _local(tunnel: Tunnel) -> tuple[Port, ...]:

@@ -187,6 +187,7 @@ def fault(words: str, tunnel: Tunnel) -> Fault:
             port = found.groupdict().get("port")
             return Fault(reason, message, int(port) if port else None)
     lines = [line.strip() for line in words.splitlines() if line.strip()]
+    lines = [line for line in lines if not re.match(r"channel \d+: open failed", line)]
     said = f"its ssh ended: {lines[-1]}" if lines else "its ssh ended and said nothing"
     return Fault("SshEnded", said)
 
