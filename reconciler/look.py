@@ -75,6 +75,7 @@ class Observer:
         servers = [self._server(process, served, listening, clients) for process, served in ours]
         names = self._names(desired, ledger)
         servers = self._shaken(servers, names, desired.vms)
+        lines, tunnels = self._tunnels(desired, ledger)
         served_ports = {server.mark.port for server in servers if server.listening}
         strangers = [
             one
@@ -86,9 +87,9 @@ class Observer:
         ]
         if strangers:
             own_inodes = {proc.listener_inode(server.pid) for server in servers} | self.kept
+            own_inodes |= {inode for line in lines for inode in proc.socket_inodes(line.pid)}
             strangers = [one for one in strangers if one.inode not in own_inodes]
         found = repositories.look(self.settings, desired, ledger, servers)
-        lines, tunnels = self._tunnels(desired, ledger)
         return Actual(
             servers=tuple(
                 replace(one, holds_image=False) if one.identity in found.detached else one

@@ -1,8 +1,9 @@
 """A hub and an appliance with a network of their own between them, for tests of tunnels.
 
-Two network namespaces, each with a loopback of its own, joined by a pair of virtual interfaces; a
-real sshd in the hub, keys made for the test. So the real numbers can be used everywhere, and the
-link can be cut. It takes root and iproute2; where it is not permitted, `missing` says why.
+Two network namespaces, each with a loopback of its own, and one between them that routes; a real
+sshd in the hub, keys made for the test. So the real numbers can be used everywhere, and the way can
+be cut in its middle, where nobody is told. It takes root and iproute2; where it is not permitted,
+`missing` says why.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,12 @@ from reconciler.core.tunnel import HostKey, Reach
 from reconciler.core.units import PortRange
 from tests.e2e.site import Appliance, Site, until
 
-HUB = "192.0.2.1"
+HUB = "198.51.100.2"
 SNA = "192.0.2.2"
-"""Of TEST-NET-1, which nobody has. Source: RFC 5737."""
+REBORN = "192.0.2.3"
+"""Of networks that nobody has. Source: RFC 5737."""
+_WAYS = {HUB: "198.51.100.1", SNA: "192.0.2.1"}
+"""Host → its router, in the namespace between them."""
 SSHD = "/usr/sbin/sshd"
 PORT = 443
 _number = itertools.count()
@@ -149,18 +154,25 @@ class Lab:
         self.folder = folder
         tag = f"{os.getpid() % 100000}x{next(_number)}"
         self.hub_ns, self.sna_ns = f"nbd-hub-{tag}", f"nbd-sna-{tag}"
-        self.links = (f"h{tag}", f"s{tag}")
+        self.wan_ns = f"nbd-wan-{tag}"
+        self.namespaces = (self.hub_ns, self.sna_ns, self.wan_ns)
+        self.link = f"s{tag}"
+        """The appliance's."""
         self.reach = Reach(ports=ports or PortRange(10100, 10200))
         self.popens: list[subprocess.Popen[bytes]] = []
-        for name in (self.hub_ns, self.sna_ns):
+        for name in self.namespaces:
             self._ip("netns", "add", name)
             self._ip("-n", name, "link", "set", "lo", "up")
-        hub, sna = self.links
-        self._ip("link", "add", hub, "netns", self.hub_ns, "type", "veth", "peer", "name", sna,
-                 "netns", self.sna_ns)  # fmt: skip
-        for name, link, address in ((self.hub_ns, hub, HUB), (self.sna_ns, sna, SNA)):
-            self._ip("-n", name, "addr", "add", f"{address}/24", "dev", link)
-            self._ip("-n", name, "link", "set", link, "up")
+        for name, link, address in ((self.hub_ns, f"h{tag}", HUB), (self.sna_ns, self.link, SNA)):
+            other = f"w{link}"
+            self._ip("link", "add", link, "netns", name, "type", "veth",
+                     "peer", "name", other, "netns", self.wan_ns)  # fmt: skip
+            ends = ((name, link, address), (self.wan_ns, other, _WAYS[address]))
+            for where, end, own in ends:
+                self._ip("-n", where, "addr", "add", f"{own}/24", "dev", end)
+                self._ip("-n", where, "link", "set", end, "up")
+            self._ip("-n", name, "route", "add", "default", "via", _WAYS[address])
+        self.mend()
         self.sshd = Sshd(self)
 
     def _ip(self, *words: str) -> None:
@@ -192,14 +204,24 @@ class Lab:
         return [int(word) for word in said.stdout.split()]
 
     def cut(self) -> None:
-        """Nothing passes any more, and nobody is told."""
-        # At the middle, not at an end: an interface that is down refuses at once, a cable does not.
-        for name, link in ((self.hub_ns, self.links[0]), (self.sna_ns, self.links[1])):
-            self.output(name, "tc", "qdisc", "add", "dev", link, "root", "netem", "loss", "100%")
+        """Nothing passes any more, and nobody is told: the two ends see their links as before."""
+        self._forward("0")
 
     def mend(self) -> None:
-        for name, link in ((self.hub_ns, self.links[0]), (self.sna_ns, self.links[1])):
-            self.output(name, "tc", "qdisc", "del", "dev", link, "root")
+        """It passes again."""
+        self._forward("1")
+
+    def _forward(self, value: str) -> None:
+        line = f"open('/proc/sys/net/ipv4/ip_forward', 'w').write('{value}')"
+        said = self.output(self.wan_ns, sys.executable, "-S", "-c", line)
+        assert not said, said
+
+    def reborn(self) -> None:
+        """The appliance's host comes back as after a loss of power: it knows nothing of what was,
+        and says no good-bye of it. So it has another address, by which nothing old can be sent."""
+        self._ip("-n", self.sna_ns, "addr", "flush", "dev", self.link)
+        self._ip("-n", self.sna_ns, "addr", "add", f"{REBORN}/24", "dev", self.link)
+        self._ip("-n", self.sna_ns, "route", "add", "default", "via", _WAYS[SNA])
 
     def hub(self, folder: Path) -> Site:
         """The reconciler of the hub."""
@@ -239,6 +261,31 @@ class Lab:
         site.netns = self.path(namespace)
         return site
 
+    def answering(self) -> None:
+        """Both APIs answer, and no more than that: for tests of the way between them."""
+        folder = self.folder / "answers"
+        for path, text in (
+            ("healthz", "ok"),
+            ("api/v1/backups", '{"backups": []}'),
+            ("api/v1/health", "ok"),
+        ):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+        for name, port in ((self.hub_ns, 8082), (self.sna_ns, 8081)):
+            server = [*(sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"),
+                      *("--directory", str(folder))]  # fmt: skip
+            self.run_in(name, server, stderr=subprocess.DEVNULL)
+            until(lambda: self.connects(name, port), f"the API at {port}")  # noqa: B023
+
+    def connects(self, namespace: str, port: int, address: str = "127.0.0.1") -> bool:
+        """What `nc -z` says."""
+        line = f"import socket; socket.create_connection(({address!r}, {port}), 2)"
+        done = subprocess.run(
+            ["nsenter", f"--net={self.path(namespace)}", sys.executable, "-S", "-c", line],
+            capture_output=True,
+        )
+        return not done.returncode
+
     @contextlib.contextmanager
     def appliance(self, folder: Path, *options: str) -> Iterator[Appliance]:
         """The reference appliance, where field appliances listen, reporting through the tunnel."""
@@ -250,13 +297,13 @@ class Lab:
             found.end()
 
     def close(self) -> None:
-        for name in (self.hub_ns, self.sna_ns):
+        for name in self.namespaces:
             for pid in self.pids(name):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         for process in self.popens:
             process.wait(10)
-        for name in (self.hub_ns, self.sna_ns):
+        for name in self.namespaces:
             self._ip("netns", "del", name)
 
 

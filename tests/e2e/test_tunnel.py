@@ -37,9 +37,11 @@ def test_a_backup_of_five_disks_goes_through_the_tunnel(lab: Lab, tmp_path: Path
     hub, sna = lab.hub(tmp_path / "hub"), lab.sna(tmp_path / "sna", split=True)
     data = {2000 + n: bytes([n + 1]) * 65536 * 16 for n in range(5)}
     hub.spec(hub.vm("ctx-1", sizes=[1 << 20] * 5))
+    for key, text in data.items():
+        path = tmp_path / "appliance" / "sources" / "ctx-1" / f"{key}.raw"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
     with lab.appliance(tmp_path / "appliance") as appliance, watching(sna), watching(hub):
-        for key, text in data.items():
-            appliance.source("ctx-1", key, text)
         until(lambda: ready(sna) == ("True", "Healthy"), "a healthy tunnel", 30)
         until(lambda: hub.status()["ctx-1"]["call"]["state"] == "COMPLETED", "the backup", 60)
         found = tunnel(sna)
