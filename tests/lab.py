@@ -303,6 +303,9 @@ class Lab:
                     os.kill(pid, signal.SIGKILL)
         for process in self.popens:
             process.wait(10)
+            for stream in (process.stdout, process.stderr):
+                if stream:
+                    stream.close()
         for name in self.namespaces:
             self._ip("netns", "del", name)
 
