@@ -73,6 +73,11 @@ class Meters:
             "reconciler_oldest_run_timestamp_seconds",
             "When the run that has gone on for longest was called for; 0: none goes on",
         )
+        self.appliances = gauge(
+            "reconciler_appliance_up",
+            "Whether an SNA was well when it was asked last, before a run began",
+            "sna",
+        )
         self.unknown = gauge("reconciler_calls_unknown", "Calls whose outcome is not known")
         self.stale = gauge(
             "reconciler_runs_stale", "Accepted runs of which nothing was heard for stale_after"
@@ -115,6 +120,10 @@ class Meters:
             self.errors.inc()
             self.retries.inc()
         self.stepped(steps)
+
+    def reached(self, sna: str, well: bool) -> None:
+        """An SNA was asked whether it is well."""
+        self.appliances.labels(sna).set(well)
 
     def stepped(self, steps: Collection[Step]) -> None:
         """What was done, by a look or by a command."""

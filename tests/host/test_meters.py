@@ -32,8 +32,8 @@ reconciler_prune_held reconciler_source_last_success_timestamp_seconds
 reconciler_loop_heartbeat_timestamp_seconds reconciler_build_info
 """.split()
 RULES: Final = ROOT / "examples" / "alerts" / "reconciler.rules.yaml"
-LABELS: Final = {"state", "ready", "result", "outcome", "version", "le"}
-"""Every label: none is of a pid, a port, a path or a VM."""
+LABELS: Final = {"state", "ready", "result", "outcome", "version", "le", "sna"}
+"""Every label: none is of a pid, a port, a path or a VM. An SNA is named in the config."""
 
 
 def told(meters: Meters) -> dict[tuple[str, ...], float]:
