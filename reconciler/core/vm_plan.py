@@ -346,9 +346,17 @@ class OneVm(Calls):
         if self.begun or sna is None or not unbegun(vm, self.ledger, self.actual.claims, served):
             return False
         why = refusal(vm, sna.url, self.actual.appliances, self.ledger)
-        if why:
+        if why and not self.secret_missing():  # that will not mend itself: it is told first
             self.wait(UNREACHABLE, why)
         return bool(why)
+
+    def secret_missing(self) -> bool:
+        """Whether a secret of the call cannot be read; says so."""
+        for name in (f"vcenter {self.vm.vcenter}", f"sna {self.vm.sna}"):
+            if name in self.actual.secrets:
+                self.refuse("SecretUnreadable", f"{name}: {self.actual.secrets[name]}")
+                return True
+        return False
 
     def waiting_since(self) -> str:
         """Since when, once it was applied. A moment: a span would be another sentence each pass."""
@@ -382,11 +390,8 @@ class OneVm(Calls):
                 f"{new_run(vm.name)}",
             )
             return False
-        secrets = [f"vcenter {vm.vcenter}", f"sna {vm.sna}"]
-        for name in secrets:
-            if name in self.actual.secrets:
-                self.refuse("SecretUnreadable", f"{name}: {self.actual.secrets[name]}")
-                return False
+        if self.secret_missing():
+            return False
         if call and call.retry_at > self.now:
             left = format_duration(call.retry_at - self.now)
             self.wait("BackOff", f"{call.message}; next try in {left}", until=call.retry_at)
