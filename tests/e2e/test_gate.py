@@ -219,6 +219,21 @@ def test_many_vms_of_a_daemon_are_few_questions(site: Site) -> None:
         nothing_begun(site)
 
 
+def test_an_sna_that_hangs_holds_nobody_up_from_the_first_look_on(
+    site: Site, appliance: Appliance
+) -> None:
+    """The resync, which looks at all VMs, asks nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        sna = {"url": f"http://127.0.0.1:{mute.getsockname()[1]}", "connect_timeout": "8s"}
+        site.write_config(snas={**site.config["snas"], "mute": sna})
+        site.spec(site.vm("ctx-1", sna="mute"), site.vm("ctx-2", sna="site-a"))
+        began = time.monotonic()
+        with watching(site, ready=False) as daemon:
+            until(lambda: len(appliance.starts()) == 1, "the call of the other VM")
+            assert time.monotonic() - began < 7, "it waited for an appliance of others"
+            daemon.process.kill()
+
+
 def test_an_apply_by_hand_asks_at_once_also_through_the_daemon(
     site: Site, appliance: Appliance
 ) -> None:
