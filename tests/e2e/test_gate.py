@@ -64,6 +64,8 @@ def nothing_begun(site: Site) -> None:
 
 def warnings(site: Site) -> list[tuple[str, int]]:
     """(VM, how often) of the events that tell of it."""
+    if read(site.folder / "state") is None:
+        return []  # nothing was written down yet
     with closing(sqlite3.connect(site.folder / "state" / NAME, timeout=20)) as db:
         rows = db.execute(
             "SELECT vm, count FROM events WHERE reason = ? ORDER BY vm", (UNREACHABLE,)
@@ -247,6 +249,35 @@ def test_an_apply_by_hand_asks_at_once_also_through_the_daemon(
         site.apply("--vm", "ctx-1")
         assert time.monotonic() - began < 4.5, "it waited for the next question"
         until(lambda: len(appliance.starts()) == 2, "the other one, who was told of it", 4)
+
+
+def test_who_waits_for_the_end_of_a_run_waits_for_its_beginning_too(
+    site: Site, ending: Appliance
+) -> None:
+    ending.end()
+    ending.source("ctx-1", 2000, b"x" * MIB)
+    site.spec(site.vm("ctx-1"))
+    process = site.start("apply", "-y", "--wait", "--timeout", "60s")
+    until(lambda: warnings(site) == [("ctx-1", 1)], "the wait")
+    nothing_begun(site)
+    ending.start()
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, out + err
+    assert len(ending.starts()) == 1
+    assert site.condition("ctx-1", "Ready")[:2] == ("True", "Completed")
+
+
+def test_a_saved_plan_is_not_used_up_while_the_sna_is_away(
+    site: Site, appliance: Appliance
+) -> None:
+    site.spec(site.vm("ctx-1"))
+    site.run("plan", "--out", "a.plan")
+    appliance.end()
+    assert UNREACHABLE in site.run("apply", "a.plan", "-y", code=5)
+    nothing_begun(site)
+    appliance.start()
+    site.run("apply", "a.plan", "-y")
+    assert len(appliance.starts()) == 1
 
 
 def test_a_restore_needs_no_sna(site: Site, appliance: Appliance, tmp_path: Path) -> None:
