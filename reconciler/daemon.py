@@ -948,8 +948,9 @@ class Daemon:
         if health.well:
             self.observers.said("an SNA is well again", sna=sna)
         else:
-            url = self.settings.snas[sna].url
-            self.observers.said("cannot reach an SNA", sna=sna, error=trouble(sna, url, health))
+            found = self.settings.snas.get(sna)
+            why = trouble(sna, found.url if found else "", health)
+            self.observers.said("cannot reach an SNA", sna=sna, error=why)
         with self._mutex:
             waiting = [
                 one for one in self.last.values() if one.vm.sna == sna and waits_to_reach(one)
@@ -1033,6 +1034,7 @@ class Daemon:
         self.settings = replace(fresh, hub=was.hub, state=was.state, listen=was.listen)
         self.source = self.make_source(self.settings)
         self.reading = None if self.reading is None else self.reading
+        self.reach.forget()
         self.observers.said("the config was taken")
         self.unread.set()
         for name in self.managed(self.store.ledger()):

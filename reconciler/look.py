@@ -267,8 +267,10 @@ class Observer:
         return self.healths(names)
 
     def healths(self, names: Collection[str]) -> dict[str, Health]:
-        """What some SNAs answer to one health check each, all at once."""
-        deadline = max(self.settings.snas[name].connect_timeout for name in names)
+        """What some SNAs answer to one health check each, all at once; without those that the
+        config does not have."""
+        names = [name for name in names if name in self.settings.snas]
+        deadline = max((self.settings.snas[name].connect_timeout for name in names), default=0.0)
         found = reaching.side_by_side(names, self._health, deadline + reaching.SLACK)
         return {
             name: reaching.with_holder(self.settings.snas[name].url, health)

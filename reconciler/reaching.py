@@ -77,7 +77,11 @@ def holder(host: str, port: Port) -> Holder | None:
     sockets = proc.tcp_sockets()
     wanted = {host, f"::ffff:{host}", "0.0.0.0", "::"}  # noqa: S104
     there = [one for one in sockets if one.listening and one.port == port]
-    found = next((one for one in there if one.address in wanted), None)
+    found = min(
+        (one for one in there if one.address in wanted),
+        key=lambda one: one.address != host,  # who listens there alone goes before who has it all
+        default=None,
+    )
     if found is None:
         return None
     pid = proc.holders([found.inode]).get(found.inode)
@@ -221,6 +225,11 @@ class Reach:
         told = "" if before is None or before.well else layer(before)
         if told != ("" if health.well else layer(health)):
             self._moved(name, health)
+
+    def forget(self) -> None:
+        """What was asked was asked by another config."""
+        with self._mutex:
+            self._known.clear()
 
     # -- asked again by the clock
 

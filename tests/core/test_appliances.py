@@ -81,7 +81,7 @@ def test_each_vm_waits_for_its_own_sna_and_takes_nothing_from_the_others() -> No
 
 
 def test_what_is_not_needed_does_not_wait() -> None:
-    restore = a_restore()
+    restore = replace(a_restore(), sna="site-a")  # as by the `defaults` of its file
     images = [an_image(export, pristine=False) for export in restore.exports]
     kinds = {kind for kind, *_ in brief(plan(wanting(restore), unwell(images=images),
                                              remembered(), NOW))}  # fmt: skip

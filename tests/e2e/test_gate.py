@@ -236,6 +236,18 @@ def test_an_sna_that_hangs_holds_nobody_up_from_the_first_look_on(
             daemon.process.kill()
 
 
+def test_a_config_that_is_mended_is_asked_at_once(site: Site, appliance: Appliance) -> None:
+    right = site.config["snas"]
+    with closing_tunnel() as (url, _):
+        site.appliance_at(url)
+        site.spec(site.vm("ctx-1"))
+        with watching(site):
+            until(lambda: warnings(site) == [("ctx-1", 1)], "the wait")
+            site.write_config(snas=right)
+            site.run("reload")
+            until(lambda: len(appliance.starts()) == 1, "the call", 4)
+
+
 def test_an_apply_by_hand_asks_at_once_also_through_the_daemon(
     site: Site, appliance: Appliance
 ) -> None:

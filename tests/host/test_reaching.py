@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -159,6 +160,10 @@ def test_an_sna_whose_token_cannot_be_read_is_not_asked() -> None:
         assert one.healths(["site-a"]) == {}
 
 
+def test_an_sna_that_the_config_does_not_have_any_more_is_not_asked() -> None:
+    assert eyes("http://127.0.0.1:1").healths(["gone"]) == {}
+
+
 def test_a_look_asks_only_for_runs_that_are_to_begin_and_status_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -248,6 +253,27 @@ def test_a_process_that_cannot_be_seen_is_told_by_its_user(
     with answering(None) as port:
         found = holder("127.0.0.1", port)
     assert found == Holder(user=getpass.getuser())
+
+
+def test_who_listens_there_alone_goes_before_who_listens_everywhere() -> None:
+    (port,) = Dealer().deal(1)
+    child = (
+        "import socket, sys, time; s = socket.socket(); s.setsockopt(1, 15, 1); "
+        "s.bind(('0.0.0.0', int(sys.argv[1]))); s.listen(); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", child, str(port)])
+    try:
+        until(lambda: holder("127.0.0.1", port), "who has it all")
+        with socket.socket() as mine:
+            mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            mine.bind(("127.0.0.1", port))
+            mine.listen()
+            found = holder("127.0.0.1", port)
+        assert found is not None
+        assert found.pid == os.getpid()
+    finally:
+        other.kill()
+        other.wait(10)
 
 
 def test_who_listens_elsewhere_does_not_hold_the_port() -> None:
@@ -360,6 +386,15 @@ def test_one_for_which_nobody_waits_is_not_asked_again() -> None:
     assert field.reach.take(set()) == []
     assert field.reach.next_at() is None
     assert field.questions == ["a"]
+
+
+def test_another_config_is_asked_at_once() -> None:
+    field = Field()
+    field.reach.of(["a"])
+    field.well["a"] = True
+    field.reach.forget()
+    assert field.reach.known(["a"]) == {}
+    assert field.reach.of(["a"])["a"].well
 
 
 def test_one_that_cannot_be_asked_is_not_known() -> None:
