@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -121,9 +122,13 @@ class Meters:
             self.retries.inc()
         self.stepped(steps)
 
-    def reached(self, sna: str, well: bool) -> None:
-        """An SNA was asked whether it is well."""
-        self.appliances.labels(sna).set(well)
+    def reached(self, sna: str, well: bool | None) -> None:
+        """An SNA was asked whether it is well; None: it was not, and nobody wants to know now."""
+        if well is None:
+            with suppress(KeyError):
+                self.appliances.remove(sna)
+        else:
+            self.appliances.labels(sna).set(well)
 
     def stepped(self, steps: Collection[Step]) -> None:
         """What was done, by a look or by a command."""

@@ -148,11 +148,12 @@ class Reach:
         self,
         ask: Callable[[Collection[str]], Mapping[str, Health]],
         moved: Callable[[str, Health], None] = lambda _name, _health: None,
-        asked: Callable[[str, bool], None] = lambda _name, _well: None,
+        asked: Callable[[str, bool | None], None] = lambda _name, _well: None,
         clock: Callable[[], Seconds] = time.monotonic,
     ) -> None:
         """`moved`: told of an SNA that is not well, once for each way in which it is not, and when
-        it is well again; `asked`: of each answer, whether it is a good one."""
+        it is well again; `asked`: of each answer, whether it is a good one, and None of one that
+        was not, when nobody waits for it any more."""
         self._ask, self._moved, self._asked, self._clock = ask, moved, asked, clock
         self._mutex = threading.Lock()
         self._known: dict[str, _Known] = {}
@@ -229,7 +230,10 @@ class Reach:
     def forget(self) -> None:
         """What was asked was asked by another config."""
         with self._mutex:
+            names = [name for name, one in self._known.items() if one.health]
             self._known.clear()
+        for name in names:
+            self._asked(name, None)
 
     # -- asked again by the clock
 
@@ -253,7 +257,7 @@ class Reach:
         """Those of whom it is time to be polled. Nobody waits for others than `wanted` any more:
         they are forgotten."""
         now = self._clock()
-        found = []
+        found, left = [], []
         with self._mutex:
             for name, one in list(self._known.items()):
                 if one.health is None or one.health.well or one.asking or one.due > now:
@@ -263,6 +267,9 @@ class Reach:
                     found.append(name)
                 else:
                     del self._known[name]
+                    left.append(name)
+        for name in left:
+            self._asked(name, None)
         return found
 
     def poll(self, name: str) -> None:

@@ -51,7 +51,7 @@ class Told(Observers):
     def stepped(self, step: Step) -> None:
         logs.log_step(step, **self._about.get(step.action.vm, {}))
 
-    def reached(self, sna: str, well: bool) -> None:
+    def reached(self, sna: str, well: bool | None) -> None:
         self.meters.reached(sna, well)
 
     def added(self, depth: int) -> None:

@@ -160,7 +160,7 @@ def test_alerts_are_written_as_prometheus_reads_them() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
         assert rule["expr"].count("(") == rule["expr"].count(")")
         for text in rule["annotations"].values():
-            left = re.sub(r"\{\{ \$(labels\.instance|value( \| humanize\w*)?) \}\}", "", text)
+            left = re.sub(r"\{\{ \$(labels\.(?:instance|sna)|value( \| humanize\w*)?) \}\}", "", text)
             assert "{{" not in left and "$" not in left, rule["alert"]
 
 
@@ -171,3 +171,15 @@ def test_label_values_in_alerts_are_ones_that_are_told() -> None:
     for rule in rules():
         for name, value in re.findall(r'\b(state|ready)="(\w+)"', rule["expr"]):
             assert value in known[value], (name, value)
+
+
+def test_an_sna_has_a_figure_while_somebody_wants_to_know() -> None:
+    meters = Meters()
+    key = ("reconciler_appliance_up", "site-a")
+    assert key not in told(meters)
+    for well, value in ((False, 0.0), (True, 1.0), (False, 0.0)):
+        meters.reached("site-a", well)
+        assert told(meters)[key] == value
+    for _ in range(2):
+        meters.reached("site-a", None)
+        assert key not in told(meters)

@@ -295,11 +295,12 @@ class Field:
         self.well: dict[str, bool] = {"a": False, "b": True}
         self.questions: list[str] = []
         self.moved: list[tuple[str, bool]] = []
+        self.asked: list[tuple[str, bool | None]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.reach = Reach(
             self.ask, lambda name, found: self.moved.append((name, found.well)),
-            clock=lambda: self.now,
+            lambda name, well: self.asked.append((name, well)), clock=lambda: self.now,
         )  # fmt: skip
 
     def ask(self, names: Collection[str]) -> Mapping[str, Health]:
@@ -385,6 +386,7 @@ def test_one_for_which_nobody_waits_is_not_asked_again() -> None:
     field.now += 60
     assert field.reach.take(set()) == []
     assert field.reach.next_at() is None
+    assert field.asked == [("a", False), ("a", None)]
     assert field.questions == ["a"]
 
 
