@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Image, Listener, Server
+from reconciler.core.appliances import Health, needed
 from reconciler.core.call import (
     Answer,
     Call,
@@ -293,7 +294,7 @@ class Reply(StrEnum):
     """What an appliance does with the next POST."""
 
     START = "starts the job"
-    DOWN = "does not answer the health check"
+    DOWN = "does not answer the health check before the POST"
     UNSENT = "goes away between the health check and the POST"
     REJECT = "400"
     CONFLICT = "409, and does nothing"
@@ -334,6 +335,8 @@ class FakeSna:
         self.posts: list[Post] = []
         self.deaf = False
         """It can be asked nothing."""
+        self.down = False
+        """Its tunnel is down: it answers no health check."""
 
     def act(self, job: str) -> None:
         if self.remembers and job in self.jobs:
@@ -466,6 +469,8 @@ class FakeLine:
 
     def preflight(self) -> None:
         self.host.fuse.burn()
+        if self.sna.down:
+            raise HostError("GET /api/v1/health: connection refused", "ApplianceUnreachable")
         if self.sna.script and self.sna.script[0] is Reply.DOWN:
             self.sna.script.popleft()
             raise HostError("GET /api/v1/health: connection refused", "ApplianceUnreachable")
@@ -558,6 +563,19 @@ class FakeHost:
                 name: why for name, why in self.unreadable.items() if name.startswith("vcenter ")
             },
             unbindable=frozenset(self.unbindable),
+            appliances={
+                name: Health(kind="refused", said="connection refused", here=True)
+                if self.snas[name].down
+                else Health(status=200)
+                for name in needed(
+                    desired.vms.values(),
+                    ledger,
+                    claims.keys(),
+                    {(server.mark.vm, server.mark.run) for server in servers},
+                    self.now(),
+                )
+                if name in self.snas
+            },
         )
         for process in ours:
             process.starting = False
