@@ -553,7 +553,7 @@ class Daemon:
             times.append(now + 0.2)
         if causes & {"InUse", "DrainTimedOut", "ClientsConnected"}:
             times.append(now + CLIENTS_LEAVE)
-        if waits_to_reach(one) and not self.reach.unwell(one.vm.sna):
+        if isinstance(one, VmPlan) and waits_to_reach(one) and not self.reach.unwell(one.vm.sna):
             times.append(now)  # it was well again before anybody could be told that this one waits
         if times:
             with self._mutex:

@@ -51,6 +51,8 @@ from reconciler.core.mark import ENTER, Mark, Served, argv, parse
 from reconciler.core.parents import layers
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Secret, Settings
+from reconciler.core.tunnel import Tunnel, mark_of
+from reconciler.core.tunnel_seen import Dialled, Ssh
 from reconciler.core.units import Bytes, Port, Seconds
 from reconciler.execute import Step, execute
 
@@ -96,6 +98,7 @@ class FakeRecords:
         self.telemetry: dict[str, Telemetry] = {}
         self.sightings: dict[str, Sighting] = {}
         self.pauses: dict[str, Pause] = {}
+        self.dials: dict[tuple[str, str], Dialled] = {}
         self._lock = threading.RLock()
 
     def ledger(self) -> Ledger:
@@ -110,7 +113,14 @@ class FakeRecords:
             sightings=dict(self.sightings),
             pauses=dict(self.pauses),
             shelf=Shelf(self.kept),
+            dialled=dict(self.dials),
         )
+
+    def dialled(self, found: Dialled) -> None:
+        self.dials[found.tunnel, found.part] = found
+
+    def hung_up(self, tunnel: str, part: str) -> None:
+        self.dials.pop((tunnel, part), None)
 
     def kept(self, jobs: Sequence[str]) -> Mapping[str, Kept]:
         return {
@@ -509,6 +519,12 @@ class FakeHost:
     """Images in which a check finds errors."""
     losses: set[tuple[str, str, int]] = field(default_factory=set)
     """(VM, run, attempt) of which acknowledged writes are gone."""
+    lines: list[Ssh] = field(default_factory=list)
+    """The ssh of tunnels."""
+    undialled: str = ""
+    """The layer by which no tunnel can be dialled; empty: they can."""
+    not_permitted: set[Port] = field(default_factory=set)
+    """What the hub's sshd refuses."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     who: str = "somebody"
 
@@ -522,6 +538,25 @@ class FakeHost:
         self.taints: set[tuple[str, str, int]] = set()
         self._pids = 4000
         self._states = 1
+
+    # -- tunnels
+
+    def dial(self, tunnel: Tunnel, part: str, argv: Sequence[str]) -> Ssh:
+        if self.undialled:
+            raise HostError(f"cannot dial {tunnel.target}: no", self.undialled)
+        self._pids += 1
+        mark = mark_of(argv)
+        assert mark is not None
+        ports = frozenset(tunnel.ports(part))
+        line = Ssh(pid=self._pids, started=1, argv=tuple(argv), mark=mark, listening=ports)
+        self.lines.append(line)
+        return line
+
+    def hang_up(self, ssh: Ssh) -> None:
+        self.lines = [one for one in self.lines if one.pid != ssh.pid]
+
+    def refused(self, tunnel: Tunnel, part: str) -> list[Port]:
+        return sorted(self.not_permitted & set(tunnel.ports(part)))
 
     # -- looking: as Hub.look does
 
