@@ -224,7 +224,7 @@ def _appliance_files(one: Tunnel, key: HostKey, user: str) -> dict[str, str]:
 
     assert one.identity is not None
     credential = one.identity.name if one.identity.kind == "credential" else ""
-    # ssh_config(5): IdentityFile takes variables of the environment, which is where systemd says it.
+    # IdentityFile takes a variable, by which systemd says where the file is. Source: ssh_config(5).
     identity = f"${{CREDENTIALS_DIRECTORY}}/{credential}" if credential else one.identity.name
     known = f"{one.name}.known_hosts"
     texts: dict[str, str] = {}
@@ -237,7 +237,7 @@ def _appliance_files(one: Tunnel, key: HostKey, user: str) -> dict[str, str]:
         ports = one.ports(part)
         forwards = list(core.forwards(one, part))
         back = f"{one.reach.listens} there comes back to {one.appliance}"
-        reached = f"{len(ports)} ports of {one.target} on {one.bind} here"
+        reached = f"{len(ports)} port{'s' * (len(ports) != 1)} of {one.target} on {one.bind} here"
         values = {
             "tunnel": one,
             "part": more.removeprefix("-"),

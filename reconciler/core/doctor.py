@@ -34,6 +34,7 @@ GROUPS: Final = (
     "repository",
     "state",
     "sna",
+    "tunnel",
     "secrets",
     "api",
     "inventory",

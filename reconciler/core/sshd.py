@@ -97,7 +97,7 @@ class Directive(Struct, frozen=True):
     value: str
     why: str
     needed: bool = False
-    """Without it there is no tunnel, or none that comes back; else it permits more than it should."""
+    """Without it no tunnel comes up, or comes back; else more is permitted than should be."""
 
 
 def directives(one: Policy) -> list[Directive]:
