@@ -283,15 +283,15 @@ def _forwards(one: Policy, found: Effective) -> Iterator[Difference]:
             "PermitOpen",
             f"PermitOpen lacks {_several(lacking)}: forwards to them are refused, though a TCP "
             f"connect at the appliance succeeds{local}",
-            f"PermitOpen {_ranges(one.opens)} (all of them: reconciler render sshd)",
+            f"PermitOpen {_ranges(one.opens)}",
             needed=True,
         )
-    if wider := _wider(one.opens, tokens):
+    elif wider := _wider(one.opens, tokens):
         yield Difference(
             "PermitOpen",
             f"PermitOpen also has {' '.join(wider[:5])}: the appliance reaches more than exports "
             "and the API",
-            f"PermitOpen {_ranges(one.opens)} (all of them: reconciler render sshd)",
+            f"PermitOpen {_ranges(one.opens)}",
             needed=False,
         )
     tokens = found.get("permitlisten", ("any",))
@@ -305,7 +305,7 @@ def _forwards(one: Policy, found: Effective) -> Iterator[Difference]:
             line,
             needed=True,
         )
-    if wider := _wider(one.listens, tokens):
+    elif wider := _wider(one.listens, tokens):
         only = ": a port without an address" if any(w.startswith("*:") for w in wider) else ""
         yield Difference(
             "PermitListen",

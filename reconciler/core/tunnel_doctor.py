@@ -134,7 +134,7 @@ def account(name: str, found: Account | None, pam: bool) -> Check:
         return warning(id_, title, said, f"usermod --shell {NO_SHELL} {name}")
     if found.password is None:
         return unknown(id_, title, f"{name} is there; whether it is locked cannot be told", AS_ROOT)
-    return ok(id_, title, f"{name}, shell {found.shell}, let in by key alone")
+    return ok(id_, title, f"{name}, shell {found.shell}")
 
 
 def rules(policy: Policy, found: Effective, groups: Collection[str], asked: str) -> Iterator[Check]:
@@ -161,10 +161,11 @@ def keys(policy: Policy, files: Sequence[KeyFile]) -> Iterator[Check]:
     """Whether each SNA has a key that lets it in."""
     id_, title = "tunnel.keys", "authorized keys"
     usable = [one for one in files if not one.trouble and not one.missing]
-    for one in files:
+    for number, one in enumerate(files):
         if one.trouble:
             fix = f"chown root: {one.path}; chmod 644 {one.path}; see: namei -l {one.path}"
-            yield failed(id_, title, f"sshd does not use {one.path}: {one.trouble}", fix)
+            said = f"sshd does not use {one.path}: {one.trouble}"
+            yield failed(f"{id_}.file{number}", title, said, fix)
     if not usable:
         if not any(one.trouble for one in files):
             paths = " ".join(one.path for one in files) or "none is named"
@@ -188,9 +189,7 @@ def reverse(
     """Who holds the port by which the hub finds an SNA, and whether it answers through it."""
     id_, title, port = f"tunnel.{name}.reverse", f"tunnel of {name}", reach.reverse
     answers = health.status is not None and 200 <= health.status < 300
-    reply = f"GET /api/v1/health: {health.status}" if health.status else (
-        f"GET /api/v1/health: {health.said or health.kind}"
-    )  # fmt: skip
+    reply = f"GET /api/v1/health: {health.status or health.said or health.kind}"
     if not holders:
         said = f"nobody listens on {reach.listens}: the appliance has not dialled, or was refused"
         fix = "at the appliance: reconciler status; here: journalctl -u ssh -n 50"
@@ -214,7 +213,9 @@ def reverse(
         return
     if one.user != user:
         said = f"{reach.listens} is held by {one}, and tunnels come as {user} (`tunnel: {{user}}`)"
-        yield warning(id_, title, said, "have the spec's `user` and the hub's config agree")
+        yield warning(
+            f"{id_}.user", title, said, "have the spec's `user` and the hub's config agree"
+        )
     if one.address not in (reach.host, "127.0.0.1", "::1"):
         said = f"{one} listens on {one.address}:{port}: other machines reach the appliance by it"
         yield warning(f"{id_}.open", title, said, f"GatewayPorts no; the whole block: {BLOCK}")
@@ -222,10 +223,10 @@ def reverse(
         took = format_duration(health.took)
         yield ok(id_, title, f"{reach.listens} is held by {one}; {reply} after {took}")
         return
-    said = f"{reach.listens} is held by {one}; {reply}: the tunnel stands, and nobody answers"
-    yield failed(id_, title, said,
-                 "start the appliance's own service; if that session is a dead one: "
-                 f"kill {one.pid}")  # fmt: skip
+    what = "what answers is no appliance that is well" if health.status else "nobody answers"
+    said = f"{reach.listens} is held by {one}; {reply}: the tunnel stands, and {what}"
+    fix = f"start the appliance's own service; if that session is a dead one: kill {one.pid}"
+    yield failed(id_, title, said, fix)
 
 
 # -- the appliance
@@ -249,11 +250,15 @@ def appliance_end(
         yield failed(f"{base}.host_key", title, said, trust)
     else:
         yield ok(f"{base}.host_key", title, f"pinned: {seen.key.kind} {seen.key.fingerprint}")
-    for port, who in sorted(seen.busy.items()):
-        said = f"{one.bind}:{port} is held by {who}, and for one busy port ssh gives up all of them"
-        yield failed(f"{base}.ports", title, said, f"ss -ltnp 'sport = :{port}'; end that, or give "
-                     "the tunnel another `forward: {bind: …}`")  # fmt: skip
-    if not seen.busy:
+    if seen.busy:
+        port, who = min(seen.busy.items())
+        more = f", and {len(seen.busy) - 1} more of its ports are taken" * (len(seen.busy) > 1)
+        said = (
+            f"{one.bind}:{port} is held by {who}{more}; for one busy port ssh gives up all forwards"
+        )
+        fix = f"ss -ltnp 'sport = :{port}'; end that, or give it another `forward: {{bind: …}}`"
+        yield failed(f"{base}.ports", title, said, fix)
+    else:
         ours = sum(len(line.listening) for line in seen.lines)
         ports = len(one.ports("whole"))
         said = f"{ports} local ports on {one.bind}: {ports - ours} free, {ours} of its own ssh"
