@@ -63,7 +63,7 @@ def _known(settings: Settings, paths: Sequence[str], found: dict[str, Tunnel]) -
                 for one in (Tunnel.from_json(row.vm) for row in ledger.tunnels.values())
             }
     except HostError as error:
-        yield unknown("tunnel", "tunnels applied", str(error), "reconciler state info")
+        yield unknown("tunnel.applied", "tunnels applied", str(error), "reconciler state info")
     if not _speak(settings, paths):
         return
     said = declared(paths, settings)
@@ -72,7 +72,7 @@ def _known(settings: Settings, paths: Sequence[str], found: dict[str, Tunnel]) -
     if wrong:
         more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         where = "".join(f" -f {path}" for path in paths)
-        yield failed("tunnel", "tunnels declared", f"{wrong[0]}{more}",
+        yield failed("tunnel.declared", "tunnels declared", f"{wrong[0]}{more}",
                      f"reconciler validate{where}")  # fmt: skip
 
 

@@ -111,6 +111,14 @@ def ssh(
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
+        ended(process)
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """End a process that we started. An ssh may miss a signal in the moment before it sleeps."""
+    process.terminate()
+    try:
+        process.wait(2)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait(10)

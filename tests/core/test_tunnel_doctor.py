@@ -108,7 +108,7 @@ SESSION = Holder(address="127.0.0.1", pid=7, name="sshd", session=True, user="tu
     [
         ([], FINE, ["failed"], "nobody listens on 127.0.0.1:9081"),
         ([SESSION], FINE, ["ok"],
-         "held by the sshd session of tunnel from 198.51.100.7:40000, for 1h (pid 7)"),
+         "held by the sshd session of tunnel from 198.51.100.7:40000, for 1 h (pid 7)"),
         ([SESSION], SILENT, ["failed"], "no answer in time: the tunnel stands, and nobody answers"),
         ([SESSION], Health(status=404), ["failed"], "no appliance that is well"),
         ([Holder(address="127.0.0.1", pid=8, name="nginx")], FINE, ["ok"],

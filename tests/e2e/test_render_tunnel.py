@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,9 @@ from reconciler.doctor import Doctor
 from reconciler.host.host_keys import pinned
 from reconciler.loop import load_settings
 from reconciler.tunnels import named
-from tests.e2e.site import until
+from tests.e2e.site import ROOT, until
 from tests.e2e.test_render import MOST_EXPOSED, analyze, values
-from tests.hub_sshd import DROP_IN, SSHD, USER, HubSshd, listens, ssh
+from tests.hub_sshd import DROP_IN, SSHD, USER, HubSshd, ended, listens, ssh
 from tests.ports import Dealer
 
 NEAR = "127.0.0.2"
@@ -101,9 +102,9 @@ class Lab:
             path.write_text(text)
         return self.sna / "out"
 
-    def doctor(self) -> dict[str, dict[str, Any]]:
-        """Id → check, of the hub."""
-        with contextlib.chdir(self.hub):
+    def doctor(self, where: Path | None = None) -> dict[str, dict[str, Any]]:
+        """Id → check, of the hub or another folder."""
+        with contextlib.chdir(where or self.hub):
             settings = load_settings("reconciler.yaml", {})
             checks = Doctor(settings, {}).checks(["tunnel"])
         return {one["id"]: one for one in document("hub-a", checks)["checks"]}
@@ -415,3 +416,52 @@ def test_an_appliance_of_the_same_machine_needs_no_sshd(lab: Lab) -> None:
     assert "of this machine answers itself; no tunnel leads there" in str(checks)
     lab.write_hub(snas={})
     assert {one["status"] for one in lab.doctor().values()} == {"ok"}
+
+
+def test_ssh_does_its_work_in_the_sandbox_of_its_unit(lab: Lab) -> None:
+    lab.sshd.configure(lab.render_hub())
+    lab.sshd.start()
+    folder = lab.render_sna()
+    with (lab.folder / "ssh.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.sandbox", str(folder / "reconciler-tunnel-hub-a.service"),
+             "/usr/bin/ssh", "-F", str(folder / "hub-a.ssh_config"), "-N", "-T", "hub-a"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
+        )  # fmt: skip
+    try:
+        with speaking("127.0.0.1", lab.range[1], b"of the hub"):
+            until(lambda: listens(lab.reverse), str(lab.folder))
+            assert asks(NEAR, lab.range[1], b"x") == b"of the hub"
+    finally:
+        ended(process)
+
+
+def test_doctor_looks_at_what_an_appliance_dials_with(lab: Lab) -> None:
+    lab.sshd.configure(lab.render_hub())
+    lab.sshd.start()
+    lab.write_sna(state="up")
+    checks = lab.doctor(lab.sna)
+    assert {one["status"] for one in checks.values()} == {"ok"}, checks
+    assert checks["tunnel.hub-a.ssh"]["observed"].startswith("OpenSSH")
+    assert "mode 0600, a private key without a passphrase" in str(checks["tunnel.hub-a.identity"])
+    # Each of these keeps ssh from coming up, and each is named with what helps.
+    locked = lab.sshd.keygen("locked", "a passphrase")
+    lab.write_sna(
+        state="up", identity={"file": str(locked)}, host_key=lab.sshd.public(lab.sshd.identity)
+    )
+    with socket.create_server((NEAR, lab.range[2])):
+        checks = lab.doctor(lab.sna)
+    assert checks["tunnel.hub-a.identity"]["fix"] == f"ssh-keygen -p -N '' -f {locked}"
+    assert "reconciler tunnel trust hub-a --replace" in checks["tunnel.hub-a.hub"]["fix"]
+    assert f"{NEAR}:{lab.range[2]} is held by" in checks["tunnel.hub-a.ports"]["observed"]
+    lab.sshd.identity.chmod(0o644)
+    lab.write_sna(state="up", host_key={"file": "hub-a.pub"}, hub={"host": "no-such.invalid"})
+    checks = lab.doctor(lab.sna)
+    assert checks["tunnel.hub-a.identity"]["fix"] == f"chmod 600 {lab.sshd.identity}"
+    assert checks["tunnel.hub-a.host_key"]["fix"] == "reconciler tunnel trust hub-a"
+    assert checks["tunnel.hub-a.hub"]["fix"].startswith("getent hosts no-such.invalid")
+    lab.write_sna(state="up", host_key=None)
+    checks = lab.doctor(lab.sna)
+    assert "the key 'host_key' is missing" in checks["tunnel.declared"]["observed"]
+    lab.write_sna()
+    assert "declared to be down" in lab.doctor(lab.sna)["tunnel.hub-a"]["observed"]

@@ -1,4 +1,4 @@
-"""Files of keys, as sshd reads them: with the account's rights, and not if others can write them."""
+"""Files of keys as sshd reads them: with the account's rights; not if others can write them."""
 
 from __future__ import annotations
 
