@@ -14,7 +14,7 @@ import msgspec
 from reconciler.core.actual import Identity
 from reconciler.core.errors import HostError
 from reconciler.core.settings import Secret, Settings
-from reconciler.core.tunnel import MARK, HostKey, Tunnel, known_hosts, mark_of
+from reconciler.core.tunnel import DATA, MARK, HostKey, Tunnel, known_hosts, mark_of
 from reconciler.core.tunnel_faults import fault
 from reconciler.core.tunnel_plan import STARTING
 from reconciler.core.tunnel_seen import Check, Ssh, TunnelSeen
@@ -231,7 +231,8 @@ class Dialler:
                 f"through {tunnel.bind}:{port}: {why}",
             )
         if not silent:
-            yield Check("", f"{len(up)} of {len(up)} exports greet or are in use")
+            many = f"all {len(up)} exports greet, or are in use" if up else "no export is up"
+            yield Check("", many)
 
     def _token(self, tunnel: Tunnel) -> Secret | None:
         if tunnel.token is None:
@@ -260,7 +261,8 @@ class Dialler:
             if wanted <= mine:
                 # The hub answers in order: when it has answered this, it has said yes or no to the
                 # reverse port too, and with a no ssh ends.
-                tunnelling.http_get(Endpoint(tunnel.bind, min(wanted)), "/", ASK)
+                if part != DATA:
+                    tunnelling.http_get(Endpoint(tunnel.bind, tunnel.reach.api), "/", ASK)
                 time.sleep(PROBE)
                 if proc.identify(pid) == identity:
                     mark = mark_of(argv)
@@ -319,8 +321,13 @@ class Dialler:
 
     def refused(self, tunnel: Tunnel, part: str) -> list[Port]:
         """The forwards of a connection that the hub's sshd does not permit."""
-        ends = [Endpoint(tunnel.bind, port) for port in tunnel.ports(part)]
-        return tunnelling.refused_ports(ends, self.log_of(tunnel, part), SWEEP)
+        log, reach = self.log_of(tunnel, part), tunnel.reach
+        ports = tunnel.ports(part)
+        ends = [Endpoint(tunnel.bind, port) for port in ports if port in reach.ports]
+        found = tunnelling.refused_ports(ends, log, SWEEP)
+        if reach.api in ports and tunnelling.refused_api(Endpoint(tunnel.bind, reach.api), log):
+            found.append(reach.api)
+        return sorted(found)
 
 
 def _local(tunnel: Tunnel) -> tuple[Port, ...]:

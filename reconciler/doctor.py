@@ -26,11 +26,11 @@ from reconciler import tunnel_doctor
 from reconciler.core import doctor
 from reconciler.core.access import key as token
 from reconciler.core.actual import Handshake, Listener
+from reconciler.core.appliances import Health
 from reconciler.core.desired import Export
 from reconciler.core.doctor import (
     Check,
     Confinement,
-    Health,
     Ports,
     Remembered,
     Served,

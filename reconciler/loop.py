@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Action, Conclude, Hold, Notify, Restart
 from reconciler.core.actual import Actual, Server
+from reconciler.core.appliances import UNREACHABLE
 from reconciler.core.backoff import CRASH_LOOP
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.call_plan import sighted
@@ -589,6 +590,7 @@ class Applier:
                 message=action.why,
             )
             for action in self.standing(planned)
+            if action.cause != UNREACHABLE  # told when it begins: see note_conditions
         ]
         events += [
             Event(
@@ -626,7 +628,7 @@ class Applier:
             if not step.ok and verdicts.get(step.action.vm) is not Exit.OK:
                 found[step.action.vm] = (step.reason, step.message)
         for action in outcome.plan.actions:
-            if action.kind == "refuse":
+            if action.kind == "refuse" or action.cause == UNREACHABLE:
                 found.setdefault(action.vm, (action.cause, action.why))
         known = {vm: why for vm, why in ledger.failures.items() if vm in scope}
         if found != known:
@@ -643,7 +645,7 @@ class Applier:
             one.name: conditions(one, replace(actual, servers=tuple(servers[one.name])), ledger)
             for one in planned.vms
         }
-        found |= {one.name: tunnel_conditions(one, actual, ledger) for one in planned.tunnels}
+        found |= {one.name: tunnel_conditions(one, actual) for one in planned.tunnels}
         moved = {}
         for name, some in found.items():
             for condition in some:
@@ -659,8 +661,16 @@ class Applier:
             if one.stale and (one.name, "Stale") in moved
             for run in [one.call.run if one.call else ""]
         ]
-        if silent:
-            store.record(silent, self.command, now)
+        waiting = [
+            Event(vm=one.name, run=one.vm.run, severity="Warning", reason=UNREACHABLE,
+                  message=action.why)
+            for one in planned.vms
+            if moved.get((one.name, "Ready")) == ("False", UNREACHABLE)
+            for action in one.actions
+            if action.cause == UNREACHABLE
+        ]  # fmt: skip
+        if silent or waiting:
+            store.record([*silent, *waiting], self.command, now)
         return dict(found)
 
 

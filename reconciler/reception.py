@@ -195,7 +195,8 @@ class Conversation:
 
     def apply(self, request: Apply) -> None:
         wanted = Asked(request.wish, request.wish.desire(self.daemon.settings), request.drained)
-        names = set(wanted(self.daemon.store.ledger()).vms)
+        named = wanted(self.daemon.store.ledger())
+        names = {*named.vms, *named.tunnels}
         with self.reserved(names, request.lock_timeout):
             work = Work(self.daemon, self.stepped, asks=True, command=request.command)
             work.stopping = self.halt

@@ -30,6 +30,7 @@ from reconciler.core.settings import SecretRef, Settings
 from reconciler.core.source import Decision, Found, Revision, decide, settled
 from reconciler.core.spec import Specs
 from reconciler.core.tunnel import PREFIX
+from reconciler.core.tunnel_spec import dumped
 from reconciler.core.units import Seconds
 from reconciler.host import files, git
 from reconciler.host.files import Listing, Signature, Text
@@ -124,7 +125,7 @@ def _once(listed: Mapping[str, Signature]) -> Iterator[tuple[str, Signature]]:
 
 def _digests(found: spec_files.Found) -> Mapping[str, str]:
     said = {one.spec.name: one.spec.model_dump_json() for one in found.vms}
-    said |= {one.subject: one.spec.model_dump_json() for one in found.tunnels}
+    said |= {one.subject: dumped(one) for one in found.tunnels}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in said.items()}
 
 

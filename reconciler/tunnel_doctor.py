@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from reconciler.core import tunnel_doctor as core
-from reconciler.core.doctor import Check, Health, failed, ok, unknown
+from reconciler.core.appliances import Health
+from reconciler.core.doctor import Check, failed, ok, unknown
 from reconciler.core.errors import HostError
 from reconciler.core.settings import Settings
 from reconciler.core.sshd import Policy, effective, policy
@@ -196,6 +197,8 @@ def listeners() -> list[Sshd]:
         line = (told["line"] if told else title).split()
         if proc.name_of(pid) != "sshd" or not line or posixpath.basename(line[0]) != "sshd":
             continue
+        if _network(pid) not in ("", _network(os.getpid())):
+            continue  # a container's
         ports = {listening[i].port for i in proc.socket_inodes(pid) if i in listening}
         config = ""
         for word, following in zip(line, [*line[1:], ""], strict=True):
@@ -208,6 +211,14 @@ def listeners() -> list[Sshd]:
                 continue  # it ended, or is another user's
         found.append(Sshd(binary=line[0], pid=pid, config=config, ports=tuple(sorted(ports))))
     return found
+
+
+def _network(pid: int) -> str:
+    """The network namespace of a process; empty: it is not ours to see."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except OSError:
+        return ""
 
 
 def _ancestors(pid: int) -> Iterator[int]:

@@ -22,7 +22,7 @@ from reconciler.core.actions import Conclude
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
 from reconciler.core.errors import Exit, HostError, ReconcilerError
-from reconciler.core.plan import Plan, diagnostics_json
+from reconciler.core.plan import Plan, diagnostics_json, subject_json
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds, format_duration
 from reconciler.execute import Step
@@ -613,7 +613,7 @@ class Session:
             value: dict[str, Any] = document(planned, actual, current(self.settings), time.time())
             value["steps"] = [
                 {
-                    "vm": step.action.vm,
+                    **subject_json(step.action.vm),
                     "disk": None if step.action.disk is None else str(step.action.disk),
                     "action": step.action.kind,
                     "ok": step.ok,
@@ -630,7 +630,7 @@ class Session:
         done = len([step for step in self.steps if step.ok])
         lines: list[str] = []
         verdicts = outcome.verdicts()
-        for one in outcome.plan.vms:
+        for one in outcome.plan.all:
             if verdicts[one.name] is Exit.OK:
                 continue
             for action in one.actions:
@@ -642,11 +642,11 @@ class Session:
         for line in dict.fromkeys(lines):
             options.say(line, error=True)
         fine = sum(verdict is Exit.OK for verdict in verdicts.values())
-        total = len(outcome.plan.vms)
+        total = len(outcome.plan.all)
         if done or failed or lines:
             options.say(
                 f"{done} step{'s' if done != 1 else ''} done, {len(failed)} failed; "
-                f"{fine} of {total} VM{'s' if total != 1 else ''} as declared."
+                f"{fine} of {text.things(outcome.plan)} as declared."
             )
             if fine < total:
                 name = next(vm for vm, verdict in verdicts.items() if verdict is not Exit.OK)

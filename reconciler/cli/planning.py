@@ -70,8 +70,8 @@ def validate(
         options.print_json(log(found, source.lines, __version__, os.getcwd()))
     else:
         _print(found, source.lines, each=None if everything else text.EACH)
-        count = len(desired.vms)
-        options.say(f"{count} VM{'s' if count != 1 else ''} valid, {text.count(found)}.")
+        good = text.counted(len(desired.vms), len(desired.tunnels))
+        options.say(f"{good} valid, {text.count(found)}.")
     return Exit.INVALID if desired.failed else Exit.OK
 
 

@@ -92,6 +92,18 @@ def plan_text(
     return "\n\n".join(parts)
 
 
+def things(plan: Plan) -> str:
+    """`3 VMs`, `1 tunnel`, `3 VMs and 1 tunnel`: what a plan is about."""
+    return counted(len(plan.vms), len(plan.tunnels))
+
+
+def counted(vms: int, tunnels: int) -> str:
+    """The same of numbers; VMs are told where there is nothing else."""
+    parts = [f"{vms} VM{'s' * (vms != 1)}"] if vms or not tunnels else []
+    parts += [f"{tunnels} tunnel{'s' * (tunnels != 1)}"] if tunnels else []
+    return " and ".join(parts)
+
+
 def total(plan: Plan) -> str:
     """The last line."""
     counts = plan.summary()
@@ -103,9 +115,8 @@ def total(plan: Plan) -> str:
     if not plan.changes:
         count = sum(not one.actions and not one.lost_run for one in plan.vms)
         tunnels = sum(not one.actions for one in plan.tunnels)
-        parts = [f"{count} VM{'s' * (count != 1)}"] if count or not plan.tunnels else []
-        parts += [f"{tunnels} tunnel{'s' * (tunnels != 1)}"] if plan.tunnels else []
-        fine = f"{' and '.join(parts)} {'is' if count + tunnels == 1 else 'are'} as declared"
+        fine = counted(count, tunnels) if count or tunnels or not plan.tunnels else "nothing"
+        fine += f" {'is' if count + tunnels == 1 else 'are'} as declared"
         rest = f"; {', '.join(said)}" if said else ""
         return f"No changes: {fine}{rest}.{tail}"
     return f"Plan: {', '.join(said)}.{tail}"

@@ -88,7 +88,7 @@ def show(
 ) -> None:
     """`explain tunnel/NAME`."""
     (one,) = plan.tunnels
-    found = by_type(conditions(one, actual, ledger))
+    found = by_type(conditions(one, actual))
     ready = found["Ready"]
     known = ledger.transitions.get((one.name, "Ready"))
     began = known[2] if known and known[0] == ready.status else now

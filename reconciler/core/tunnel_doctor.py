@@ -7,7 +7,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from reconciler.core.doctor import Check, Health, failed, ok, unknown, warning
+from reconciler.core.appliances import Health
+from reconciler.core.doctor import Check, failed, ok, unknown, warning
 from reconciler.core.sshd import (
     NO_SHELL,
     Difference,

@@ -141,7 +141,6 @@ _RULES: Final[Sequence[tuple[str, _Say]]] = (
         ),
         _host_key,
     ),
-    (r"Permission denied \([^)]*\)|Too many authentication failures", _denied),
     (
         (
             r"WARNING: UNPROTECTED PRIVATE KEY FILE!|Load key [^\n]*|no such identity: [^\n]*|"
@@ -149,6 +148,7 @@ _RULES: Final[Sequence[tuple[str, _Say]]] = (
         ),
         _identity,
     ),
+    (r"Permission denied \([^)]*\)|Too many authentication failures", _denied),
     (
         r"no matching (?P<what>[a-z ]+) found\. Their offer: (?P<theirs>[^\n]+)",
         _cipher,
@@ -187,6 +187,7 @@ def fault(words: str, tunnel: Tunnel) -> Fault:
             port = found.groupdict().get("port")
             return Fault(reason, message, int(port) if port else None)
     lines = [line.strip() for line in words.splitlines() if line.strip()]
+    lines = [line for line in lines if not re.match(r"channel \d+: open failed", line)]
     said = f"its ssh ended: {lines[-1]}" if lines else "its ssh ended and said nothing"
     return Fault("SshEnded", said)
 

@@ -22,6 +22,9 @@ CAUTION: Final[Seconds] = 300.0
 _SAID_NO: Final = frozenset(
     {"HostKeyMismatch", "AuthenticationFailed", "IdentityUnusable", "NoCommonCipher", "SshUsage"}
 )
+YOUNG: Final[Seconds] = 5.0
+"""Who dials has written down what became of it by then; else it was ended, and another takes over.
+"""
 STARTING: Final[Seconds] = 20.0
 """Beside `connect_timeout`: an ssh that does not listen by then never will."""
 
@@ -198,6 +201,9 @@ class _One:
             else:
                 why = f"pid {line.pid} does not listen after {format_duration(line.age)}"
                 self.redial(part, wanted, known, line, "NotListening", why)
+            return False
+        if (known.pid, known.started) != (line.pid, line.started) and line.age < YOUNG:
+            self.wait("Starting", f"its {part} connection (pid {line.pid}) is being tried")
             return False
         if (known.pid, known.started) != (line.pid, line.started):
             self.actions.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Struct
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
@@ -14,7 +14,7 @@ from reconciler.core.config import Duration, Path, SecretModel, _address, _endpo
 from reconciler.core.document import Document
 from reconciler.core.document import Path as Keys
 from reconciler.core.errors import Diagnostic, Place
-from reconciler.core.settings import TUNNEL_USER, SecretRef, Settings
+from reconciler.core.settings import LISTEN, TUNNEL_USER, SecretRef, Settings
 from reconciler.core.spec import Name, Strict
 from reconciler.core.tunnel import APPLIANCE, LOOPBACK, PREFIX, REVERSE, HostKey, Reach, Tunnel
 from reconciler.core.units import Endpoint, PortRange
@@ -212,7 +212,7 @@ def definite(one: DeclaredTunnel, settings: Settings) -> Tunnel:
         host_key_file=path(key.file) if isinstance(key, KeyFileSpec) else "",
         reach=Reach(
             ports=forward.ports or settings.ports,
-            api=forward.api or settings.listen.port,
+            api=forward.api or LISTEN.port,
             reverse=spec.reverse.port,
             host=forward.to,
         ),
@@ -238,6 +238,19 @@ def build(
     for one in tunnels:
         tunnel = definite(one, settings)
         if tunnel.up:
+            own = settings.listen
+            if own.port == tunnel.reach.api and own.host in (tunnel.bind, "localhost"):
+                wrong.append(
+                    Diagnostic(
+                        "error",
+                        f"tunnel {tunnel.name}: it brings the hub's API to {own}, where this "
+                        "machine's own API listens: write another `api: {listen: "
+                        f'"{own.host}:{own.port + 1}"}}` into the config',
+                        one.place("name"),
+                        one.subject,
+                    )
+                )
+                continue
             uses: dict[object, str] = {
                 (tunnel.bind, port): f"{tunnel.bind}:{port}" for port in tunnel.ports("whole")
             }
@@ -261,6 +274,6 @@ def build(
     return {subject: tunnel for subject, (_, tunnel) in found.items()}, wrong
 
 
-def dumped(one: DeclaredTunnel) -> Any:
+def dumped(one: DeclaredTunnel) -> str:
     """All that is written of a tunnel, as text to compare."""
-    return one.spec.model_dump_json()
+    return repr(one.spec)

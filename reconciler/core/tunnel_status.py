@@ -16,7 +16,7 @@ _NO_TROUBLE = frozenset({"Paused", "InUse"})
 """Holds that are the ordinary way of things and not a fault."""
 
 
-def conditions(one: TunnelPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
+def conditions(one: TunnelPlan, actual: Actual) -> list[Condition]:
     """What is true of a tunnel; the reason of `Ready` names the layer that fails."""
     seen = actual.tunnels.get(one.name, TunnelSeen())
     pending = [action for action in one.actions if action.kind in CHANGES]
@@ -31,11 +31,8 @@ def conditions(one: TunnelPlan, actual: Actual, ledger: Ledger) -> list[Conditio
 
     if pause and blocked == [pause] and (up == parts if one.tunnel.up else not seen.lines):
         blocked = faults = []
-    failure = ledger.failures.get(one.name)
     found = []
-    if failure and blocked and not faults and not one.waits:
-        found.append(said("Ready", False, *failure))
-    elif blocked:
+    if blocked:
         found.append(said("Ready", False, blocked[0].cause, blocked[0].why))
     elif one.tunnel.up:
         told = "; ".join(check.message for check in seen.checks if not check.reason)
@@ -115,7 +112,7 @@ def tunnel_json(one: TunnelPlan, actual: Actual, ledger: Ledger, now: Seconds) -
                 "message": condition.message,
                 "lastTransitionTime": stamp(since(one.name, condition, ledger, now)),
             }
-            for condition in conditions(one, actual, ledger)
+            for condition in conditions(one, actual)
         ],
         "connections": rows,
     }

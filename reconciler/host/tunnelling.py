@@ -24,8 +24,10 @@ GREETING: Final = b"NBDMAGICIHAVEOPT"
 MOST: Final = 1 << 20
 """Bytes of an answer. A list of 100 backups of ten disks has 300 KiB."""
 SETTLE: Final[Seconds] = 0.05
-"""ssh writes its log line before it ends a connection; this is for a busy machine."""
-_HEAD: Final = b"open failed: administratively prohibited"
+"""ssh writes its line and ends the connection at the same time; this is for a busy machine."""
+_FAILED: Final = b": open failed: "
+_PROHIBITED: Final = b": open failed: administratively prohibited"
+"""What ssh says of each forward that leads nowhere, and of one that the hub's policy refuses."""
 
 
 class Answer(Struct, frozen=True):
@@ -61,11 +63,13 @@ def http_get(to: Endpoint, path: str, timeout: Seconds, token: Secret | None = N
     except TimeoutError:
         got = f" after {len(data)} bytes" if data else ""
         return Answer(error=f"no answer within {timeout:g} s{got}")
+    except ConnectionResetError:
+        pass  # ssh's way to close what was not read
     except OSError as error:
         if not data:
             return Answer(error=error.strerror or str(error))
     if not data:
-        return Answer(error="the connection was closed without a word")
+        return Answer(error="the connection was closed at once")
     return _parsed(bytes(data))
 
 
@@ -166,6 +170,13 @@ def refused_ports(ends: Sequence[Endpoint], log: Path, timeout: Seconds) -> list
     return [end.port for end in closed if all(_alone(end, log, timeout) for _ in range(2))]
 
 
+def refused_api(end: Endpoint, log: Path, timeout: Seconds = 1.0) -> bool:
+    """The same of a forward behind which somebody waits to be asked, instead of greeting."""
+    before = _size(log)
+    answer = http_get(end, "/", timeout)
+    return bool(answer.error) and bool(_said(log, before, _PROHIBITED))
+
+
 def _alone(end: Endpoint, log: Path, timeout: Seconds) -> bool:
     count, answers = _tried([end], log, timeout)
     return bool(count) and answers == [b""]
@@ -178,16 +189,16 @@ def _tried(
     before = _size(log)
     answers = _hear(ends, timeout)
     deadline = time.monotonic() + SETTLE
-    while not (count := _said(log, before)) and b"" in answers and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return count, answers
+    while _said(log, before, _FAILED) < answers.count(b"") and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return _said(log, before, _PROHIBITED), answers
 
 
-def _said(log: Path, since: int) -> int:
+def _said(log: Path, since: int, what: bytes) -> int:
     try:
         with log.open("rb") as file:
             file.seek(since if since <= _size(log) else 0)
-            return file.read(MOST).count(_HEAD)
+            return file.read(MOST).count(what)
     except OSError:
         return 0
 

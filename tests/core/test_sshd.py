@@ -8,7 +8,6 @@ from msgspec.structs import replace
 from reconciler.core.settings import Appliance, Settings
 from reconciler.core.sshd import (
     Effective,
-    Policy,
     authorized_keys,
     authorized_line,
     compare,
@@ -42,9 +41,9 @@ def settings(**snas: str) -> Settings:
 WANTED = policy(settings(a="http://127.0.0.1:9081", b="http://localhost:9082"))
 
 
-def says(wanted: Policy = WANTED, **changes: str) -> Effective:
+def says(**changes: str) -> Effective:
     """What an sshd with the rendered block prints, some lines of it changed."""
-    lines = {one.keyword.lower(): one.value for one in directives(wanted)}
+    lines = {one.keyword.lower(): one.value for one in directives(WANTED)}
     lines |= changes
     return effective("\n".join(f"{key} {value}" for key, value in lines.items() if value))
 

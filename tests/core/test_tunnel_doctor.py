@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.doctor import Check, Health, Status
+from reconciler.core.appliances import Health
+from reconciler.core.doctor import Check, Status
 from reconciler.core.settings import SecretRef
 from reconciler.core.tunnel import Tunnel, TunnelMark
 from reconciler.core.tunnel_doctor import (
