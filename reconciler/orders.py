@@ -6,7 +6,6 @@ to. Nothing here asks or prints.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, Final, Literal
@@ -17,12 +16,15 @@ from msgspec.structs import replace
 from reconciler import retaining
 from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.call_plan import LOST
+from reconciler.core.chains import broken, chains_of
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import HostError, UsageError, nearest
 from reconciler.core.guards import in_use
+from reconciler.core.history import proof as document_of
 from reconciler.core.ledger import EVERY, Ledger, Proof
 from reconciler.core.ledger import Pause as Held
 from reconciler.core.plan import plan
+from reconciler.core.proofs import merged
 from reconciler.core.settings import Settings, below
 from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import Seconds, stamp
@@ -237,24 +239,34 @@ class Prove(Order, frozen=True, kw_only=True):
         ledger = store.ledger()
         runs = {call.job_id: call.run for call in ledger.runs(vm)}
         kept = ledger.shelf.of(proof.job_id for proof in self.proofs)
-        events = []
+        noted = []
         for proof in self.proofs:
-            if proof.job_id not in runs or kept[proof.job_id].removed:
+            known = kept.get(proof.job_id)
+            if proof.job_id not in runs or known is None or known.removed:
                 continue  # it went while it was looked at
-            store.prove(replace(proof, who=who))
-            said = "its images are well" if proof.ok else "its images are damaged"
-            said = json.loads(proof.result).get("summary") or said
-            events.append(
-                Event(
-                    vm=vm,
-                    run=runs[proof.job_id],
-                    severity="Normal" if proof.ok else "Warning",
-                    reason=f"{proof.kind.capitalize()}{'Passed' if proof.ok else 'Failed'}",
-                    message=f"run {runs[proof.job_id]}, {proof.kind}: {said}",
-                )
-            )
-        store.record(events, who, now)
+            one = replace(merged(known.proofs.get(proof.kind), proof), who=who)
+            store.prove(one)
+            noted.append(one)
+        # Whether a backup can be restored is told by all that it needs, as it is known by now.
+        lacking = broken(chains_of(store.ledger(), vm))
+        store.record(
+            [_proved(vm, runs[one.job_id], one, lacking.get(one.job_id, "")) for one in noted],
+            who,
+            now,
+        )
         return []
+
+
+def _proved(vm: str, run: str, proof: Proof, lacks: str) -> Event:
+    said = document_of(proof, lacks)
+    ok = said["ok"]
+    return Event(
+        vm=vm,
+        run=run,
+        severity="Normal" if ok else "Warning",
+        reason=f"{proof.kind.capitalize()}{'Passed' if ok else 'Failed'}",
+        message=f"run {run}, {proof.kind}: {said['summary']}",
+    )
 
 
 class Retain(Order, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
 from reconciler.core.ledger import VERIFY, Archived, DiskReport, Kept, Ledger, Proof
 from reconciler.core.plan import FORMAT_VERSION
+from reconciler.core.proofs import damage, digested
 from reconciler.core.units import Bytes, Seconds, stamp
 
 
@@ -198,11 +199,13 @@ def _lacks(backup: Backup, below: Mapping[str, Backup]) -> str:
 
 
 def damage_of(backup: Backup) -> str:
-    """What the last look at its images found wrong; empty: nothing, or nobody looked."""
-    proof = backup.proofs.get(VERIFY)
-    if proof is None or proof.ok:
-        return ""
-    return f"its images were found damaged at {stamp(proof.at)}"
+    """What the looks at its images found wrong; empty: nothing, or nobody looked."""
+    return damage(backup.proofs.get(VERIFY), [disk.export.image for disk in backup.disks])
+
+
+def broken(chains: Sequence[Chain]) -> Mapping[str, str]:
+    """Job id → why a backup cannot be restored whose own images are kept."""
+    return {one.call.job_id: one.lacks for chain in chains for one in chain.kept if one.lacks}
 
 
 def path_to(chain: Chain, run: str) -> tuple[Backup, ...]:
@@ -283,11 +286,18 @@ def _json(one: Backup) -> dict[str, Any]:
         "removed": stamp(one.removed) if one.removed else None,
         "restorable": not one.lacks,
         "lacks": one.lacks or None,
-        "proofs": {
-            kind: {"at": stamp(proof.at), "ok": proof.ok} for kind, proof in one.proofs.items()
-        },
+        "proofs": {kind: _proof_json(one, proof) for kind, proof in one.proofs.items()},
         "disks": [_disk_json(disk) for disk in one.disks],
     }
+
+
+def _proof_json(one: Backup, proof: Proof) -> dict[str, Any]:
+    if proof.kind != VERIFY:
+        return {"at": stamp(proof.at), "ok": proof.ok}
+    since = digested(proof)
+    # It is a proof of a backup, which needs what is below it too.
+    ok = proof.ok and not (one.kept and one.lacks)
+    return {"at": stamp(proof.at), "ok": ok, "digests": stamp(since) if since else None}
 
 
 def _disk_json(disk: Disk) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from reconciler.core.actual import Actual, Image
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export, Vm
 from reconciler.core.ledger import VERIFY, Kept, Ledger
+from reconciler.core.proofs import damage, needs_digests
 from reconciler.core.units import format_size, stamp
 
 PARENTS: Final = frozenset(
@@ -164,10 +165,10 @@ def _remembered(layer: Layer, kept: Mapping[str, Kept]) -> tuple[str, str] | Non
     if known.removed:
         return "ParentRemoved", f"was removed at {stamp(known.removed)}"
     proof = known.proofs.get(VERIFY)
-    if proof and not proof.ok:
+    if wrong := damage(proof, [layer.path]):
+        deep = " --digests" if needs_digests(proof) else ""
         return "ParentDamaged", (
-            f"was found damaged at {stamp(proof.at)}; where it was mended: {verify} --run "
-            f"{layer.call.run}"
+            f"is damaged ({wrong}); where it was mended: {verify} --run {layer.call.run}{deep}"
         )
     return None
 
