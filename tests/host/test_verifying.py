@@ -172,9 +172,11 @@ def test_a_run_that_is_no_backup_cannot_be_verified(site: tuple[Settings, Ledger
     ledger = replace(ledger, calls=[*ledger.calls, failed, other])
     found, calls = chains_of(ledger, "ctx-1"), ledger.runs("ctx-1")
     assert [one.run for one in chosen(found, calls, "ctx-1", "i1")] == ["f1", "i1"]
-    with pytest.raises(UsageError, match=r"ctx-1 has no run 'i3'; did you mean 'i\d'\?") as none:
-        chosen(found, calls, "ctx-1", "i3")
-    assert "(its newest backups: i2, i1, f1, alone)" in str(none.value)
+    with pytest.raises(UsageError) as none:
+        chosen(found, calls, "ctx-1", "alnoe")
+    assert str(none.value) == (
+        "ctx-1 has no run 'alnoe'; did you mean 'alone'? (its newest backups: i2, i1, f1, alone)"
+    )
     with pytest.raises(HostError, match="run torn of ctx-1: it is FAILED, so it is no backup"):
         chosen(found, calls, "ctx-1", "torn")
     with pytest.raises(HostError, match="no run of it is completed"):
