@@ -341,7 +341,7 @@ class OneVm(Calls):
             self.actions.append(Notify(vm=vm.name, cause=cause, why=why, target=vm))
 
     def as_it_ended(self, call: Call) -> Vm:
-        """The VM with its run as that was. It is over, so what has changed since is about the next."""
+        """The VM with its run as that was: over, so what has changed since is about the next."""
         vm = self.vm
         changed = difference(call, vm.sna, vm.type, vm.exports)
         if changed:
