@@ -263,7 +263,16 @@ def test_what_stands_in_the_way_is_an_event_though_nothing_was_done(quick: Site)
         until(lambda: times("RunChanged") == [1], "that it is told")
         quick.spec(quick.vm("ctx-1"))
         until(lambda: quick.changes() == [], "that it is as it was")
-        aside = repository.rename(quick.folder / "aside")  # by nothing but a look
+        ((identity, mark),) = quick.servers().items()
+        with socket.create_connection(("127.0.0.1", mark.port), 5) as client:
+            assert client.recv(8) == b"NBDMAGIC"
+            os.kill(identity.pid, signal.SIGSTOP)  # nothing tells of that but a look at everything
+            try:
+                until(lambda: times("NoAnswerInUse") == [1], "that it is told", 40)
+            finally:
+                os.kill(identity.pid, signal.SIGCONT)
+        until(lambda: quick.changes() == [], "that it answers again")
+        aside = repository.rename(quick.folder / "aside")
         until(lambda: times("ImageReplaced") == [1], "that it is told")
         time.sleep(2.2)  # two looks
         assert times("ImageReplaced") == [1], "once, and not with every look"
