@@ -13,7 +13,7 @@ import click
 
 from reconciler.cli import options, tables
 from reconciler.cli.looking import directory
-from reconciler.core.chains import Backup, Chain, chains_of, document, in_order
+from reconciler.core.chains import Backup, Chain, chains_of, document, in_order, taken
 from reconciler.core.errors import Exit, nearest
 from reconciler.core.ledger import VERIFY, Ledger
 from reconciler.core.plan import FORMAT_VERSION
@@ -67,10 +67,11 @@ def _text(vm: str, chains: Sequence[Chain], *, colour: bool) -> str:
     lines = tables.table(
         [_row(depth, one) for depth, one in backups], heads, tables.limit(sys.stdout)
     )
-    count = sum(len(chain.kept) for chain in chains)
-    takes = format_size(sum(chain.allocated for chain in chains))
-    head = f"{vm}   {len(chains)} chain{'s' if len(chains) != 1 else ''}, "
-    head += f"{count} backup{'s' if count != 1 else ''}, {takes}"
+    there = [chain for chain in chains if chain.kept]
+    count, gone = sum(len(chain.kept) for chain in there), len(chains) - len(there)
+    head = f"{vm}   {len(there)} chain{'s' if len(there) != 1 else ''}, "
+    head += f"{count} backup{'s' if count != 1 else ''}, {taken(there)}"
+    head += f"; {gone} more of which nothing is kept" if gone else ""
     out = [
         head,
         tables.paint(lines[0], None, colour, bold=True),
@@ -93,7 +94,7 @@ def _row(depth: int, one: Backup) -> list[str]:
         stamp(one.ended) if one.completed else "-",
         str(len(one.disks)),
         format_size(one.size),
-        "-" if takes is None else format_size(takes),
+        format_size(takes) if takes is not None else "unknown" if one.kept else "-",
         stands(one),
     ]
 

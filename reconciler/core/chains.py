@@ -17,7 +17,7 @@ from reconciler.core.desired import Export
 from reconciler.core.ledger import VERIFY, Archived, DiskReport, Kept, Ledger, Proof
 from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.proofs import damage, digested
-from reconciler.core.units import Bytes, Seconds, stamp
+from reconciler.core.units import Bytes, Seconds, format_size, stamp
 
 
 class Disk(Struct, frozen=True, kw_only=True):
@@ -32,7 +32,8 @@ class Disk(Struct, frozen=True, kw_only=True):
     @property
     def allocated(self) -> Bytes | None:
         """What its file takes; None: not known."""
-        return self.archived.allocated if self.archived else None
+        # Of one that was published before this was kept, only the removal is written down.
+        return self.archived.allocated if self.archived and self.archived.at else None
 
     @property
     def change_id(self) -> str:
@@ -117,8 +118,13 @@ class Chain(Struct, frozen=True, kw_only=True):
 
     @property
     def allocated(self) -> Bytes:
-        """What the images take that are kept, as far as it is known."""
+        """What the images take that are kept, as far as it is known; see `taken`."""
         return sum(one.allocated or 0 for one in self.kept)
+
+    @property
+    def unmeasured(self) -> int:
+        """Kept backups of which it is not known what they take."""
+        return sum(one.allocated is None for one in self.kept)
 
 
 def chains_of(ledger: Ledger, vm: str, key: int | None = None) -> tuple[Chain, ...]:
@@ -208,6 +214,17 @@ def broken(chains: Sequence[Chain]) -> Mapping[str, str]:
     return {one.call.job_id: one.lacks for chain in chains for one in chain.kept if one.lacks}
 
 
+def taken(chains: Sequence[Chain]) -> str:
+    """What some chains take, for people. What nobody has measured is not nothing."""
+    kept, unknown = sum(len(one.kept) for one in chains), sum(one.unmeasured for one in chains)
+    if not unknown:
+        return format_size(sum(one.allocated for one in chains))
+    if unknown == kept:
+        return "size unknown"
+    known = format_size(sum(one.allocated for one in chains))
+    return f"at least {known} (of {unknown} of {kept} backups it is not known)"
+
+
 def path_to(chain: Chain, run: str) -> tuple[Backup, ...]:
     """What is needed to restore a run: the run itself, and everything below it, the full first.
 
@@ -263,6 +280,7 @@ def document(vm: str, chains: Sequence[Chain], hub: str) -> dict[str, Any]:
                 "full": chain.full.run,
                 "count": len(chain.kept),
                 "allocated": chain.allocated,
+                "unmeasured": chain.unmeasured,
                 "backups": [_json(one) for one in chain.backups],
             }
             for chain in chains
