@@ -73,6 +73,9 @@ class Observers:
     def said(self, event: str, **fields: Any) -> None:
         """A line of the log: a constant message, and its fields."""
 
+    def reached(self, sna: str, well: bool | None) -> None:
+        """An SNA was asked whether it is well; None: it was not, and nobody wants to know now."""
+
     def stepped(self, step: Step) -> None:
         """An action was carried out."""
 

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -29,7 +30,14 @@ from msgspec.structs import replace
 from reconciler.beside import Observers, Reading, Source, Watch
 from reconciler.core.actions import Action
 from reconciler.core.actual import Actual, Server
-from reconciler.core.ahead import ahead, asked_since, waits_for_a_place, waits_for_sna
+from reconciler.core.ahead import (
+    ahead,
+    asked_since,
+    waits_for_a_place,
+    waits_for_sna,
+    waits_to_reach,
+)
+from reconciler.core.appliances import Health, trouble
 from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Vm
@@ -52,8 +60,9 @@ from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Store, WrongHubError
 from reconciler.hub import Hub
 from reconciler.keeping import Dials, Hands, Roster, Sockets
-from reconciler.look import questions
+from reconciler.look import Observer, questions
 from reconciler.loop import Applier, Outcome, state_directory_of, worth
+from reconciler.reaching import Reach
 
 if TYPE_CHECKING:
     pass
@@ -177,6 +186,8 @@ class Daemon:
         """The same of tunnels: `tunnel/NAME` → its plan."""
         self.reading: Reading | None = None
         self.reports: dict[str, Report] = {}
+        self.reach = Reach(self._health_of, self._reached, observers.reached)
+        """Whether the SNAs are well for which runs are to begin."""
         self.unread = threading.Event()
         """The source is to be read."""
         self.due = threading.Event()
@@ -358,6 +369,7 @@ class Daemon:
             self._heed_signals()
             self._dispatch(now)
             self._poll_snas(now)
+            self._poll_health(now)
             self._beaten = now
             if now - beaten >= self.beat_every and not self.alive():
                 beaten = now
@@ -375,6 +387,8 @@ class Daemon:
             return 0.0
         with self._mutex:
             times = [beaten + self.beat_every, *self._polls.values()]
+            if (reach_at := self.reach.next_at()) is not None:
+                times.append(reach_at)
             if (next_at := self._queue.next_at()) is not None:
                 times.append(next_at)
             if len(self._queue):
@@ -539,6 +553,8 @@ class Daemon:
             times.append(now + 0.2)
         if causes & {"InUse", "DrainTimedOut", "ClientsConnected"}:
             times.append(now + CLIENTS_LEAVE)
+        if isinstance(one, VmPlan) and waits_to_reach(one) and not self.reach.unwell(one.vm.sna):
+            times.append(now)  # it was well again before anybody could be told that this one waits
         if times:
             with self._mutex:
                 self._queue.add_at(one.name, min(times), Priority.CRASHED)
@@ -614,7 +630,17 @@ class Daemon:
         when, actual = found
         return actual if time.monotonic() - when < 1.5 * self.settings.loop.resync else None
 
-    def hands(self, command: str, *, asks: bool = False, calm: Actual | None = None) -> Hands:
+    def hands(
+        self,
+        command: str,
+        *,
+        asks: bool = False,
+        reach: Callable[[Collection[str]], Mapping[str, Health]] | None = None,
+        calm: Actual | None = None,
+    ) -> Hands:
+        """Eyes and hands. `asks`: the SNAs are asked now; else what they were heard to say counts.
+        `reach`: tells whether some SNAs are well, where that is not to ask any that is not known.
+        """
         return Hands(
             self.settings,
             self.environment,
@@ -623,6 +649,7 @@ class Daemon:
             roster=self.roster,
             kept=self.kept,
             reports=None if asks else self.reports,
+            reach=reach or (self.reach.now if asks else self.reach.of),
             calm=calm,
         )
 
@@ -854,7 +881,8 @@ class Daemon:
         for name in names:
             if self.first and name not in desired.vms:
                 self._looked_first(name)  # an error in its spec, and it was never applied
-        hands = self.hands(self.command)
+        # Nobody is asked here: a run that may begin is looked at by a worker, which asks.
+        hands = self.hands(self.command, reach=self.reach.known)
         hands.answered.update(self.roster.answers(self._resyncs))
         actual = hands.look(desired, ledger)
         self.roster.note_answers(one for one in actual.servers if one.mark.vm in desired.vms)
@@ -940,6 +968,38 @@ class Daemon:
                         target=self._ask, args=(sna, calls), name=f"sna {sna}", daemon=True
                     ).start()
 
+    def _poll_health(self, now: Seconds) -> None:
+        """Ask each SNA for which runs wait whether it is well again, when it is time."""
+        when = self.reach.next_at()
+        if when is None or when > now:
+            return
+        with self._mutex:
+            waiting = {one.vm.sna for one in self.last.values() if waits_to_reach(one)}
+        for sna in self.reach.take(waiting):
+            self.thread(f"health {sna}", partial(self._poll_one, sna), may_end=True)
+
+    def _poll_one(self, sna: str) -> None:
+        self.reach.poll(sna)
+        self.wake()
+
+    def _health_of(self, names: Collection[str]) -> Mapping[str, Health]:
+        return Observer(self.settings, self.environment).healths(names)
+
+    def _reached(self, sna: str, health: Health) -> None:
+        """It is well again, or not well in another way: who waits for it looks again."""
+        if health.well:
+            self.observers.said("an SNA is well again", sna=sna)
+        else:
+            found = self.settings.snas.get(sna)
+            why = trouble(sna, found.url if found else "", health)
+            self.observers.said("cannot reach an SNA", sna=sna, error=why)
+        with self._mutex:
+            waiting = [
+                one for one in self.last.values() if one.vm.sna == sna and waits_to_reach(one)
+            ]
+        for one in sorted(waiting, key=asked_since):
+            self.kick(one.name, Priority.CRASHED)
+
     def _ask(self, sna: str, calls: Collection[Call]) -> None:
         try:
             found = self.hands(self.command, asks=True).asked(sna, list(calls))
@@ -1016,6 +1076,7 @@ class Daemon:
         self.settings = replace(fresh, hub=was.hub, state=was.state, listen=was.listen)
         self.source = self.make_source(self.settings)
         self.reading = None if self.reading is None else self.reading
+        self.reach.forget()
         self.observers.said("the config was taken")
         self.unread.set()
         for name in self.managed(self.store.ledger()):

@@ -14,7 +14,7 @@ import msgspec
 from reconciler.core.actual import Identity
 from reconciler.core.errors import HostError
 from reconciler.core.settings import Secret, Settings
-from reconciler.core.tunnel import MARK, HostKey, Tunnel, known_hosts, mark_of
+from reconciler.core.tunnel import DATA, MARK, HostKey, Tunnel, known_hosts, mark_of
 from reconciler.core.tunnel_faults import fault
 from reconciler.core.tunnel_plan import STARTING
 from reconciler.core.tunnel_seen import Check, Ssh, TunnelSeen
@@ -276,7 +276,8 @@ class Dialler:
             if wanted <= mine:
                 # The hub answers in order: when it has answered this, it has said yes or no to the
                 # reverse port too, and with a no ssh ends.
-                tunnelling.http_get(Endpoint(tunnel.bind, min(wanted)), "/", ASK)
+                if part != DATA:
+                    tunnelling.http_get(Endpoint(tunnel.bind, tunnel.reach.api), "/", ASK)
                 time.sleep(PROBE)
                 if proc.identify(pid) == identity:
                     mark = mark_of(argv)

@@ -13,6 +13,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from reconciler.core.actual import Actual, Handshake, Identity, Server
+from reconciler.core.appliances import Health
 from reconciler.core.call import Report
 from reconciler.core.desired import Desired, Export
 from reconciler.core.errors import HostError
@@ -300,11 +301,14 @@ class Hands(Hub):
         roster: Roster,
         kept: Sockets,
         reports: Mapping[str, Report] | None,
+        reach: Callable[[Collection[str]], Mapping[str, Health]],
         calm: Actual | None = None,
     ) -> None:
-        """`reports`: what the SNAs were heard to say; None: they are asked. `calm`: what was seen
-        lately, when all was well with what is in scope; the first look starts from there."""
+        """`reports`: what the SNAs were heard to say; None: they are asked. `reach`: tells whether
+        some SNAs are well. `calm`: what was seen lately, when all was well with what is in scope;
+        the first look starts from there."""
         super().__init__(settings, environment, store, who)
+        self._reach = reach
         self.roster, self.sockets, self.heard = roster, kept, reports
         self.calm = calm
         self.scope: Collection[str] = ()
@@ -322,6 +326,9 @@ class Hands(Hub):
             self.kept = self.sockets.inodes()
             actual = super().look(desired, ledger, ask=ask and self.heard is None, secrets=secrets)
         return replace(actual, reports=self.heard) if ask and self.heard is not None else actual
+
+    def _health_of(self, names: Collection[str]) -> Mapping[str, Health]:
+        return self._reach(names)
 
     def _since(self, calm: Actual) -> Actual | None:
         """What is there now, if since a calm look servers of ours have ended, and no more than that

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from reconciler import repositories
+from reconciler import reaching, repositories
 from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Listener, Server
+from reconciler.core.appliances import Health, needed
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Export
 from reconciler.core.errors import HostError
@@ -46,6 +47,8 @@ class Observer:
         """Inodes of the listening sockets that this process keeps for its servers."""
         self.answered: dict[Identity, Handshake] = {}
         """What servers answered that were started since the last look: not asked again at once."""
+        self.reached: dict[str, Health] = {}
+        """SNA → what it answered to a health check."""
 
     @property
     def probe_host(self) -> str:
@@ -61,7 +64,8 @@ class Observer:
     ) -> Actual:
         """One look at everything that the VMs in scope depend on. Changes nothing.
 
-        Without `ask` no SNA is asked, without `secrets` none is read: `status` does neither.
+        Without `ask` no SNA is asked about its jobs, without `secrets` no secret is read, and no
+        SNA asked whether it is well: `status` does neither.
         """
         sockets_seen = self._settled()
         listening: dict[Port, set[int]] = defaultdict(set)
@@ -75,6 +79,7 @@ class Observer:
         servers = [self._server(process, served, listening, clients) for process, served in ours]
         names = self._names(desired, ledger)
         servers = self._shaken(servers, names, desired.vms)
+        lines, tunnels = self._tunnels(desired, ledger)
         served_ports = {server.mark.port for server in servers if server.listening}
         strangers = [
             one
@@ -86,9 +91,11 @@ class Observer:
         ]
         if strangers:
             own_inodes = {proc.listener_inode(server.pid) for server in servers} | self.kept
+            own_inodes |= {inode for line in lines for inode in proc.socket_inodes(line.pid)}
             strangers = [one for one in strangers if one.inode not in own_inodes]
         found = repositories.look(self.settings, desired, ledger, servers)
-        lines, tunnels = self._tunnels(desired, ledger)
+        claimed, served = found.owners.keys(), {(one.mark.vm, one.mark.run) for one in servers}
+        wanted = needed(desired.vms.values(), ledger, claimed, served, self.now())
         return Actual(
             servers=tuple(
                 replace(one, holds_image=False) if one.identity in found.detached else one
@@ -106,6 +113,7 @@ class Observer:
             file_systems=found.file_systems,
             others=found.others,
             reports=self._reports(desired, ledger) if ask else {},
+            appliances=self._reached(wanted) if secrets else None,
             secrets=self._secrets(desired, ledger) if secrets else {},
             tunnels=tunnels,
             lines=tuple(lines),
@@ -264,6 +272,36 @@ class Observer:
         for call in calls:
             found.setdefault(call.job_id, report)
         return found
+
+    def _reached(self, names: Collection[str]) -> dict[str, Health]:
+        """Whether the SNAs are well for which runs are to begin; each is asked once by this hub's
+        eyes, so that what did not begin in one pass does not begin in the next."""
+        missing = {name for name in names if name in self.settings.snas} - self.reached.keys()
+        if missing:
+            self.reached |= self._health_of(missing)
+        return {name: self.reached[name] for name in names if name in self.reached}
+
+    def _health_of(self, names: Collection[str]) -> Mapping[str, Health]:
+        return self.healths(names)
+
+    def healths(self, names: Collection[str]) -> dict[str, Health]:
+        """What some SNAs answer to one health check each, all at once; without those that the
+        config does not have."""
+        names = [name for name in names if name in self.settings.snas]
+        deadline = max((self.settings.snas[name].connect_timeout for name in names), default=0.0)
+        found = reaching.side_by_side(names, self._health, deadline + reaching.SLACK)
+        return {
+            name: reaching.with_holder(self.settings.snas[name].url, health)
+            for name, health in found.items()
+        }
+
+    def _health(self, sna: str) -> Health | None:
+        try:
+            line = self.line(sna)
+        except HostError:
+            return None  # its token cannot be read: SecretUnreadable tells
+        with line:
+            return line.health(self.settings.snas[sna].connect_timeout)
 
     def _secrets(self, desired: Desired, ledger: Ledger) -> dict[str, str]:
         """Which of the secrets that a due call needs cannot be read, and why."""

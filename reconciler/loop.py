@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Action, Conclude, Hold, Notify, Restart
 from reconciler.core.actual import Actual, Server
+from reconciler.core.appliances import UNREACHABLE
 from reconciler.core.backoff import CRASH_LOOP
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.call_plan import sighted
@@ -575,7 +576,12 @@ class Applier:
         """What happened, and what stands in the way, as events. `told`: what stood in the way of an
         earlier pass, which is not written twice; what is written now is put into it."""
         runs = {vm.name: vm.vm.run for vm in planned.vms}
-        standing = [one for one in self.standing(planned) if told_of(one) not in told]
+        standing = [
+            one
+            for one in self.standing(planned)
+            # That an SNA cannot be reached is told when it begins: see note_conditions.
+            if one.cause != UNREACHABLE and told_of(one) not in told
+        ]
         told.update(map(told_of, standing))
         events = [
             Event(
@@ -635,7 +641,7 @@ class Applier:
             if not step.ok and verdicts.get(step.action.vm) is not Exit.OK:
                 found[step.action.vm] = (step.reason, step.message)
         for action in outcome.plan.actions:
-            if action.kind == "refuse":
+            if action.kind == "refuse" or action.cause == UNREACHABLE:
                 found.setdefault(action.vm, (action.cause, action.why))
         known = {vm: why for vm, why in ledger.failures.items() if vm in scope}
         if found != known:
@@ -668,8 +674,16 @@ class Applier:
             if one.stale and (one.name, "Stale") in moved
             for run in [one.call.run if one.call else ""]
         ]
-        if silent:
-            store.record(silent, self.command, now)
+        waiting = [
+            Event(vm=one.name, run=one.vm.run, severity="Warning", reason=UNREACHABLE,
+                  message=action.why)
+            for one in planned.vms
+            if moved.get((one.name, "Ready")) == ("False", UNREACHABLE)
+            for action in one.actions
+            if action.cause == UNREACHABLE
+        ]  # fmt: skip
+        if silent or waiting:
+            store.record([*silent, *waiting], self.command, now)
         return dict(found)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -73,6 +74,11 @@ class Meters:
             "reconciler_oldest_run_timestamp_seconds",
             "When the run that has gone on for longest was called for; 0: none goes on",
         )
+        self.appliances = gauge(
+            "reconciler_appliance_up",
+            "Whether an SNA was well when it was asked last, before a run began",
+            "sna",
+        )
         self.unknown = gauge("reconciler_calls_unknown", "Calls whose outcome is not known")
         self.stale = gauge(
             "reconciler_runs_stale", "Accepted runs of which nothing was heard for stale_after"
@@ -115,6 +121,14 @@ class Meters:
             self.errors.inc()
             self.retries.inc()
         self.stepped(steps)
+
+    def reached(self, sna: str, well: bool | None) -> None:
+        """An SNA was asked whether it is well; None: it was not, and nobody wants to know now."""
+        if well is None:
+            with suppress(KeyError):
+                self.appliances.remove(sna)
+        else:
+            self.appliances.labels(sna).set(well)
 
     def stepped(self, steps: Collection[Step]) -> None:
         """What was done, by a look or by a command."""

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import CHANGES, Hold
 from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Image, Listener, Server
+from reconciler.core.appliances import Health, needed
 from reconciler.core.call import (
     Answer,
     Call,
@@ -50,6 +51,8 @@ from reconciler.core.mark import ENTER, Mark, Served, argv, parse
 from reconciler.core.parents import layers
 from reconciler.core.plan import Plan, plan
 from reconciler.core.settings import Secret, Settings
+from reconciler.core.tunnel import Tunnel, mark_of
+from reconciler.core.tunnel_seen import Dialled, Ssh
 from reconciler.core.units import Bytes, Port, Seconds
 from reconciler.execute import Step, execute
 
@@ -95,6 +98,7 @@ class FakeRecords:
         self.telemetry: dict[str, Telemetry] = {}
         self.sightings: dict[str, Sighting] = {}
         self.pauses: dict[str, Pause] = {}
+        self.dials: dict[tuple[str, str], Dialled] = {}
         self._lock = threading.RLock()
 
     def ledger(self) -> Ledger:
@@ -109,7 +113,14 @@ class FakeRecords:
             sightings=dict(self.sightings),
             pauses=dict(self.pauses),
             shelf=Shelf(self.kept),
+            dialled=dict(self.dials),
         )
+
+    def dialled(self, found: Dialled) -> None:
+        self.dials[found.tunnel, found.part] = found
+
+    def hung_up(self, tunnel: str, part: str) -> None:
+        self.dials.pop((tunnel, part), None)
 
     def kept(self, jobs: Sequence[str]) -> Mapping[str, Kept]:
         return {
@@ -293,7 +304,7 @@ class Reply(StrEnum):
     """What an appliance does with the next POST."""
 
     START = "starts the job"
-    DOWN = "does not answer the health check"
+    DOWN = "does not answer the health check before the POST"
     UNSENT = "goes away between the health check and the POST"
     REJECT = "400"
     CONFLICT = "409, and does nothing"
@@ -334,6 +345,8 @@ class FakeSna:
         self.posts: list[Post] = []
         self.deaf = False
         """It can be asked nothing."""
+        self.down = False
+        """Its tunnel is down: it answers no health check."""
 
     def act(self, job: str) -> None:
         if self.remembers and job in self.jobs:
@@ -466,6 +479,8 @@ class FakeLine:
 
     def preflight(self) -> None:
         self.host.fuse.burn()
+        if self.sna.down:
+            raise HostError("GET /api/v1/health: connection refused", "ApplianceUnreachable")
         if self.sna.script and self.sna.script[0] is Reply.DOWN:
             self.sna.script.popleft()
             raise HostError("GET /api/v1/health: connection refused", "ApplianceUnreachable")
@@ -504,6 +519,12 @@ class FakeHost:
     """Images in which a check finds errors."""
     losses: set[tuple[str, str, int]] = field(default_factory=set)
     """(VM, run, attempt) of which acknowledged writes are gone."""
+    lines: list[Ssh] = field(default_factory=list)
+    """The ssh of tunnels."""
+    undialled: str = ""
+    """The layer by which no tunnel can be dialled; empty: they can."""
+    not_permitted: set[Port] = field(default_factory=set)
+    """What the hub's sshd refuses."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     who: str = "somebody"
 
@@ -517,6 +538,25 @@ class FakeHost:
         self.taints: set[tuple[str, str, int]] = set()
         self._pids = 4000
         self._states = 1
+
+    # -- tunnels
+
+    def dial(self, tunnel: Tunnel, part: str, argv: Sequence[str]) -> Ssh:
+        if self.undialled:
+            raise HostError(f"cannot dial {tunnel.target}: no", self.undialled)
+        self._pids += 1
+        mark = mark_of(argv)
+        assert mark is not None
+        ports = frozenset(tunnel.ports(part))
+        line = Ssh(pid=self._pids, started=1, argv=tuple(argv), mark=mark, listening=ports)
+        self.lines.append(line)
+        return line
+
+    def hang_up(self, ssh: Ssh) -> None:
+        self.lines = [one for one in self.lines if one.pid != ssh.pid]
+
+    def refused(self, tunnel: Tunnel, part: str) -> list[Port]:
+        return sorted(self.not_permitted & set(tunnel.ports(part)))
 
     # -- looking: as Hub.look does
 
@@ -558,6 +598,19 @@ class FakeHost:
                 name: why for name, why in self.unreadable.items() if name.startswith("vcenter ")
             },
             unbindable=frozenset(self.unbindable),
+            appliances={
+                name: Health(kind="refused", said="connection refused", here=True)
+                if self.snas[name].down
+                else Health(status=200)
+                for name in needed(
+                    desired.vms.values(),
+                    ledger,
+                    claims.keys(),
+                    {(server.mark.vm, server.mark.run) for server in servers},
+                    self.now(),
+                )
+                if name in self.snas
+            },
         )
         for process in ours:
             process.starting = False

@@ -76,7 +76,10 @@ class Handler(BaseHTTPRequestHandler):
         appliance = self.server.appliance
         match self.path.split("?")[0].split("/"):
             case ["", "api", "v1", "health"]:
-                if appliance.spoil(Mode.UNHEALTHY) is Mode.UNHEALTHY:
+                mode = appliance.spoil(Mode.UNHEALTHY, Mode.SICKENS)
+                if mode is Mode.SICKENS:
+                    appliance.misbehave(Mode.UNHEALTHY)
+                if mode is Mode.UNHEALTHY:
                     self._send(503, "cannot serve: told to be unhealthy")
                 else:
                     self._send(200, {"status": "healthy", "timestamp": rfc3339()})

@@ -31,6 +31,7 @@ class Mode(Enum):
     LATE = ("late", "hold back what the jobs have to report until another order")
     TORN = ("torn", "snapshot the disks of a live VM one by one, not together")
     UNHEALTHY = ("unhealthy", "answer health with 503")
+    SICKENS = ("sickens", "answer one health check well, and from then on with 503")
     CLOSE_ALL = ("close-all", "close every connection, like a tunnel with nothing behind it")
 
     def __str__(self) -> str:
@@ -38,7 +39,7 @@ class Mode(Enum):
 
 
 MODES: Final = {str(mode): mode for mode in Mode}
-ON_START: Final = frozenset(Mode) - {Mode.NONE, Mode.UNHEALTHY, Mode.CLOSE_ALL}
+ON_START: Final = frozenset(Mode) - {Mode.NONE, Mode.UNHEALTHY, Mode.SICKENS, Mode.CLOSE_ALL}
 REFUSALS: Final = {
     Mode.REFUSE: HTTPStatus.BAD_REQUEST,
     Mode.FORBIDDEN: HTTPStatus.FORBIDDEN,

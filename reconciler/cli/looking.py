@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from reconciler import __version__
 from reconciler.cli import options, tables
 from reconciler.core.actual import Actual
+from reconciler.core.appliances import UNREACHABLE, next_of
 from reconciler.core.call import Call
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
@@ -339,6 +340,9 @@ def next_command(one: VmPlan, plan: Plan, reason: str, requests: str) -> str:
         return f"put back what was asked for, or {another}"
     if any(action.kind == "refuse" for action in actions):
         return f"edit {vm.place or 'the spec'}, then {apply}"
+    unreachable = next((action for action in one.actions if action.cause == UNREACHABLE), None)
+    if unreachable:
+        return f"{next_of(unreachable.why)}; then {apply}"
     if "RunActive" in causes and one.call and not plan.changes:
         return f"let run {one.call.run} end, then {apply}"
     if plan.changes or any(action.kind == "wait" for action in actions):

@@ -52,6 +52,9 @@ class Told(Observers):
     def stepped(self, step: Step) -> None:
         logs.log_step(step, **self._about.get(step.action.vm, {}))
 
+    def reached(self, sna: str, well: bool | None) -> None:
+        self.meters.reached(sna, well)
+
     def added(self, depth: int) -> None:
         self.meters.added(depth)
 

@@ -115,7 +115,7 @@ def total(plan: Plan) -> str:
     if not plan.changes:
         count = sum(not one.actions and not one.lost_run for one in plan.vms)
         tunnels = sum(not one.actions for one in plan.tunnels)
-        fine = counted(count, tunnels)
+        fine = counted(count, tunnels) if count or tunnels or not plan.tunnels else "nothing"
         fine += f" {'is' if count + tunnels == 1 else 'are'} as declared"
         rest = f"; {', '.join(said)}" if said else ""
         return f"No changes: {fine}{rest}.{tail}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
+from reconciler.core.appliances import Health
 from reconciler.core.call import Report
 from reconciler.core.mark import Mark
 from reconciler.core.tunnel_seen import Ssh, TunnelSeen
@@ -158,6 +159,9 @@ class Actual(Struct, frozen=True, kw_only=True):
     """Images that only their space is asked of: of runs out of scope, and of earlier runs."""
     reports: Mapping[str, Report] = field(default_factory=dict)
     """Job id → what its SNA says."""
+    appliances: Mapping[str, Health] | None = field(default_factory=dict)
+    """SNA → what it answered to a health check, of those for which a run is to begin. None: none
+    was asked, and what was found last counts."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """vCenter or SNA → why its secret cannot be read."""
     tunnels: Mapping[str, TunnelSeen] = field(default_factory=dict)

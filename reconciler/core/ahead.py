@@ -8,6 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from reconciler.core.actions import Adopt, Notify, Restart, Start
+from reconciler.core.appliances import UNREACHABLE
 from reconciler.core.call import Call, CallState, due_call
 from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.units import Seconds
@@ -60,6 +61,11 @@ def waits_for_a_place(one: VmPlan) -> bool:
 def waits_for_sna(one: VmPlan) -> bool:
     """Whether it is ready to be called for, but for a place at its SNA."""
     return any(action.cause == "SnaBusy" for action in one.actions)
+
+
+def waits_to_reach(one: VmPlan) -> bool:
+    """Whether its run begins when its SNA answers again."""
+    return any(action.cause == UNREACHABLE for action in one.actions)
 
 
 def asked_since(one: VmPlan) -> tuple[Seconds, str]:

@@ -11,6 +11,7 @@ from msgspec import Struct, field
 
 from reconciler.core.access import sentence
 from reconciler.core.actual import Listener, Mount
+from reconciler.core.appliances import Health
 from reconciler.core.errors import Exit
 from reconciler.core.settings import QemuNbd
 from reconciler.core.units import (
@@ -550,21 +551,11 @@ def _store(remembered: Remembered, path: str, hub: str) -> Check:
 # -- what is outside
 
 
-class Health(Struct, frozen=True, kw_only=True):
-    """What an SNA answered to its health check."""
-
-    status: int | None = None
-    kind: str = ""
-    """`refused`, `closed`, `timeout`, or `other`, where no answer came."""
-    said: str = ""
-    took: Seconds = 0.0
-
-
 def appliance(name: str, url: str, found: Health) -> Check:
     """Whether an SNA speaks."""
     id_, title = f"sna.{name}", f"SNA {name}"
     asked = f"GET {url}/api/v1/health"
-    if found.status is not None and 200 <= found.status < 300:
+    if found.well:
         took = format_duration(found.took)
         return ok(id_, title, f"{asked}: {found.status} after {took}")
     by_hand = f"curl -v {url}/api/v1/health"
@@ -583,7 +574,7 @@ def appliance(name: str, url: str, found: Health) -> Check:
             "or an appliance that died"
         )
         return failed(id_, title, said, "start the SNA behind the tunnel; then: " + by_hand)
-    if found.kind == "timeout":
+    if found.kind in ("connect", "timeout"):
         said = f"{asked}: {found.said}: the tunnel or the appliance hangs"
         return failed(id_, title, said, by_hand)
     return failed(id_, title, f"{asked}: {found.said}", by_hand)

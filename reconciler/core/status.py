@@ -88,6 +88,8 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     if pause and blocked == [pause] and as_wanted(one, views):
         blocked = faults = []
     failure = ledger.failures.get(one.name)
+    if failure and any(action.cause == failure[0] for action in waits):
+        failure = None  # remembered of what it waits for, for who cannot ask: no person is needed
     tainted = call is not None and call.tainted and call.state.active
     failed = over and call is not None and call.state is not CallState.COMPLETED
     if failed:

@@ -141,7 +141,6 @@ _RULES: Final[Sequence[tuple[str, _Say]]] = (
         ),
         _host_key,
     ),
-    (r"Permission denied \([^)]*\)|Too many authentication failures", _denied),
     (
         (
             r"WARNING: UNPROTECTED PRIVATE KEY FILE!|Load key [^\n]*|no such identity: [^\n]*|"
@@ -149,6 +148,7 @@ _RULES: Final[Sequence[tuple[str, _Say]]] = (
         ),
         _identity,
     ),
+    (r"Permission denied \([^)]*\)|Too many authentication failures", _denied),
     (
         r"no matching (?P<what>[a-z ]+) found\. Their offer: (?P<theirs>[^\n]+)",
         _cipher,

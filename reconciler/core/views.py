@@ -27,7 +27,8 @@ def views(
     """VM → all that its plan depends on; room to the GiB, as it changes with every write.
 
     `reports`: job id → what an SNA's status was heard to say of it. The same view makes the same
-    plan, so who has seen it need not plan again.
+    plan, so who has seen it need not plan again. Whether SNAs are well is no part of it: only a run
+    that is to begin depends on that, and then there is always something to be done.
     """
     servers: dict[str, list[Server]] = defaultdict(list)
     for server in actual.servers:

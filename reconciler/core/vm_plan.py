@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Wait, Witness
 from reconciler.core.actual import Actual, Server
+from reconciler.core.appliances import UNREACHABLE, refusal, unbegun
 from reconciler.core.call import Call, CallEvent, CallState, difference
 from reconciler.core.call_plan import LOST, Calls
 from reconciler.core.desired import Desired, Export, Vm
@@ -316,6 +317,8 @@ class OneVm(Calls):
         have = [export_key(export) in self.leases for export in wanted]
         if not fit and any(have) and not all(have):
             self.give_back(wanted, serving, "LeaseUnused")
+        if fit and self.unreachable():
+            return
         fit = fit and self.fits(wanted, serving)
         up = fit and self.serve(wanted, serving)
         if len(self.ports) < len(wanted):
@@ -352,6 +355,26 @@ class OneVm(Calls):
             self.vm = replace(vm, sna=call.sna, type=call.type, exports=call.exports)
         return self.vm
 
+    def unreachable(self) -> bool:
+        """Whether nothing of the run is begun because its SNA cannot be reached. One of which
+        anything was begun goes on: its servers stay up, and the call has a preflight of its own."""
+        vm, sna = self.vm, self.desired.settings.snas.get(self.vm.sna)
+        served = {(server.mark.vm, server.mark.run) for server in self.servers}
+        if self.begun or sna is None or not unbegun(vm, self.ledger, self.actual.claims, served):
+            return False
+        why = refusal(vm, sna.url, self.actual.appliances, self.ledger)
+        if why and not self.secret_missing():  # that will not mend itself: it is told first
+            self.wait(UNREACHABLE, why)
+        return bool(why)
+
+    def secret_missing(self) -> bool:
+        """Whether a secret of the call cannot be read; says so."""
+        for name in (f"vcenter {self.vm.vcenter}", f"sna {self.vm.sna}"):
+            if name in self.actual.secrets:
+                self.refuse("SecretUnreadable", f"{name}: {self.actual.secrets[name]}")
+                return True
+        return False
+
     def waiting_since(self) -> str:
         """Since when, once it was applied. A moment: a span would be another sentence each pass."""
         applied = self.ledger.applied.get(self.vm.name)
@@ -384,11 +407,8 @@ class OneVm(Calls):
                 f"{new_run(vm.name)}",
             )
             return False
-        secrets = [f"vcenter {vm.vcenter}", f"sna {vm.sna}"]
-        for name in secrets:
-            if name in self.actual.secrets:
-                self.refuse("SecretUnreadable", f"{name}: {self.actual.secrets[name]}")
-                return False
+        if self.secret_missing():
+            return False
         if call and call.retry_at > self.now:
             left = format_duration(call.retry_at - self.now)
             self.wait("BackOff", f"{call.message}; next try in {left}", until=call.retry_at)

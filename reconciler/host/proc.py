@@ -36,6 +36,8 @@ class Socket(Struct, frozen=True):
     listening: bool
     peer: tuple[Port, str, Port] = (0, "", 0)
     """Our port, the other end's address and port: one connection."""
+    uid: int = -1
+    """Whose it is."""
 
 
 def processes(word: bytes = b"qemu-nbd") -> list[Process]:
@@ -91,6 +93,16 @@ def age(identity: Identity) -> Seconds:
     """How long ago a process began. Source: sysconf(3), _SC_CLK_TCK; clock_gettime(2)."""
     since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     return max(0.0, since_boot - identity.started / os.sysconf("SC_CLK_TCK"))
+
+
+def began(identity: Identity) -> Seconds:
+    """When a process began, to the second: the same in each look. Seconds since the epoch; 0: the
+    kernel does not tell. Source: proc(5), /proc/stat, btime; sysconf(3), _SC_CLK_TCK."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/stat") as file:
+        for line in file:
+            if line.startswith("btime "):
+                return float(int(line.split()[1]) + identity.started // os.sysconf("SC_CLK_TCK"))
+    return 0.0
 
 
 def name_of(pid: int) -> str:
@@ -248,9 +260,9 @@ def _answers(diag: socket.socket) -> Iterator[Socket]:
             family, state = struct.unpack_from("=BB", data, offset + 16)
             port = struct.unpack_from("!H", data, offset + 20)[0]
             raw = data[offset + 24 : offset + (28 if family == socket.AF_INET else 40)]
-            inode = struct.unpack_from("=I", data, offset + 16 + 68)[0]
+            uid, inode = struct.unpack_from("=II", data, offset + 16 + 64)
             far = struct.unpack_from("!H", data, offset + 22)[0]
             far_raw = data[offset + 40 : offset + (44 if family == socket.AF_INET else 56)]
             peer = (port, socket.inet_ntop(family, far_raw), far)
-            yield Socket(port, socket.inet_ntop(family, raw), inode, state == _LISTEN, peer)
+            yield Socket(port, socket.inet_ntop(family, raw), inode, state == _LISTEN, peer, uid)
             offset += (length + 3) & ~3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,8 @@ from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from reconciler.core.appliances import Health
 from reconciler.core.call import Answer, Report
-from reconciler.core.doctor import Health
 from reconciler.core.errors import HostError
 from reconciler.core.settings import Appliance, Secret
 from reconciler.core.units import Seconds
@@ -94,13 +95,17 @@ class Line:
         answer = self.client.get("/api/v1/health", timeout=self._brief())
         answer.raise_for_status()
 
-    def health(self) -> Health:
-        """What the SNA answers to one health check. Never raises for what the network does."""
+    def health(self, deadline: Seconds | None = None) -> Health:
+        """What the SNA answers to one health check. Never raises for what the network does.
+
+        `deadline`: for each step of it, the connect among them; None: the usual ones.
+        """
         import httpx2
 
         begun = time.monotonic()
+        timeout = self._brief() if deadline is None else httpx2.Timeout(deadline)
         try:
-            answer = self.client.get("/api/v1/health", timeout=self._brief())
+            answer = self.client.get("/api/v1/health", timeout=timeout)
         except httpx2.HTTPError as error:
             return Health(kind=_kind(error), said=_said(error))
         return Health(status=answer.status_code, took=time.monotonic() - begun)
@@ -197,11 +202,24 @@ def _json(answer: httpx2.Response) -> dict[str, Any] | None:
 def _kind(error: httpx2.HTTPError) -> str:
     """How it went wrong, as far as that tells what to do."""
     name = type(error).__name__
+    causes = list(_causes(error))
+    if any(isinstance(one, socket.gaierror) for one in causes):
+        return "dns"
+    if any(isinstance(one, ssl.SSLError) for one in causes):
+        return "tls"
     if "refused" in str(error).lower():
         return "refused"
     if name in ("RemoteProtocolError", "ReadError", "WriteError"):
         return "closed"
+    if name == "ConnectTimeout":
+        return "connect"
     return "timeout" if name.endswith("Timeout") else "other"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _said(error: httpx2.HTTPError) -> str:

@@ -129,6 +129,19 @@ def test_a_call_that_cannot_be_delivered_all_night_is_made_once_in_the_morning()
     assert list(day.host.started().values()) == [1]
 
 
+def test_a_tunnel_that_is_down_all_night_costs_nothing_and_the_run_begins_in_the_morning() -> None:
+    day = Day("ctx-1")
+    (sna,) = day.host.snas.values()
+    sna.down = True
+    day.run(START + 8 * HOUR)
+    assert day.steps["ctx-1"] == []
+    assert (day.host.claims, day.host.processes, day.host.records.leases) == ({}, {}, {})
+    assert not any(image.exists for image in day.host.images.values())
+    sna.down = False
+    day.run(START + 9 * HOUR)
+    assert list(day.host.started().values()) == [1]
+
+
 def test_a_paused_night_changes_nothing_and_ends_by_itself() -> None:
     day = Day("ctx-1")
     day.run(START + HOUR)

@@ -8,11 +8,11 @@ import pytest
 
 from reconciler.core import doctor
 from reconciler.core.actual import Listener, Mount
+from reconciler.core.appliances import Health
 from reconciler.core.doctor import (
     Check,
     Clock,
     Confinement,
-    Health,
     Limits,
     Ports,
     Remembered,

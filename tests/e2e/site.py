@@ -43,13 +43,14 @@ def until(look: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
 class Appliance:
     """The reference node appliance, as a process of its own."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, port: int = 0, netns: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "appliance.jsonl"
         self.sources = folder / "sources"
         self.sources.mkdir(exist_ok=True)
         self.folder = folder
-        self.port = 0
+        self.port = port
+        self.netns = netns
         self.start(*options)
 
     def start(self, *options: str) -> None:
@@ -65,6 +66,7 @@ class Appliance:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
+                env={**os.environ, zygote.NETNS: self.netns} if self.netns else None,
             )
         self.port = until(
             lambda: int(port_file.read_text()) if port_file.exists() else None, "the appliance"
@@ -106,6 +108,8 @@ class Appliance:
 class Site:
     """A hub with its config, inventory and specs."""
 
+    netns = ""
+    """Path of the network namespace that it lives in; empty: that of the tests."""
     real_starts = False
     """Whether each command has an interpreter of its own, in place of a fork of a warm one."""
 
@@ -189,6 +193,7 @@ class Site:
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RECONCILER_")},
             "HOME": str(self.folder),
+            **({zygote.NETNS: self.netns} if self.netns else {}),
             **extra,
         }
         return zygote.python(

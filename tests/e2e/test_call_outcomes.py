@@ -17,8 +17,9 @@ MIB = 1 << 20
 
 
 @contextmanager
-def tunnel_with_a_dead_appliance() -> Iterator[tuple[str, list[bytes]]]:
-    """What ssh does: accept, find nobody at the far end, close."""
+def tunnel_with_a_dead_appliance(well: int = 0) -> Iterator[tuple[str, list[bytes]]]:
+    """What ssh does: accept, find nobody at the far end, close; `well`: so many health checks are
+    answered before."""
     server = socket.create_server(("127.0.0.1", 0))
     seen: list[bytes] = []
 
@@ -29,6 +30,9 @@ def tunnel_with_a_dead_appliance() -> Iterator[tuple[str, list[bytes]]]:
             except OSError:
                 return
             seen.append(b"connection")
+            if len(seen) <= well:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
             connection.close()
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -50,10 +54,12 @@ def call_of(site: Site, vm: str = "ctx-1") -> dict[str, object]:
 def test_an_appliance_that_is_down_is_tried_again_and_gets_one_call(
     site: Site, appliance: Appliance
 ) -> None:
-    appliance.end()
+    appliance.misbehave("sickens")  # well when the run began, and not when it is called
     site.spec(site.vm("ctx-1"))
     text = site.apply(code=1)
     assert "nothing was sent" in text
+    appliance.end()
+    assert "nothing was sent" in site.apply(code=1)  # what was begun stays up
     assert call_of(site)["state"] == "DUE"
     pids = site.pids()
     assert "nothing was sent" in site.run("explain", "ctx-1")
@@ -65,7 +71,7 @@ def test_an_appliance_that_is_down_is_tried_again_and_gets_one_call(
 
 
 def test_a_tunnel_with_a_dead_appliance_is_nothing_sent_and_never_unknown(site: Site) -> None:
-    with tunnel_with_a_dead_appliance() as (url, seen):
+    with tunnel_with_a_dead_appliance(well=1) as (url, seen):
         site.appliance_at(url)
         site.spec(site.vm("ctx-1"))
         for _ in range(2):
@@ -80,7 +86,7 @@ def test_a_tunnel_with_a_dead_appliance_is_nothing_sent_and_never_unknown(site: 
     [
         ("refuse", 0, "REJECTED", 1),
         ("forbidden", 0, "REJECTED", 1),
-        ("unhealthy", 0, "DUE", 1),
+        ("sickens", 0, "DUE", 1),
         ("error-before", 0, "UNKNOWN", 7),
         ("error-after", 1, "UNKNOWN", 7),
         ("hang-before", 0, "UNKNOWN", 7),
@@ -98,7 +104,7 @@ def test_what_an_answer_means(
 ) -> None:
     appliance.source("ctx-1", 2000, os.urandom(MIB))
     appliance.source("ctx-1", 2001, os.urandom(MIB))
-    appliance.misbehave(mode, None if mode == "unhealthy" else 1)
+    appliance.misbehave(mode, None if mode == "sickens" else 1)
     site.appliance_at(appliance.url, timeout="1s")
     site.spec(site.vm("ctx-1", [MIB, MIB]))
     text = site.apply(code=code)

@@ -106,7 +106,7 @@ def test_an_image_that_a_foreign_process_has_locked_is_refused_with_its_pid(
 def test_a_stranger_on_a_leased_port_before_the_intent_moves_the_vm(
     site: Site, appliance: Appliance
 ) -> None:
-    appliance.misbehave("unhealthy")
+    appliance.misbehave("sickens")
     site.spec(site.vm("ctx-1", [MIB, MIB]))
     site.apply(code=1)
     first = site.ports[0]

@@ -332,11 +332,11 @@ def test_a_request_that_somebody_broke_is_said_and_keeps_what_was_applied(
     fleet: Site, appliance: Appliance
 ) -> None:
     declare(fleet, "ctx-1", backup={"run": "own"})
-    appliance.end()
+    appliance.misbehave("sickens")
     fleet.run("backup", "ctx-1", "--run", "n1", "--apply", "-y", code=1)
     path = request_of(fleet, "ctx-1")
     path.write_text(path.read_text().replace("full", "ful"))
-    appliance.start()
+    appliance.misbehave("none")
     said = fleet.apply(code=65)
     assert "type: expected one of full, incremental" in said
     assert "the run n1 was asked for at" in said

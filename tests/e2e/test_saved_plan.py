@@ -461,8 +461,8 @@ def test_vms_are_chosen_by_name_and_label(site: Site, appliance: Appliance) -> N
     assert at_once(site, "status", "-l", "tier=bronze")[0] == 64
 
 
-def test_prune_takes_down_what_is_chosen(site: Site) -> None:
-    site.appliance_at("http://127.0.0.1:1")
+def test_prune_takes_down_what_is_chosen(site: Site, appliance: Appliance) -> None:
+    appliance.misbehave("sickens")
     site.spec(*(site.vm(f"ctx-{n}", labels={"tier": "gold"} if n == 3 else {}) for n in (1, 2, 3)))
     site.apply(code=None)  # nothing can be called, so nothing protects the servers
     assert len(site.servers()) == 3
@@ -498,8 +498,8 @@ def test_a_daemon_is_told_which_vms_are_meant(site: Site, appliance: Appliance) 
         assert [(mark.vm, mark.run) for mark in site.servers().values()] == [("ctx-2", "r7")]
 
 
-def test_a_restart_shows_what_is_other(site: Site) -> None:
-    site.appliance_at("http://127.0.0.1:1")
+def test_a_restart_shows_what_is_other(site: Site, appliance: Appliance) -> None:
+    appliance.misbehave("sickens")
     site.spec(site.vm("ctx-1"))
     site.apply(code=None)
     site.write_config(qemu_nbd={"shared": 3})

@@ -110,12 +110,12 @@ def test_a_run_that_was_not_called_yet_is_not_called_without_it(
     """Its exports are up, and a disk may have been added since."""
     sqlite.tables.vm("ctx-1", [MIB])
     site.spec(asking("ctx-1"))
-    appliance.end()
+    appliance.misbehave("sickens")
     site.apply(code=None)
     pids = site.pids()
     assert pids
     away(site)
-    appliance.start()
+    appliance.misbehave("none")
     assert "InventoryStale" in site.apply(code=None)
     assert appliance.starts() == []
     assert site.pids() == pids

@@ -305,7 +305,7 @@ def test_a_restored_store_calls_nobody_twice(site: Site, ending: Appliance) -> N
     """Of the run that the copy does not know, its claim tells; of another attempt, its intent."""
     for vm in ("ctx-1", "ctx-2"):
         ending.source(vm, 2000, os.urandom(MIB))
-    ending.misbehave("unhealthy")
+    ending.misbehave("sickens")
     site.spec(site.vm("ctx-1"), site.vm("ctx-2"))
     site.apply(code=1)
     ending.misbehave("none")

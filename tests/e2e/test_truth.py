@@ -18,7 +18,7 @@ MIB = 1 << 20
 def test_a_state_directory_put_back_from_before_the_call_does_not_call_again(
     site: Site, appliance: Appliance
 ) -> None:
-    appliance.misbehave("unhealthy")
+    appliance.misbehave("sickens")
     site.spec(site.vm("ctx-1"))
     site.apply(code=1)
     shutil.copytree(site.folder / "state", site.folder / "copy")
@@ -280,7 +280,7 @@ def test_an_image_that_is_taken_away_before_the_call_is_made_anew(
     site: Site, ending: Appliance
 ) -> None:
     ending.source("ctx-1", 2000, os.urandom(MIB))
-    ending.misbehave("unhealthy")
+    ending.misbehave("sickens")
     site.spec(site.vm("ctx-1"))
     site.apply(code=1)
     site.image("ctx-1").unlink()
@@ -291,7 +291,7 @@ def test_an_image_that_is_taken_away_before_the_call_is_made_anew(
 
 
 def test_another_image_before_the_call_is_created_first(site: Site, appliance: Appliance) -> None:
-    appliance.misbehave("unhealthy")
+    appliance.misbehave("sickens")
     site.spec(site.vm("ctx-1"))
     site.apply(code=1)
     appliance.misbehave("none")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -282,10 +283,18 @@ def test_what_stands_in_the_way_is_an_event_though_nothing_was_done(quick: Site)
 def test_a_silent_appliance_and_dead_storage_hold_nobody_else_up(
     quick: Site, appliance: Appliance
 ) -> None:
-    """An SNA that never answers keeps one VM busy; another heals meanwhile."""
+    """An SNA that falls silent, once runs have begun, keeps VMs busy; another heals meanwhile."""
+
+    def well_once() -> None:
+        client, _ = mute.accept()
+        with client:
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(50)
+        threading.Thread(target=well_once, daemon=True).start()
         sna = {"url": f"http://127.0.0.1:{mute.getsockname()[1]}", "timeout": "30s"}
         config = quick.config["snas"] | {"mute": sna}
         quick.write_config(snas=config)

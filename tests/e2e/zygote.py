@@ -56,6 +56,9 @@ _PATIENCE: Final = 60.0
 """Seconds until a request must have been answered."""
 _DRAWN_FROM: Final = ("PYTHON", "LC_", "LANG")
 """Beginnings of the variables that an interpreter reads once, when it starts."""
+NETNS: Final = "TEST_NETNS"
+"""A variable with the path of the network namespace that a command is to run in; it is not passed
+on."""
 _FOLLOWED: Final = frozenset({"cwd", "stdin", "stdout", "stderr"})
 """Options of Popen that a fork follows, besides `env` and `text`."""
 
@@ -152,6 +155,8 @@ def python(
     environment = dict(os.environ if env is None else env)
     if real or always_real or set(options) - _FOLLOWED or not fits(environment):
         line = [sys.executable, *args]
+        if netns := environment.pop(NETNS, ""):
+            line = ["nsenter", f"--net={netns}", *line]
         return subprocess.Popen(line, env=environment, text=True, **options)
     return Forked(args, env=environment, text=True, **options)
 
@@ -274,6 +279,8 @@ def _become(request: Mapping[str, Any], streams: Sequence[int], telling: int) ->
         for number, stream in enumerate(streams):
             os.dup2(stream, number)  # it was received above 2: 0, 1 and 2 are taken
         os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
+        if netns := request["env"].pop(NETNS, ""):
+            _enter(netns)
         os.environ.clear()
         os.environ.update(request["env"])
         time.tzset()
@@ -292,6 +299,16 @@ def _become(request: Mapping[str, Any], streams: Sequence[int], telling: int) ->
             with contextlib.suppress(OSError, ValueError):
                 file.flush()
         os._exit(code)
+
+
+def _enter(netns: str) -> None:
+    """Have the network of another namespace from now on. Source: setns(2), CLONE_NEWNET."""
+    import ctypes
+
+    fd = os.open(netns, os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000):
+        raise OSError(ctypes.get_errno(), f"cannot enter {netns}")
+    os.close(fd)
 
 
 def _stream(number: int, name: str, mode: str) -> None:

@@ -32,8 +32,8 @@ reconciler_prune_held reconciler_source_last_success_timestamp_seconds
 reconciler_loop_heartbeat_timestamp_seconds reconciler_build_info
 """.split()
 RULES: Final = ROOT / "examples" / "alerts" / "reconciler.rules.yaml"
-LABELS: Final = {"state", "ready", "result", "outcome", "version", "le"}
-"""Every label: none is of a pid, a port, a path or a VM."""
+LABELS: Final = {"state", "ready", "result", "outcome", "version", "le", "sna"}
+"""Every label: none is of a pid, a port, a path or a VM. An SNA is named in the config."""
 
 
 def told(meters: Meters) -> dict[tuple[str, ...], float]:
@@ -160,7 +160,8 @@ def test_alerts_are_written_as_prometheus_reads_them() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
         assert rule["expr"].count("(") == rule["expr"].count(")")
         for text in rule["annotations"].values():
-            left = re.sub(r"\{\{ \$(labels\.instance|value( \| humanize\w*)?) \}\}", "", text)
+            known = r"\{\{ \$(labels\.(instance|sna)|value( \| humanize\w*)?) \}\}"
+            left = re.sub(known, "", text)
             assert "{{" not in left and "$" not in left, rule["alert"]
 
 
@@ -171,3 +172,15 @@ def test_label_values_in_alerts_are_ones_that_are_told() -> None:
     for rule in rules():
         for name, value in re.findall(r'\b(state|ready)="(\w+)"', rule["expr"]):
             assert value in known[value], (name, value)
+
+
+def test_an_sna_has_a_figure_while_somebody_wants_to_know() -> None:
+    meters = Meters()
+    key = ("reconciler_appliance_up", "site-a")
+    assert key not in told(meters)
+    for well, value in ((False, 0.0), (True, 1.0), (False, 0.0)):
+        meters.reached("site-a", well)
+        assert told(meters)[key] == value
+    for _ in range(2):
+        meters.reached("site-a", None)
+        assert key not in told(meters)

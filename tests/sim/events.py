@@ -372,6 +372,11 @@ def an_appliance_cannot_be_asked(life: Life, i: int, j: int) -> None:
     life.sna(i).deaf = not life.sna(i).deaf
 
 
+@event(3)
+def a_tunnel_comes_and_goes(life: Life, i: int, j: int) -> None:
+    life.sna(i).down = not life.sna(i).down
+
+
 @event(5)
 def an_appliance_ends_its_jobs(life: Life, i: int, j: int) -> None:
     """Well or not; its writers flush what they wrote, and leave or stay connected."""

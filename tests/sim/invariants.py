@@ -116,6 +116,21 @@ def called_when_ready(life: Life) -> None:
         life.posts[site] = len(sna.posts)
 
 
+@always("nothing of a run is begun before its appliance has answered")
+def begun_when_reached(life: Life) -> None:
+    host = life.host
+    there = {(lease.vm, lease.run) for lease in host.records.leases.values()}
+    there |= {(name, run) for _, name, run in host.claims}
+    there |= {(mark.vm, mark.run) for p in host.mine() if (mark := p.served.mark)}
+    for name, run in there - life.begun:
+        vm = life.asked.get(name)
+        if vm and vm.run == run and not life.raced:
+            answer = life.reached.get(vm.sna)
+            assert answer is not None, f"{name}, run {run}: {vm.sna} was not asked"
+            assert answer.well, f"{name}, run {run}: {vm.sna} does not answer"
+    life.begun |= there
+
+
 @always("the end of a run is its end")
 def ended_for_good(life: Life) -> None:
     calls = life.host.records.calls

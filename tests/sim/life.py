@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import Conclude, Witness
 from reconciler.core.actual import Image, Listener
+from reconciler.core.appliances import Health
 from reconciler.core.call import CallState, Report
 from reconciler.core.desired import Desired, Export, Vm, attempted, attempted_image
 from reconciler.core.disk_plan import export_key
@@ -162,6 +163,10 @@ class Life:
         """Images of ours that somebody has moved away."""
         self.counts: Counter[str] = Counter()
         """What was done: `applies`, `passes`, `steps`, `crashes`."""
+        self.reached: Mapping[str, Health] = {}
+        """What the appliances answered that the apply has asked which is at work."""
+        self.begun: set[tuple[str, str]] = set()
+        """(VM, run) of which anything was ever seen to be there."""
         self.after_step: Callable[[], None] = lambda: None
         """Called when a step of an apply is done, in the middle of its pass."""
         move_in(self.host, "another hub's", 10101)
@@ -217,12 +222,13 @@ class Life:
         self.counts["applies"] += 1
         failed: set[str] = set()
         heard: dict[str, Report] | None = None
+        reached: dict[str, Health] = {}
         for number in range(PASSES):
             ledger = self.host.records.ledger()
             if not number:
                 ledger = without_backoff(ledger)
             desired = self.desired(vms, **changes)
-            found, heard = self.look(desired, ledger, heard)
+            found, heard = self.look(desired, ledger, heard, reached)
             todo = worth(found, failed)
             if not todo.vms or number == PASSES - 1:
                 return
@@ -230,7 +236,7 @@ class Life:
                 self.planned = todo
                 yield
             self.counts["passes"] += 1
-            self.asked = desired.vms
+            self.asked, self.reached = desired.vms, reached
             done = execute(
                 todo, self.host, self.done, parallel=1, kill_clients=desired.kill_clients
             )
@@ -241,10 +247,19 @@ class Life:
         return self.look(desired, ledger)[0]
 
     def look(
-        self, desired: Desired, ledger: Ledger, heard: dict[str, Report] | None = None
+        self,
+        desired: Desired,
+        ledger: Ledger,
+        heard: dict[str, Report] | None = None,
+        reached: dict[str, Health] | None = None,
     ) -> tuple[Plan, dict[str, Report]]:
-        """Look at the host and plan; an SNA is asked at the first look of an apply."""
+        """Look at the host and plan; an SNA is asked at the first look of an apply, and whether it
+        is well once, when the first run is to begin that needs it."""
         actual = self.host.look(desired, ledger)
+        answers = {**(actual.appliances or {}), **(reached or {})}
+        actual = replace(actual, appliances=answers)
+        if reached is not None:
+            reached |= answers
         if heard is None:
             heard = ended_by_word(ledger, actual)
         else:
@@ -350,7 +365,7 @@ class Life:
         host.unreadable.clear()
         for sna in self.snas:
             sna.script.clear()
-            sna.deaf = False
+            sna.deaf = sna.down = False
         host.clock += RESYNC
         self.settings = replace(self.settings, ports=PortRange.parse(ENOUGH))
         host.settings = self.settings

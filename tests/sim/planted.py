@@ -130,6 +130,12 @@ def a_step_is_taken_from_wherever_the_call_is(patch: MonkeyPatch) -> None:
     patch.setattr(FakeRecords, "advance", blindly)
 
 
+def an_appliance_is_not_asked_first(patch: MonkeyPatch) -> None:
+    """That it is out of reach is found out when everything is built."""
+    patch.setattr(OneVm, "unreachable", lambda self: False)
+
+
+REACHED: Final = "nothing of a run is begun before its appliance has answered"
 ONCE: Final = "a run is started once, and once more for each order of a person"
 LEFT_ALONE: Final = "what is not ours is left alone"
 LEASED: Final = "a server has a lease for as long as it lives"
@@ -155,5 +161,6 @@ BUGS: Final = (
     Bug(not_found_is_taken_as_a_no, frozenset({ONCE, IN_USE})),
     Bug(a_claim_is_ignored, frozenset({ONCE, IN_USE})),
     Bug(taint_is_forgotten, frozenset({NO_BACKUP})),
+    Bug(an_appliance_is_not_asked_first, frozenset({REACHED})),
     Bug(a_step_is_taken_from_wherever_the_call_is, frozenset({ONCE, ENDED})),
 )
