@@ -11,9 +11,10 @@ import click
 
 from reconciler.cli import options, tables
 from reconciler.cli.applying import Session
+from reconciler.core.chains import taken
 from reconciler.core.errors import Exit, nearest
 from reconciler.core.retention import Retention, document
-from reconciler.core.units import format_size, natural, stamp
+from reconciler.core.units import natural, stamp
 from reconciler.loop import current, load_settings
 from reconciler.orders import Retain
 from reconciler.retaining import planned
@@ -83,15 +84,15 @@ def _text(found: Sequence[Retention], *, colour: bool) -> str:
         for fate in one.fates:
             runs = ", ".join(backup.run for backup in fate.chain.kept)
             mark = "-" if fate.goes else "="
-            line = f"  {mark} {runs}: {format_size(fate.size)}; {fate.why}"
+            line = f"  {mark} {runs}: {taken([fate.chain])}; {fate.why}"
             out.append(tables.paint(line, "yellow" if fate.goes else None, colour))
     going = [backup for one in found for backup in one.going]
-    size = sum(fate.size for one in found for fate in one.fates if fate.goes)
+    chains = [fate.chain for one in found for fate in one.fates if fate.goes]
     images = sum(len(backup.disks) for backup in going)
     if going:
         out.append(
             f"{len(going)} backup{'s' if len(going) != 1 else ''} to remove: {images} "
-            f"image{'s' if images != 1 else ''}, {format_size(size)}"
+            f"image{'s' if images != 1 else ''}, {taken(chains)}"
         )
     else:
         out.append("No backup is to be removed.")

@@ -24,6 +24,7 @@ RULES: Final[Mapping[str, str]] = {
     "inventory-unknown": "The inventory does not know the VM, or cannot be read.",
     "limit": "There is more of something than can be meant.",
     "missing-key": "A key that is needed is not there.",
+    "no-effect": "A key has no effect beside the others.",
     "no-run": "No run of the VM is asked for.",
     "not-a-backup": "What is to be read or built on is no completed run.",
     "secret-in-place": "A secret is written where only its place may be named.",
@@ -37,7 +38,7 @@ RULES: Final[Mapping[str, str]] = {
 }
 """Rule → what it finds. The names are part of the interface: `validate -o json` and `-o sarif`."""
 
-WARNINGS: Final = frozenset({"disks-unverified", "no-run", "superseded"})
+WARNINGS: Final = frozenset({"disks-unverified", "no-effect", "no-run", "superseded"})
 """Rules that find nothing that is wrong, but what somebody should know."""
 
 _BY_SUMMARY: Final = tuple(
