@@ -370,7 +370,8 @@ def test_both_ends_as_rendered_carry_bytes_both_ways_without_this_program(lab: L
             checks = lab.doctor()
             assert {one["status"] for one in checks.values()} == {"ok"}, checks
             held = checks["tunnel.site-a.reverse"]["observed"]
-            assert f"held by the sshd session of {USER} from 127.0.0.1:" in held
+            assert "held by sshd (pid " in held
+            assert f"user {USER}, from 127.0.0.1:" in held
             assert "GET /api/v1/health: 200" in held
             assert str(lab.sshd.config) in checks["tunnel.sshd"]["observed"]
         assert process.poll() is None
@@ -399,13 +400,13 @@ def test_doctor_names_what_a_running_sshd_gets_wrong(lab: Lab) -> None:
         assert held["status"] == "failed"
         assert "the tunnel stands, and nobody answers" in held["observed"]
         pid = int(held["fix"].rpartition("kill ")[2])
-        assert f"(pid {pid})" in held["observed"]
+        assert f"(pid {pid}, user {USER}" in held["observed"]
         assert checks["tunnel.site-a.reverse.open"]["status"] == "warning"
     until(lambda: not listens(lab.reverse), "the end of the session")
     with speaking("127.0.0.1", lab.reverse, b"no HTTP"):
         checks = lab.doctor()
         held = checks["tunnel.site-a.reverse"]
-        assert "which is no sshd, so the appliance cannot have it" in held["observed"]
+        assert "which is no sshd, so no appliance can have it" in held["observed"]
         assert held["status"] == "failed"
 
 
