@@ -64,13 +64,11 @@ def near(host: str) -> str:
     return LOOPBACK if host in (*_EVERYWHERE, "localhost") else host
 
 
-def policy(settings: Settings, names: Collection[str] = ()) -> Policy:
-    """What the config asks of sshd. `names`: of these SNAs alone; empty: of all."""
+def policy(settings: Settings) -> Policy:
+    """What the config asks of sshd."""
     reaches: dict[str, Reach] = {}
     skipped: dict[str, str] = {}
     for name, sna in settings.snas.items():
-        if names and name not in names:
-            continue
         end = near_end(sna.url)
         if end is None:
             skipped[name] = (

@@ -214,6 +214,12 @@ def test_each_appliance_has_its_own_reverse_port_and_none_is_given_twice(lab: La
                    and one.startswith("restrict,port-forwarding")]  # fmt: skip
         assert re.findall('permitlisten="([^"]*)"', line) == [f"127.0.0.1:{port}"]
         assert lab.sshd.public(key) in line
+    assert "install -o root -g root -m 0644 authorized_keys /etc/ssh" in lab.printed
+    # Who renders for one of them leaves the others as they are.
+    lab.run(lab.hub, "render", "sshd", "--sna", "b", "--key", f"{b}.pub")
+    assert f"PermitListen 127.0.0.1:{lab.reverse} 127.0.0.1:{lab.reverse + 1}\n" in lab.printed
+    assert "cat authorized_keys >> /etc/ssh/authorized_keys.d/" in lab.printed
+    assert "restrict,port-forwarding" in lab.printed and lab.sshd.public(a) not in lab.printed
     said = lab.run(lab.hub, "render", "sshd", "--key", f"a={a}.pub", "--key", f"b={a}.pub", code=64)
     assert "a and b have the same key" in said
     said = lab.run(lab.hub, "render", "sshd", "--key", f"{a}.pub", code=64)
