@@ -432,7 +432,14 @@ class Doctor:
             with Observer(self.settings, self.environment).line(name) as line:
                 return line.health()
 
-        yield from tunnel_doctor.checks(self.settings, self.environment, self.specs, health)
+        known = tunnel_doctor.Known()
+        try:
+            look = partial(tunnel_doctor.known, self.settings, self.specs)
+            known = asked(self.settings.state, look, TRIES)
+        except HostError as error:
+            said = f"which tunnels were applied or declared: {error}"
+            yield doctor.unknown("tunnel.declared", "tunnels declared", said)
+        yield from tunnel_doctor.checks(self.settings, self.environment, known, health)
 
     def _secrets(self) -> Iterator[Check]:
         for what, ref in self._references():

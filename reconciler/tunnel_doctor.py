@@ -7,19 +7,22 @@ import posixpath
 import pwd
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from msgspec import Struct, field
+
+from reconciler import reaching
 from reconciler.core import tunnel_doctor as core
-from reconciler.core.appliances import Health
+from reconciler.core.appliances import Health, Holder, near_end
 from reconciler.core.doctor import Check, failed, ok, unknown
 from reconciler.core.errors import HostError
 from reconciler.core.settings import Settings
 from reconciler.core.sshd import Policy, effective, policy
-from reconciler.core.tunnel import HostKey, Tunnel
-from reconciler.core.tunnel_doctor import Account, Holder, Sshd
-from reconciler.core.units import Port, Seconds
+from reconciler.core.tunnel import HostKey, Reach, Tunnel
+from reconciler.core.tunnel_doctor import Account, Sshd
+from reconciler.core.units import Endpoint, Seconds
 from reconciler.dialling import Dialler, lines_of
 from reconciler.host import accounts, files, host_keys, machine, proc, store
 from reconciler.tunnels import declared
@@ -31,56 +34,56 @@ SOCKETS: Final = ("ssh.socket", "sshd.socket")
 NOWHERE: Final = "192.0.2.1"
 """An address from outside, where none is known: what sshd says for it. Source: RFC 5737."""
 _PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
-_SESSIONS: Final = ("sshd", "sshd-session")
-"""What its processes are called; the second since OpenSSH 9.8."""
+
+
+class Known(Struct, frozen=True):
+    """The tunnels that this machine is to dial."""
+
+    tunnels: Mapping[str, Tunnel] = field(default_factory=dict)
+    """Name → the tunnel: what specs declare now, else what was applied."""
+    checks: Sequence[Check] = ()
+    """What cannot be read of them."""
+
+
+def known(settings: Settings, paths: Sequence[str]) -> Known:
+    """What was applied, and what specs below `paths` declare. Raises HostError."""
+    ledger = store.read(Path(settings.state))
+    applied = [Tunnel.from_json(row.vm) for row in ledger.tunnels.values()] if ledger else []
+    tunnels = {one.name: one for one in applied}
+    if not _speak(paths):
+        return Known(tunnels)
+    said = declared(paths, settings)
+    wrong = [one for one in said.diagnostics if one.severity == "error"]
+    if not wrong:
+        return Known({**tunnels, **said.tunnels})
+    more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    fix = "reconciler validate" + "".join(f" -f {path}" for path in paths)
+    told = failed("tunnel.declared", "tunnels declared", f"{wrong[0]}{more}", fix)
+    return Known({**tunnels, **said.tunnels}, (told,))
 
 
 def checks(
     settings: Settings,
     environment: Mapping[str, str],
-    paths: Sequence[str],
+    found: Known,
     health: Callable[[str], Health],
 ) -> Iterator[Check]:
-    """What a hub's and an appliance's end need. `paths`: specs beside what was applied. `health`:
-    asks an SNA of the config."""
+    """What a hub's and an appliance's end need. `health`: asks an SNA of the config."""
     wanted = policy(settings)
-    tunnels: dict[str, Tunnel] = {}
-    yield from _known(settings, paths, tunnels)
+    yield from found.checks
     if wanted.reaches:
-        yield from _hub_end(wanted, health)
-    for name in sorted(tunnels):
-        yield from _appliance_end(tunnels[name], settings, environment)
-    if not wanted.reaches and not tunnels:
+        yield from _hub_end(wanted, settings, health)
+    for name in sorted(found.tunnels):
+        yield from _appliance_end(found.tunnels[name], settings, environment)
+    if not (wanted.reaches or found.tunnels or found.checks):
         said = "none here: no SNA is behind a port of this machine, and no tunnel is declared"
         yield ok("tunnel", "tunnel", said)
 
 
-def _known(settings: Settings, paths: Sequence[str], found: dict[str, Tunnel]) -> Iterator[Check]:
-    """Fills `found` with what was applied, and what specs declare now."""
-    try:
-        if ledger := store.read(Path(settings.state)):
-            found |= {
-                one.name: one
-                for one in (Tunnel.from_json(row.vm) for row in ledger.tunnels.values())
-            }
-    except HostError as error:
-        yield unknown("tunnel.applied", "tunnels applied", str(error), "reconciler state info")
-    if not _speak(settings, paths):
-        return
-    said = declared(paths, settings)
-    found |= said.tunnels
-    wrong = [one for one in said.diagnostics if one.severity == "error"]
-    if wrong:
-        more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        where = "".join(f" -f {path}" for path in paths)
-        yield failed("tunnel.declared", "tunnels declared", f"{wrong[0]}{more}",
-                     f"reconciler validate{where}")  # fmt: skip
-
-
-def _speak(settings: Settings, paths: Sequence[str]) -> bool:
+def _speak(paths: Sequence[str]) -> bool:
     """Whether specs say anything of tunnels; else they, and what lies around them, are not read."""
     try:
-        texts, _ = files.texts_of(paths, settings.requests)
+        texts = files.texts(paths or (files.SPECS,))
     except files.NothingNamed:
         if paths:
             raise
@@ -91,31 +94,41 @@ def _speak(settings: Settings, paths: Sequence[str]) -> bool:
 # -- the hub
 
 
-def _hub_end(wanted: Policy, health: Callable[[str], Health]) -> Iterator[Check]:
-    holders = _holders([one.reverse for one in wanted.reaches.values()])
-    answers: dict[str, Health] = {}
+def _hub_end(
+    wanted: Policy, settings: Settings, health: Callable[[str], Health]
+) -> Iterator[Check]:
+    held: dict[str, Holder] = {}
+    told: dict[str, list[Check]] = {}
     for name, reach in wanted.reaches.items():
+        near = near_end(settings.snas[name].url)
+        found = reaching.holder(*near) if near else None
+        if found:
+            held[name] = found
         try:
-            answers[name] = health(name) if holders.get(reach.reverse) else Health()
+            answer = health(name) if found else Health()
         except HostError as error:  # its token; the group of secrets says what helps
-            answers[name] = Health(kind="other", said=str(error))
-    told = {
-        name: list(core.reverse(name, reach, holders.get(reach.reverse, []), answers[name],
-                                wanted.user))
-        for name, reach in wanted.reaches.items()
-    }  # fmt: skip
+            answer = Health(kind="other", said=str(error))
+        told[name] = list(core.reverse(name, reach, found, answer, wanted.user, _exposed(reach)))
     # An appliance of this very machine, which answers by itself, needs no sshd.
     here = {
         name
-        for name, reach in wanted.reaches.items()
-        for one in holders.get(reach.reverse, [])[:1]
-        if one.pid and not one.session and all(check.status == "ok" for check in told[name])
+        for name, one in held.items()
+        if one.pid and not one.sshd and all(check.status == "ok" for check in told[name])
     }
     if here != wanted.reaches.keys():
-        session = next((one for some in holders.values() for one in some if one.session), None)
-        yield from _sshd(wanted, session)
+        yield from _sshd(wanted, next((one for one in held.values() if one.sshd), None))
     for some in told.values():
         yield from some
+
+
+def _exposed(reach: Reach) -> str:
+    """An address at which other machines reach a reverse port too; empty: there is none."""
+    for one in proc.tcp_sockets(established=False):
+        if one.listening and one.port == reach.reverse:
+            end = Endpoint(one.address, one.port)
+            if not end.loopback and one.address != reach.host:
+                return str(end)
+    return ""
 
 
 def _sshd(wanted: Policy, session: Holder | None) -> Iterator[Check]:
@@ -171,7 +184,7 @@ def _server(session: Holder | None) -> Sshd:
     """The sshd that a session comes from; else one of this machine, its own first."""
     binary = shutil.which("sshd", path=_PATH) or ""
     running = listeners()
-    ancestors = set(_ancestors(session.pid)) if session else set()
+    ancestors = set(_ancestors(session.pid)) if session and session.pid else set()
     # One that was started with a configuration of its own is somebody's second.
     running.sort(key=lambda one: (one.pid not in ancestors, bool(one.config), one.pid))
     if running:
@@ -229,53 +242,6 @@ def _ancestors(pid: int) -> Iterator[int]:
         except OSError:
             return
         pid = int(stat.rpartition(")")[2].split()[1])
-
-
-def _holders(ports: Collection[Port]) -> Mapping[Port, list[Holder]]:
-    """Port → who listens on it."""
-    sockets = proc.tcp_sockets()
-    there = [one for one in sockets if one.listening and one.port in ports]
-    pids = proc.holders(one.inode for one in there)
-    found: dict[Port, list[Holder]] = {}
-    for one in there:
-        holder = Holder(address=one.address)
-        if pid := pids.get(one.inode):
-            holder = _holder(pid, one.address, sockets)
-        found.setdefault(one.port, []).append(holder)
-    return found
-
-
-def _holder(pid: int, address: str, sockets: Sequence[proc.Socket]) -> Holder:
-    name = proc.name_of(pid)
-    process = proc.process(pid)
-    if process is None or name not in _SESSIONS:
-        return Holder(address=address, pid=pid, name=name)
-    # Its own connection is the one that came in on a port where an sshd listens.
-    own = {port for one in listeners() for port in one.ports}
-    inodes = proc.socket_inodes(pid)
-    came = [one for one in sockets if not one.listening and one.inode in inodes]
-    peer = next((one.peer for one in came if one.port in own), None)
-    title = re.match(r"sshd(?:-session)?: (\S+)", " ".join(process.argv))
-    return Holder(
-        address=address,
-        pid=pid,
-        name=name,
-        session=True,
-        user=title[1] if title else _owner(pid),
-        peer=_end(peer[1], peer[2]) if peer else "",
-        age=proc.age(process.identity),
-    )
-
-
-def _end(host: str, port: Port) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _owner(pid: int) -> str:
-    try:
-        return pwd.getpwuid(os.stat(f"/proc/{pid}").st_uid).pw_name
-    except (OSError, KeyError):
-        return "somebody"
 
 
 # -- the appliance

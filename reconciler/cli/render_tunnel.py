@@ -29,7 +29,9 @@ MOST: Final = 1 << 16
 @click.option(
     "--user", help="The account they come to. [default: `tunnel: {user: …}` of the config]"
 )
-@click.option("--sna", "names", multiple=True, metavar="NAME", help="Only this SNA; repeatable.")
+@click.option(
+    "--sna", "names", multiple=True, metavar="NAME", help="Keys of this SNA alone; repeatable."
+)
 @click.option(
     "--key",
     "keys",
@@ -67,7 +69,7 @@ def sshd(
     for name in names:
         if name not in settings.snas:
             raise click.UsageError(f"the config has no SNA {name!r}{nearest(name, settings.snas)}")
-    found = policy(settings, names)
+    found = policy(settings)
     if user is not None:
         try:
             found = replace(found, user=checked_user(user))
@@ -92,24 +94,27 @@ def sshd(
             "and `api: {listen: …}` agree",
             err=True,
         )
-    files = _hub_files(found, _keys(found, keys), settings.hub, None if port == 22 else port)
+    wanted = [name for name in found.reaches if not names or name in names]
+    files = _hub_files(
+        found, wanted, _keys(wanted, keys), settings.hub, None if port == 22 else port
+    )
     rendering.given(files, output)
     return Exit.OK
 
 
-def _keys(policy: Policy, written: Sequence[str]) -> dict[str, HostKey]:
+def _keys(names: Sequence[str], written: Sequence[str]) -> dict[str, HostKey]:
     """SNA → its public key. Raises click.UsageError, HostError."""
     found: dict[str, HostKey] = {}
     for text in written:
         name, sign, path = text.partition("=")
-        if not sign or name not in policy.reaches:
+        if not sign or name not in names:
             if sign and not Path(text).exists():
-                known = ", ".join(policy.reaches)
+                known = ", ".join(names)
                 raise click.UsageError(f"--key {text}: there is no SNA {name!r} here: {known}")
-            if len(policy.reaches) != 1:
-                known = " or ".join(f"{one}={text}" for one in policy.reaches)
+            if len(names) != 1:
+                known = " or ".join(f"{one}={text}" for one in names)
                 raise click.UsageError(f"--key {text}: say whose it is: {known}")
-            name, path = next(iter(policy.reaches)), text
+            name, path = names[0], text
         if name in found:
             raise click.UsageError(f"--key is given twice for {name}")
         key = _public(path)
@@ -143,17 +148,21 @@ def _public(path: str) -> HostKey:
 
 
 def _hub_files(
-    policy: Policy, keys: Mapping[str, HostKey], hub: str, port: int | None
+    policy: Policy,
+    names: Sequence[str],
+    keys: Mapping[str, HostKey],
+    hub: str,
+    port: int | None,
 ) -> dict[str, str]:
     from reconciler.core.sshd import DROP_IN, NO_SHELL, authorized_line, directives
 
     snas = [
         {
             "name": name,
-            "listens": str(reach.listens),
-            "line": authorized_line(reach, keys[name], name) if name in keys else "",
+            "listens": str(policy.reaches[name].listens),
+            "line": authorized_line(policy.reaches[name], keys[name], name) if name in keys else "",
         }
-        for name, reach in policy.reaches.items()
+        for name in names
     ]
     keys_file = policy.keys.replace("%u", policy.user)
     values: dict[str, Any] = {
@@ -162,6 +171,7 @@ def _hub_files(
         "port": port,
         "directives": directives(policy),
         "snas": snas,
+        "whole": keys.keys() == policy.reaches.keys(),
         "no_shell": NO_SHELL,
         "keys_file": keys_file,
         "keys_directory": posixpath.dirname(keys_file),

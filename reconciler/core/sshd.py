@@ -9,10 +9,10 @@ import fnmatch
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 
+from reconciler.core.appliances import near_end
 from reconciler.core.settings import Settings
 from reconciler.core.tunnel import LOOPBACK, HostKey, Reach
 from reconciler.core.units import Endpoint, Port
@@ -64,26 +64,23 @@ def near(host: str) -> str:
     return LOOPBACK if host in (*_EVERYWHERE, "localhost") else host
 
 
-def policy(settings: Settings, names: Collection[str] = ()) -> Policy:
-    """What the config asks of sshd. `names`: of these SNAs alone; empty: of all."""
+def policy(settings: Settings) -> Policy:
+    """What the config asks of sshd."""
     reaches: dict[str, Reach] = {}
     skipped: dict[str, str] = {}
     for name, sna in settings.snas.items():
-        if names and name not in names:
-            continue
-        url = urlsplit(sna.url)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        if not Endpoint(url.hostname or "", port).loopback:
+        end = near_end(sna.url)
+        if end is None:
             skipped[name] = (
                 f"its url {sna.url} is no port of this machine, so no tunnel leads to it"
             )
-        elif port < 1024:
-            skipped[name] = f"port {port} is root's alone, so no tunnel can listen there"
+        elif end[1] < 1024:
+            skipped[name] = f"port {end[1]} is root's alone, so no tunnel can listen there"
         else:
             reaches[name] = Reach(
                 ports=settings.ports,
                 api=settings.listen.port,
-                reverse=port,
+                reverse=end[1],
                 host=near(settings.bind),
             )
     return Policy(user=settings.tunnel_user, reaches=reaches, skipped=skipped)

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from reconciler.core.appliances import Health
+from reconciler.core.appliances import Health, Holder
 from reconciler.core.doctor import Check, failed, ok, unknown, warning
 from reconciler.core.sshd import (
     NO_SHELL,
@@ -20,7 +20,7 @@ from reconciler.core.sshd import (
 )
 from reconciler.core.tunnel import HostKey, Reach, Tunnel
 from reconciler.core.tunnel_seen import TunnelSeen
-from reconciler.core.units import Port, Seconds, format_duration
+from reconciler.core.units import Port, format_duration
 
 AS_ROOT: Final = "needs root: sudo reconciler doctor --only tunnel"
 BLOCK: Final = "reconciler render sshd"
@@ -72,31 +72,6 @@ class KeyFile(Struct, frozen=True, kw_only=True):
     trouble: str = ""
     """Why sshd does not use it."""
     missing: bool = False
-
-
-class Holder(Struct, frozen=True, kw_only=True):
-    """Who listens on a reverse port."""
-
-    address: str
-    pid: int = 0
-    """0: it is not ours to see."""
-    name: str = ""
-    session: bool = False
-    """It is a session of sshd, so there is a tunnel."""
-    user: str = ""
-    peer: str = ""
-    age: Seconds = 0.0
-
-    def __str__(self) -> str:
-        if not self.pid:
-            return "a process that is not ours to see"
-        if not self.session:
-            return f"{self.name} (pid {self.pid})"
-        peer = f" from {self.peer}" if self.peer else ""
-        return (
-            f"the sshd session of {self.user}{peer}, for {format_duration(self.age)} "
-            f"(pid {self.pid})"
-        )
 
 
 def server(found: Sshd) -> Check:
@@ -185,48 +160,46 @@ def keys(policy: Policy, files: Sequence[KeyFile]) -> Iterator[Check]:
 
 
 def reverse(
-    name: str, reach: Reach, holders: Sequence[Holder], health: Health, user: str
+    name: str, reach: Reach, held: Holder | None, health: Health, user: str, exposed: str
 ) -> Iterator[Check]:
-    """Who holds the port by which the hub finds an SNA, and whether it answers through it."""
-    id_, title, port = f"tunnel.{name}.reverse", f"tunnel of {name}", reach.reverse
-    answers = health.status is not None and 200 <= health.status < 300
+    """Who holds the port by which the hub finds an SNA, and whether it answers through it.
+
+    `exposed`: the address at which other machines reach it too.
+    """
+    id_, title, end = f"tunnel.{name}.reverse", f"tunnel of {name}", reach.listens
     reply = f"GET /api/v1/health: {health.status or health.said or health.kind}"
-    if not holders:
-        said = f"nobody listens on {reach.listens}: the appliance has not dialled, or was refused"
+    if held is None:
+        said = f"nobody listens on {end}: the appliance has not dialled, or was refused"
         fix = "at the appliance: reconciler status; here: journalctl -u ssh -n 50"
         yield failed(id_, title, said, fix)
         return
-    one = next((holder for holder in holders if holder.session), holders[0])
-    if not one.pid:
-        said = f"{reach.listens} is held, and by whom is not ours to see; {reply}"
-        yield unknown(id_, title, said, AS_ROOT)
+    if held.pid is None:
+        yield unknown(id_, title, f"{end} is held by {held}; {reply}", AS_ROOT)
         return
-    if not one.session:
-        if answers:
-            said = f"{reach.listens}: {one} of this machine answers itself; no tunnel leads there"
+    if not held.sshd:
+        if health.well:
+            said = f"{end}: {held} of this machine answers itself; no tunnel leads there"
             yield ok(id_, title, said)
         else:
             said = (
-                f"{reach.listens} is held by {one}, which is no sshd, so the appliance cannot have "
-                f"it; {reply}"
+                f"{end} is held by {held}, which is no sshd, so no appliance can have it; {reply}"
             )
-            yield failed(id_, title, said, f"see what it is: ps -fp {one.pid}; end it")
+            yield failed(id_, title, said, f"see what it is: ps -fp {held.pid}; end it")
         return
-    if one.user != user:
-        said = f"{reach.listens} is held by {one}, and tunnels come as {user} (`tunnel: {{user}}`)"
-        yield warning(
-            f"{id_}.user", title, said, "have the spec's `user` and the hub's config agree"
-        )
-    if one.address not in (reach.host, "127.0.0.1", "::1"):
-        said = f"{one} listens on {one.address}:{port}: other machines reach the appliance by it"
+    if held.user != user:
+        said = f"{end} is held by {held}, and tunnels come as {user} (`tunnel: {{user: …}}`)"
+        fix = "have the spec's `user` and the hub's config agree"
+        yield warning(f"{id_}.user", title, said, fix)
+    if exposed:
+        said = f"{held} listens on {exposed} too: other machines reach the appliance by it"
         yield warning(f"{id_}.open", title, said, f"GatewayPorts no; the whole block: {BLOCK}")
-    if answers:
+    if health.well:
         took = format_duration(health.took)
-        yield ok(id_, title, f"{reach.listens} is held by {one}; {reply} after {took}")
+        yield ok(id_, title, f"{end} is held by {held}; {reply} after {took}")
         return
     what = "what answers is no appliance that is well" if health.status else "nobody answers"
-    said = f"{reach.listens} is held by {one}; {reply}: the tunnel stands, and {what}"
-    fix = f"start the appliance's own service; if that session is a dead one: kill {one.pid}"
+    said = f"{end} is held by {held}; {reply}: the tunnel stands, and {what}"
+    fix = f"start the appliance's own service; if that session is a dead one: kill {held.pid}"
     yield failed(id_, title, said, fix)
 
 

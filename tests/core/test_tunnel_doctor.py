@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.appliances import Health
+from reconciler.core.appliances import Health, Holder
 from reconciler.core.doctor import Check, Status
 from reconciler.core.settings import SecretRef
 from reconciler.core.tunnel import Tunnel, TunnelMark
 from reconciler.core.tunnel_doctor import (
     Account,
-    Holder,
     KeyFile,
     Sshd,
     account,
@@ -100,37 +99,34 @@ def test_keys_that_sshd_does_not_use_are_told_with_why() -> None:
     assert "--sna b --key FILE.pub, and its line into /k" in check.fix
 
 
-SESSION = Holder(address="127.0.0.1", pid=7, name="sshd", session=True, user="tunnel",
-                 peer="198.51.100.7:40000", age=3600)  # fmt: skip
+SESSION = Holder(pid=7, name="sshd", user="tunnel", peer="198.51.100.7:40000", since=1_800_000_000)
+NGINX = Holder(pid=8, name="nginx")
 
 
 @pytest.mark.parametrize(
-    ("holders", "health", "statuses", "words"),
+    ("held", "health", "status", "words"),
     [
-        ([], FINE, ["failed"], "nobody listens on 127.0.0.1:9081"),
-        ([SESSION], FINE, ["ok"],
-         "held by the sshd session of tunnel from 198.51.100.7:40000, for 1 h (pid 7)"),
-        ([SESSION], SILENT, ["failed"], "no answer in time: the tunnel stands, and nobody answers"),
-        ([SESSION], Health(status=404), ["failed"], "no appliance that is well"),
-        ([Holder(address="127.0.0.1", pid=8, name="nginx")], FINE, ["ok"],
-         "nginx (pid 8) of this machine answers itself"),
-        ([Holder(address="127.0.0.1", pid=8, name="nginx")], SILENT, ["failed"],
-         "held by nginx (pid 8), which is no sshd"),
-        ([Holder(address="127.0.0.1")], FINE, ["unknown"], "by whom is not ours to see"),
+        (None, FINE, "failed", "nobody listens on 127.0.0.1:9081"),
+        (SESSION, FINE, "ok", "held by sshd (pid 7, user tunnel, from 198.51.100.7:40000, since "),
+        (SESSION, SILENT, "failed", "no answer in time: the tunnel stands, and nobody answers"),
+        (SESSION, Health(status=404), "failed", "no appliance that is well"),
+        (NGINX, FINE, "ok", "nginx (pid 8) of this machine answers itself"),
+        (NGINX, SILENT, "failed", "held by nginx (pid 8), which is no sshd"),
+        (Holder(user="bob"), FINE, "unknown", "held by a process of user bob that is not ours"),
     ],
-)  # fmt: skip
+)
 def test_who_holds_a_reverse_port(
-    holders: list[Holder], health: Health, statuses: list[str], words: str
+    held: Holder | None, health: Health, status: str, words: str
 ) -> None:
-    found = list(reverse("a", REACH, holders, health, "tunnel"))
-    assert [one.status for one in found] == statuses
-    assert words in found[-1].observed
-    assert (found[-1].status == "ok") is not bool(found[-1].fix)
+    (found,) = reverse("a", REACH, held, health, "tunnel", "")
+    assert found.status == status
+    assert words in found.observed
+    assert (status == "ok") is not bool(found.fix)
 
 
 def test_a_session_of_another_user_or_open_to_all_is_said() -> None:
-    odd = Holder(address="0.0.0.0", pid=7, name="sshd", session=True, user="bob")
-    found = by_id(reverse("a", REACH, [odd], FINE, "tunnel"))
+    odd = Holder(pid=7, name="sshd-session", user="bob")
+    found = by_id(reverse("a", REACH, odd, FINE, "tunnel", "0.0.0.0:9081"))
     assert [one.status for one in found.values()] == ["warning", "warning", "ok"]
     assert "tunnels come as tunnel" in found["tunnel.a.reverse.user"].observed
     assert found["tunnel.a.reverse.open"].fix.startswith("GatewayPorts no")

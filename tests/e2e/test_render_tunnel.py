@@ -214,6 +214,12 @@ def test_each_appliance_has_its_own_reverse_port_and_none_is_given_twice(lab: La
                    and one.startswith("restrict,port-forwarding")]  # fmt: skip
         assert re.findall('permitlisten="([^"]*)"', line) == [f"127.0.0.1:{port}"]
         assert lab.sshd.public(key) in line
+    assert "install -o root -g root -m 0644 authorized_keys /etc/ssh" in lab.printed
+    # Who renders for one of them leaves the others as they are.
+    lab.run(lab.hub, "render", "sshd", "--sna", "b", "--key", f"{b}.pub")
+    assert f"PermitListen 127.0.0.1:{lab.reverse} 127.0.0.1:{lab.reverse + 1}\n" in lab.printed
+    assert "cat authorized_keys >> /etc/ssh/authorized_keys.d/" in lab.printed
+    assert "restrict,port-forwarding" in lab.printed and lab.sshd.public(a) not in lab.printed
     said = lab.run(lab.hub, "render", "sshd", "--key", f"a={a}.pub", "--key", f"b={a}.pub", code=64)
     assert "a and b have the same key" in said
     said = lab.run(lab.hub, "render", "sshd", "--key", f"{a}.pub", code=64)
@@ -370,7 +376,8 @@ def test_both_ends_as_rendered_carry_bytes_both_ways_without_this_program(lab: L
             checks = lab.doctor()
             assert {one["status"] for one in checks.values()} == {"ok"}, checks
             held = checks["tunnel.site-a.reverse"]["observed"]
-            assert f"held by the sshd session of {USER} from 127.0.0.1:" in held
+            assert "held by sshd (pid " in held
+            assert f"user {USER}, from 127.0.0.1:" in held
             assert "GET /api/v1/health: 200" in held
             assert str(lab.sshd.config) in checks["tunnel.sshd"]["observed"]
         assert process.poll() is None
@@ -399,13 +406,13 @@ def test_doctor_names_what_a_running_sshd_gets_wrong(lab: Lab) -> None:
         assert held["status"] == "failed"
         assert "the tunnel stands, and nobody answers" in held["observed"]
         pid = int(held["fix"].rpartition("kill ")[2])
-        assert f"(pid {pid})" in held["observed"]
+        assert f"(pid {pid}, user {USER}" in held["observed"]
         assert checks["tunnel.site-a.reverse.open"]["status"] == "warning"
     until(lambda: not listens(lab.reverse), "the end of the session")
     with speaking("127.0.0.1", lab.reverse, b"no HTTP"):
         checks = lab.doctor()
         held = checks["tunnel.site-a.reverse"]
-        assert "which is no sshd, so the appliance cannot have it" in held["observed"]
+        assert "which is no sshd, so no appliance can have it" in held["observed"]
         assert held["status"] == "failed"
 
 
