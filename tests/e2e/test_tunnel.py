@@ -88,3 +88,28 @@ def is_tunnel(pid: int) -> bool:
         return b"RECONCILER_TUNNEL" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+
+
+def test_what_cannot_be_read_any_more_keeps_the_tunnel_as_it_was(lab: Lab, tmp_path: Path) -> None:
+    sna = lab.sna(tmp_path / "sna")
+    lab.answering()
+    spec = sna.specs / "tunnel.yaml"
+    good = spec.read_text()
+    with watching(sna):
+        until(lambda: ready(sna) == ("True", "Healthy"), "a healthy tunnel")
+        before = tunnel(sna)["connections"][0]["pid"]
+        for text, told in (
+            (good.replace('"keepalive"', '"keepaliv"'), "keepaliv"),
+            ("tunnels: [", "tunnel.yaml"),
+        ):
+            spec.write_text(text)
+            until(lambda: told in sna.run("explain", "tunnel/hub-a"), f"{told} in explain")  # noqa: B023
+            assert tunnel(sna)["connections"][0]["pid"] == before
+            assert ready(sna) == ("True", "Healthy")
+            spec.write_text(good)
+            until(lambda: "SourceUnreadable" not in sna.run("status"), "the good spec")
+        spec.unlink()
+        sna.run("wait", "tunnel/hub-a", "--for", "Ready", "--timeout", "20s")
+        assert tunnel(sna)["connections"][0]["pid"] == before
+        sna.run("stop", "-y", "tunnel/hub-a")
+        sna.run("wait", "tunnel/hub-a", "--for", "Absent", "--timeout", "20s")
