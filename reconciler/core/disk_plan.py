@@ -25,7 +25,7 @@ from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.guards import broken_chain, in_use, unfit
 from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import argv
-from reconciler.core.parents import as_full, unfit_parent
+from reconciler.core.parents import as_full, unfit_parent, without_command
 from reconciler.core.ports import Pool
 from reconciler.core.settings import QemuNbd
 from reconciler.core.space import Room
@@ -147,7 +147,7 @@ class Disks:
         made = any(image and image.exists for image in images)  # as overlays: they stay that
         if self.unfit_parents and vm.fallback == "full" and not made:
             key, (_, why) = next(iter(self.unfit_parents.items()))
-            self.vm = as_full(vm, f"disk {key}: {why}")
+            self.vm = as_full(vm, f"disk {key}: {without_command(why, vm.name)}")
             self.unfit_parents = {}
 
     def written(self) -> Mapping[str, str]:
