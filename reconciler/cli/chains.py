@@ -16,7 +16,6 @@ from reconciler.cli.looking import directory
 from reconciler.core.chains import Backup, Chain, chains_of, document, in_order
 from reconciler.core.errors import Exit, nearest
 from reconciler.core.ledger import Ledger
-from reconciler.core.names import resolved
 from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.units import format_size, stamp
 from reconciler.host import store
@@ -53,7 +52,7 @@ def known(state: Path, vm: str) -> tuple[Ledger, str]:
     """The ledger, and the context of a VM that it knows. Raises UsageError."""
     ledger = store.read(state)
     names = ledger.known if ledger else frozenset()
-    vm = resolved(vm, names, ledger.shown) if ledger else vm
+    vm = ledger.context(vm, names) if ledger else vm
     if ledger is None or vm not in names:
         hint = nearest(vm, names) or f" (known here: {tables.some(sorted(names)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")

@@ -15,7 +15,6 @@ from reconciler.core.call import Call
 from reconciler.core.errors import nearest
 from reconciler.core.history import Proofs, document, duration, ended, proof, runs
 from reconciler.core.ledger import Proof
-from reconciler.core.names import resolved
 from reconciler.core.units import Seconds, format_duration, stamp
 from reconciler.host import store
 
@@ -31,7 +30,7 @@ def history(config: str | None, vm: str, limit: int, output: str) -> None:
     """The runs of one VM, newest first: when, by whom, of what, and how they ended."""
     ledger = store.read(directory(config))
     known = ledger.known if ledger else frozenset()
-    vm = resolved(vm, known, ledger.shown) if ledger else vm
+    vm = ledger.context(vm, known) if ledger else vm
     if ledger is None or vm not in known:
         hint = nearest(vm, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")

@@ -23,7 +23,6 @@ from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
-from reconciler.core.names import resolved
 from reconciler.core.parents import PARENTS
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
@@ -109,7 +108,7 @@ def show_status(
                 click.echo(line)
             click.echo("next: reconciler plan -f specs/")
         return
-    vms = [resolved(name, known_names(ledger), ledger.shown) for name in vms]
+    vms = [ledger.context(name, known_names(ledger)) for name in vms]
     if choice:
         vms = chosen(ledger, vms, choice)
     plan, actual, now = looked(ledger, vms)
@@ -176,7 +175,7 @@ def explain(config: str | None, vm: str, output: str) -> None:
     state = directory(config)
     ledger, holder = read(state)
     known = known_names(ledger) if ledger else {}
-    vm = resolved(vm, known, ledger.shown) if ledger else vm
+    vm = ledger.context(vm, known) if ledger else vm
     if ledger is None or not ledger.settings or vm not in known:
         hint = nearest(vm, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")

@@ -14,7 +14,6 @@ import click
 from reconciler.cli import options, tables
 from reconciler.cli.looking import directory
 from reconciler.core.errors import nearest
-from reconciler.core.names import resolved
 from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.units import Seconds, stamp
 from reconciler.host import store
@@ -84,7 +83,7 @@ def _known(where: Path, vms: Collection[str]) -> tuple[str, ...]:
     """The contexts of these VMs. Raises UsageError if this hub never heard of one of them."""
     ledger = store.read(where) if vms else None
     known = {*ledger.known, *ledger.declared} if ledger else set()
-    names = tuple(resolved(name, known, ledger.shown if ledger else {}) for name in vms)
+    names = tuple(ledger.context(name, known) if ledger else name for name in vms)
     for name in names:
         if name not in known:
             hint = nearest(name, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"

@@ -12,7 +12,6 @@ import click
 from reconciler.cli import options, tables
 from reconciler.cli.looking import directory, known_names, looked, read
 from reconciler.core.errors import Exit, nearest
-from reconciler.core.names import resolved
 from reconciler.core.plan import FORMAT_VERSION
 from reconciler.core.units import Seconds, format_duration
 from reconciler.core.waiting import WISHES, Stand, Wish, stand, tunnel_stand
@@ -99,7 +98,7 @@ def stands(state: Path, vms: tuple[str, ...], wish: Wish, run: str) -> Mapping[s
     ledger, _ = read(state)
     applied = known_names(ledger) if ledger and ledger.settings else ()
     known = {*applied, *(ledger.declared if ledger else ())}
-    vms = tuple(resolved(name, known, ledger.shown) for name in vms) if ledger else vms
+    vms = tuple(ledger.context(name, known) if ledger else name for name in vms)
     for name in vms:
         if name not in known:
             hint = nearest(name, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"

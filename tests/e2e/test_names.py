@@ -1,4 +1,4 @@
-"""A VM by its name in vCenter: who looks may say it, who changes something is helped to the context."""
+"""A VM by its name in vCenter: who looks may say it, who changes something is told the context."""
 
 from __future__ import annotations
 
