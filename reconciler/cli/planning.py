@@ -81,9 +81,9 @@ def _checked(source: Source, desired: Desired) -> str:
     """`2 VMs valid,`. Where no spec declares anything, the inventory is what was checked."""
     specs, known = source.specs, source.inventory
     said = f"{text.counted(len(desired.vms), len(desired.tunnels))} valid"
-    if specs.vms or specs.tunnels or specs.refused:
+    if specs.vms or specs.tunnels or specs.failed:
         return f"{said},"
-    if not (specs.runs or specs.unread):
+    if not specs.runs:
         said = "no VM is declared"
     if known is None or known.stale:
         return f"{said},"
