@@ -20,11 +20,12 @@ from reconciler.core.call_plan import LOST
 from reconciler.core.chains import broken, chains_of
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.disk_plan import export_key
-from reconciler.core.errors import HostError, UsageError, nearest
+from reconciler.core.errors import HostError, UsageError
 from reconciler.core.guards import in_use
 from reconciler.core.history import proof as document_of
 from reconciler.core.ledger import EVERY, Ledger, Proof
 from reconciler.core.ledger import Pause as Held
+from reconciler.core.names import hint
 from reconciler.core.plan import plan
 from reconciler.core.proofs import merged
 from reconciler.core.settings import Settings, below
@@ -179,8 +180,9 @@ def pausable(names: Sequence[str], ledger: Ledger) -> None:
     known = {*ledger.known, *ledger.declared, *(lease.vm for lease in ledger.leases)}
     for name in names:
         if name not in known:
-            hint = nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
-            raise UsageError(f"this hub has no VM {name!r}{hint}")
+            near = hint(name, known, ledger.shown)
+            near = near or f" (known here: {', '.join(sorted(known)) or 'none'})"
+            raise UsageError(f"this hub has no VM {name!r}{near}")
 
 
 def _told_of(names: Sequence[str]) -> list[str]:
@@ -192,7 +194,8 @@ def calls_of(ledger: Ledger, vm: str) -> Sequence[Call]:
     """The calls of a VM, oldest first; at least one. Raises UsageError."""
     calls = sorted(ledger.runs(vm), key=lambda c: (c.created, c.attempt))
     if not calls:
-        raise UsageError(f"the ledger has no run of a VM {vm!r}{nearest(vm, ledger.known)}")
+        near = hint(vm, ledger.known, ledger.shown)
+        raise UsageError(f"the ledger has no run of a VM {vm!r}{near}")
     return calls
 
 
@@ -362,8 +365,9 @@ def stopped(
             down[name] = replace(Tunnel.from_json(ledger.tunnels[name].vm), up=False)
             continue
         if name not in known:
-            hint = nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
-            raise UsageError(f"this hub never applied a VM {name!r}{hint}")
+            near = hint(name, known, ledger.shown)
+            near = near or f" (known here: {', '.join(sorted(known)) or 'none'})"
+            raise UsageError(f"this hub never applied a VM {name!r}{near}")
         applied = ledger.applied.get(name)
         protect = bool(applied and applied.vm.get("protect"))
         gone[name] = Vm(

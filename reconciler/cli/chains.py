@@ -36,7 +36,7 @@ def chain(config: str | None, vm: str, key: int | None, output: str) -> None:
 
     As the ledger knows it; `verify` looks at the images themselves.
     """
-    ledger = known(directory(config), vm)
+    ledger, vm = known(directory(config), vm)
     found = chains_of(ledger, vm, key)
     if key is not None and not found:
         keys = {e.key for call in ledger.runs(vm) for e in call.exports}
@@ -50,14 +50,15 @@ def chain(config: str | None, vm: str, key: int | None, output: str) -> None:
         click.echo(f"No run of {vm} is completed.")
 
 
-def known(state: Path, vm: str) -> Ledger:
-    """The ledger, which knows a VM. Raises UsageError."""
+def known(state: Path, vm: str) -> tuple[Ledger, str]:
+    """The ledger, and the context of a VM that it knows. Raises UsageError."""
     ledger = store.read(state)
     names = ledger.known if ledger else frozenset()
+    vm = ledger.context(vm, names) if ledger else vm
     if ledger is None or vm not in names:
         hint = nearest(vm, names) or f" (known here: {tables.some(sorted(names)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
-    return ledger
+    return ledger, vm
 
 
 def _text(vm: str, chains: Sequence[Chain], *, colour: bool) -> str:
@@ -135,7 +136,7 @@ def verify(
     from reconciler.verifying import verify as looked_at
 
     settings = load_settings(config, os.environ)
-    ledger = known(Path(settings.state), vm)
+    ledger, vm = known(Path(settings.state), vm)
     backups = chosen(chains_of(ledger, vm), ledger.runs(vm), vm, run or "")
     looks: list[Verified] = []
     found: list[Known] = []

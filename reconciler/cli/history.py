@@ -31,6 +31,7 @@ def history(config: str | None, vm: str, limit: int, output: str) -> None:
     """The runs of one VM, newest first: when, by whom, of what, and how they ended."""
     ledger = store.read(directory(config))
     known = ledger.known if ledger else frozenset()
+    vm = ledger.context(vm, known) if ledger else vm
     if ledger is None or vm not in known:
         hint = nearest(vm, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")

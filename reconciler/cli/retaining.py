@@ -12,7 +12,8 @@ import click
 from reconciler.cli import options, tables
 from reconciler.cli.applying import Session
 from reconciler.core.chains import taken
-from reconciler.core.errors import Exit, nearest
+from reconciler.core.errors import Exit
+from reconciler.core.names import hint
 from reconciler.core.retention import Retention, document
 from reconciler.core.units import natural, stamp
 from reconciler.loop import current, load_settings
@@ -47,8 +48,8 @@ def retain(
     unknown = [vm for vm in vms if vm not in ledger.known]
     if unknown:
         known = tables.some(sorted(ledger.known)) or "none"
-        hint = nearest(unknown[0], ledger.known) or f" (known here: {known})"
-        raise click.UsageError(f"this hub never applied a VM {unknown[0]!r}{hint}")
+        near = hint(unknown[0], ledger.known, ledger.shown) or f" (known here: {known})"
+        raise click.UsageError(f"this hub never applied a VM {unknown[0]!r}{near}")
     names = list(dict.fromkeys(vms)) or sorted(ledger.known, key=natural)
     found = planned(settings, ledger, names, time.time())
     jobs = tuple(backup.call.job_id for one in found for backup in (*one.unfinished, *one.going))

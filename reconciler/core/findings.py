@@ -237,12 +237,14 @@ def shown(found: Finding, everything: Sequence[str], *, private: bool = False) -
     """
     if found.place is None or found.rule == "secret-in-place":
         return None
-    if private and found.rule in ("yaml", "duplicate-key"):
-        return None
     if not 1 <= found.place.line <= len(everything):
         return None
     line = everything[found.place.line - 1]
     start = min(found.place.column - 1, len(line))
+    if private and found.rule in ("yaml", "duplicate-key"):
+        tab = line[start : start + 1] == "\t" and not line[:start].strip()
+        indent = line[: len(line) - len(line.lstrip())]
+        return Shown(f"{indent}…", start, start + 1) if tab else None
     end = _end(found, line, start + 1) - 1
     if private:
         line, start, end = _covered(line, start, end, found)
@@ -250,6 +252,13 @@ def shown(found: Finding, everything: Sequence[str], *, private: bool = False) -
 
 
 _OWN_KEY: Final = re.compile(r"\s*(?:- +)*[\w.-]*(?::\s+)?")
+_LAST_KEY: Final = re.compile(r"(?<=[{,\s])[\w.-]+:\s+$")
+"""The key of a value within brackets: what a colon and a space stand behind is no value."""
+
+
+def _tells(summary: str, value: str) -> bool:
+    """Whether a finding says a value itself, as it stands or as Python writes it."""
+    return value in summary or repr(value)[1:-1] in summary
 
 
 def _covered(line: str, start: int, end: int, found: Finding) -> tuple[str, int, int]:
@@ -257,10 +266,12 @@ def _covered(line: str, start: int, end: int, found: Finding) -> tuple[str, int,
     before, meant, after = line[:start], line[start:end], line[end:]
     key = found.rule == "unknown-key" or after.startswith(":")
     if not _OWN_KEY.fullmatch(before):
-        before = before[: len(before) - len(before.lstrip())] + "… "
+        own = _LAST_KEY.search(before)
+        kept = own.group() if own and not key else ""
+        before = f"{before[: len(before) - len(before.lstrip())]}… {kept}"
     if meant[:1] in "[{|>":
         meant = meant[:1]
-    elif not key and meant.strip("\"'") not in found.summary:
+    elif not key and not _tells(found.summary, meant.strip("\"'")):
         meant = "…"
     if after.strip():
         after = ": …" if key else " …"

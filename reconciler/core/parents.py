@@ -127,7 +127,16 @@ def _image(actual: Actual, layer: Layer) -> Image:
 
 def _another(export: Export) -> str:
     """The command that gets past it."""
-    return f"for a full run: reconciler backup {export.vm} --run NEW --type full"
+    return _full(export.vm)
+
+
+def _full(vm: str) -> str:
+    return f"for a full run: reconciler backup {vm} --run NEW --type full"
+
+
+def without_command(why: str, vm: str) -> str:
+    """Why nothing can be built on a parent, where nobody is to type what gets past it."""
+    return why.removesuffix(_full(vm)).removesuffix("or ").removesuffix("; ")
 
 
 def _looked(
