@@ -266,7 +266,7 @@ def test_why_a_daemon_waits_is_told_without_what_only_a_command_can_do() -> None
     planned_ = planned(host, wanting(overlay("r3", "r2")))
     (why, *_) = desk._standing(planned_.vms[0])
     assert why.startswith("ParentMissing: its parent ")
-    assert why.endswith("is missing: bring it back; only a `backup_type` full gets past it")
+    assert why.endswith("is missing; bring it back; only a `backup_type` full gets past it")
     assert "reconciler" not in why
 
 
