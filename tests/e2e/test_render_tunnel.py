@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -472,3 +473,14 @@ def test_doctor_looks_at_what_an_appliance_dials_with(lab: Lab) -> None:
     assert "the key 'host_key' is missing" in checks["tunnel.declared"]["observed"]
     lab.write_sna()
     assert "declared to be down" in lab.doctor(lab.sna)["tunnel.hub-a"]["observed"]
+
+
+def test_without_root_what_is_not_ours_to_see_is_no_failure(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.sshd.configure(lab.render_hub())
+    lab.sshd.start()
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    check = lab.doctor()["tunnel.policy"]
+    assert check["status"] == "unknown"
+    assert check["fix"] == "needs root: sudo reconciler doctor --only tunnel"
