@@ -25,6 +25,7 @@ from reconciler.core.tunnel import forwards, options
 from reconciler.doctor import Doctor
 from reconciler.host.host_keys import pinned
 from reconciler.loop import load_settings
+from reconciler.tunnel_doctor import listeners
 from reconciler.tunnels import named
 from tests.e2e.site import ROOT, until
 from tests.e2e.test_render import MOST_EXPOSED, analyze, values
@@ -484,3 +485,25 @@ def test_without_root_what_is_not_ours_to_see_is_no_failure(
     check = lab.doctor()["tunnel.policy"]
     assert check["status"] == "unknown"
     assert check["fix"] == "needs root: sudo reconciler doctor --only tunnel"
+
+
+@pytest.mark.skipif(USER != "root", reason="a network of its own takes root")
+def test_an_sshd_of_another_network_is_not_this_machines(lab: Lab) -> None:
+    lab.sshd.configure(lab.render_hub())
+    lab.sshd.start()
+    assert lab.sshd.process is not None
+    assert lab.sshd.process.pid in {one.pid for one in listeners()}
+    lab.sshd.stop()
+    process = subprocess.Popen(["unshare", "--net", SSHD, "-D", "-f", str(lab.sshd.config)],
+                               stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    try:
+        until(lambda: b"[listener]" in command(process.pid), "sshd")
+        assert process.pid not in {one.pid for one in listeners()}
+    finally:
+        ended(process)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
