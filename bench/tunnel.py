@@ -164,7 +164,8 @@ def table(found: dict[str, Any], size: int) -> str:
         some = sorted(1000 * one for one in seconds)
         p99 = some[min(len(some) - 1, round(0.99 * len(some)))]
         lines.append(
-            f"  {name:32} p50 {statistics.median(some):7.1f}   p99 {p99:7.1f}   most {some[-1]:7.1f}"
+            f"  {name:32} p50 {statistics.median(some):7.1f}   p99 {p99:7.1f}   "
+            f"most {some[-1]:7.1f}"
         )
     up = of(found["up"], lambda s: 1000 * s, "ms")
     lines.append(f"apply until 102 forwards and the reverse port are up: {up}")

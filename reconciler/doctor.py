@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from reconciler import tunnel_doctor
 from reconciler.core import doctor
 from reconciler.core.access import key as token
+from reconciler.core.access import keyring
 from reconciler.core.actual import Handshake, Listener
 from reconciler.core.appliances import Health
 from reconciler.core.desired import Export
@@ -40,7 +41,7 @@ from reconciler.core.doctor import (
 )
 from reconciler.core.errors import ConfigError, HostError, ReconcilerError
 from reconciler.core.mark import argv, parse
-from reconciler.core.settings import MIN_FREE, SecretRef, Settings
+from reconciler.core.settings import MIN_FREE, Secret, SecretRef, Settings
 from reconciler.core.units import Port, Seconds
 from reconciler.handover import NAME as CONTROL
 from reconciler.handover import found as daemon_of
@@ -445,15 +446,19 @@ class Doctor:
         for what, ref in self._references():
             error = ""
             try:
-                read = partial(files.secret, ref, self.environment)
-                kept = ref.identity or ref
-                near = posixpath.dirname(kept.name) if kept.kind == "file" else ""
-                found = asked(near, read) if near else read()
+                found = self._secret(ref)
                 if what.startswith("api "):
                     token(what, found.reveal(), ())
             except (HostError, ValueError) as wrong:
                 error = str(wrong)
             yield doctor.secret(what, str(ref), error)
+
+    def _secret(self, ref: SecretRef) -> Secret:
+        """Raises HostError, also where its storage hangs."""
+        read = partial(files.secret, ref, self.environment)
+        kept = ref.identity or ref
+        near = posixpath.dirname(kept.name) if kept.kind == "file" else ""
+        return asked(near, read) if near else read()
 
     def _references(self) -> Iterator[tuple[str, SecretRef]]:
         settings = self.settings
@@ -504,6 +509,7 @@ class Doctor:
                 tls.context(api.tls)
             if api.group:
                 sockets.gid(api.group)
+            keyring(api.tokens, [self._secret(one.secret).reveal() for one in api.tokens])
         except HostError as error:
             problem = str(error)
         return doctor.access(

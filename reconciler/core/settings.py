@@ -114,6 +114,8 @@ TUNNEL_USER: Final = "tunnel"
 
 API_SOCKET: Final = "api.sock"
 """The Unix socket in the state directory."""
+REQUESTS: Final = "runs"
+"""Where requests for runs are, in the state directory."""
 
 
 class Limit(Struct, frozen=True):
@@ -331,7 +333,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def requests(self) -> str:
         """Where requests for runs are: a file per VM."""
-        return f"{self.state}/runs"
+        return f"{self.state}/{REQUESTS}"
 
     @property
     def checkouts(self) -> str:
