@@ -49,7 +49,7 @@ class HubSshd:
     def config(self) -> Path:
         return self.folder / "sshd_config"
 
-    def configure(self, rendered: Path | None, *before: str, after: str = "") -> None:
+    def configure(self, rendered: Path | None, *before: str) -> None:
         """`rendered`: what render wrote. `before`: lines of a Match block, which win over it."""
         keys = rendered / "authorized_keys" if rendered else self.folder / "authorized_keys"
         lines = [
@@ -65,7 +65,7 @@ class HubSshd:
             "Match all",
             *([f"Include {rendered / DROP_IN}"] if rendered else []),
         ]
-        self.config.write_text("\n".join(lines) + "\n" + after)
+        self.config.write_text("\n".join(lines) + "\n")
 
     def effective(self) -> str:
         done = subprocess.run(

@@ -37,7 +37,7 @@ MOST: Final = 1 << 16
     "keys",
     multiple=True,
     metavar="[SNA=]FILE.pub",
-    help="The public key of an SNA; repeatable. Of which, may be left out where it is one.",
+    help="The public key of an SNA; repeatable. With one SNA, SNA= may be left out.",
 )
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="Have sshd listen there too, beside 22."

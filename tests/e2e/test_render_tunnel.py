@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -18,20 +19,27 @@ from typing import Any
 import pytest
 
 from reconciler.cli.main import run
+from reconciler.cli.rendering import ssh_word, tokens
 from reconciler.core.doctor import document
+from reconciler.core.errors import HostError
 from reconciler.core.sshd import compare, effective, policy
 from reconciler.core.tunnel import forwards, options
 from reconciler.doctor import Doctor
 from reconciler.host.host_keys import pinned
 from reconciler.loop import load_settings
+from reconciler.tunnel_doctor import listeners
 from reconciler.tunnels import named
 from tests.e2e.site import ROOT, until
-from tests.e2e.test_render import MOST_EXPOSED, analyze, values
+from tests.e2e.test_render import analyze, values
 from tests.hub_sshd import DROP_IN, SSHD, USER, HubSshd, ended, listens, ssh
 from tests.ports import Dealer
 
 NEAR = "127.0.0.2"
 """The appliance's side, as another machine's loopback would be."""
+
+
+MOST_EXPOSED = 1.7
+"""systemd's own score, from 0 (nothing is exposed) to 10. It has 1.5."""
 
 
 class Lab:
@@ -192,7 +200,11 @@ def test_a_policy_that_is_not_there_is_a_list_of_differences(lab: Lab) -> None:
 
 
 def test_the_policy_is_one_users_and_what_follows_is_not_in_it(lab: Lab) -> None:
-    lab.sshd.configure(lab.render_hub("--user", "somebody-else"), after="MaxSessions 7\n")
+    rendered = lab.render_hub("--user", "somebody-else") / DROP_IN
+    lab.sshd.configure(None)
+    # Not included, which ends a block by itself, but written into the file.
+    with lab.sshd.config.open("a") as file:
+        file.write(f"{rendered.read_text()}\nMaxSessions 7\n")
     assert "maxsessions 7" in lab.sshd.effective()
 
 
@@ -472,3 +484,55 @@ def test_doctor_looks_at_what_an_appliance_dials_with(lab: Lab) -> None:
     assert "the key 'host_key' is missing" in checks["tunnel.declared"]["observed"]
     lab.write_sna()
     assert "declared to be down" in lab.doctor(lab.sna)["tunnel.hub-a"]["observed"]
+
+
+def test_without_root_what_is_not_ours_to_see_is_no_failure(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.sshd.configure(lab.render_hub())
+    lab.sshd.start()
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    check = lab.doctor()["tunnel.policy"]
+    assert check["status"] == "unknown"
+    assert check["fix"] == "needs root: sudo reconciler doctor --only tunnel"
+
+
+@pytest.mark.skipif(USER != "root", reason="a network of its own takes root")
+def test_an_sshd_of_another_network_is_not_this_machines(lab: Lab) -> None:
+    lab.sshd.configure(lab.render_hub())
+    lab.sshd.start()
+    assert lab.sshd.process is not None
+    assert lab.sshd.process.pid in {one.pid for one in listeners()}
+    lab.sshd.stop()
+    process = subprocess.Popen(["unshare", "--net", SSHD, "-D", "-f", str(lab.sshd.config)],
+                               stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    try:
+        until(lambda: b"[listener]" in command(process.pid), "sshd")
+        assert process.pid not in {one.pid for one in listeners()}
+    finally:
+        ended(process)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [
+        ("/etc/key", "/etc/key"),
+        ("/etc/a key", '"/etc/a key"'),
+        ("/etc/100%h", "/etc/100%%h"),
+        ("/etc/#1", '"/etc/#1"'),
+    ],
+)
+def test_nothing_in_a_path_is_special_to_ssh(path: str, written: str) -> None:
+    assert ssh_word(tokens(path)) == written
+
+
+@pytest.mark.parametrize("path", ["/etc/${HOME}/key", '/etc/"key"', "/etc/key\nProxyCommand sh"])
+def test_a_path_that_ssh_would_take_for_something_else_is_refused(path: str) -> None:
+    with pytest.raises(HostError, match="cannot write"):
+        ssh_word(tokens(path))

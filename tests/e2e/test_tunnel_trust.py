@@ -102,7 +102,7 @@ def test_a_person_is_asked_and_silence_is_no(hub: Lab, answer: str, code: int) -
     os.close(theirs)
     said = b""
     try:
-        while b"[y/N]" not in said:
+        while b"[y/N]: " not in said and b"[Y/n]: " not in said:
             said += os.read(ours, 4096)
         os.write(ours, answer.encode())
         assert process.wait(20) == code
