@@ -176,13 +176,13 @@ def test_a_long_cut_is_said_and_fails_the_backup_and_nothing_is_sent_twice(
 def test_a_hub_that_was_rebooted_is_found_again(tmp_path: Path) -> None:
     """Its side of the session is gone without a word, and ours still holds its ports."""
     with drill(tmp_path) as one:
+        before = tunnel(one.sna)["connections"][0]["pid"]
         one.lab.cut()
         one.lab.sshd.stop()
         one.lab.sshd.kill_sessions()
         one.lab.sshd.start()
         one.lab.mend()
         began = time.monotonic()
-        before = tunnel(one.sna)["connections"][0]["pid"]
         until(lambda: tunnel(one.sna)["connections"][0]["pid"] not in (before, None), "a new ssh")
         one.healthy()
         print(f"hub rebooted: healthy again after {time.monotonic() - began:.1f} s")
