@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec.structs import replace
 
+from reconciler import tunnel_doctor
 from reconciler.core import doctor
 from reconciler.core.access import key as token
 from reconciler.core.actual import Handshake, Listener
+from reconciler.core.appliances import Health
 from reconciler.core.desired import Export
 from reconciler.core.doctor import (
     Check,
@@ -87,7 +89,8 @@ T = TypeVar("T")
 
 
 class Doctor:
-    """Checks one hub. `settings` None: its config cannot be read, and `trouble` says why."""
+    """Checks one hub. `settings` None: its config cannot be read, and `trouble` says why. `specs`:
+    where tunnels may be declared, beside where specs usually are."""
 
     def __init__(
         self,
@@ -96,11 +99,12 @@ class Doctor:
         *,
         config: str | None = None,
         trouble: ConfigError | None = None,
+        specs: Sequence[str] = (),
     ) -> None:
         self.known = settings is not None
         self.settings = settings or Settings(hub="", state="", repositories={})
         self.environment = environment
-        self.config, self.trouble = config, trouble
+        self.config, self.trouble, self.specs = config, trouble, specs
         self.user = _user()
         self._label: str | None = None
         self._tried = threading.Event()
@@ -118,6 +122,7 @@ class Doctor:
             "repository": self._repositories,
             "state": self._state,
             "sna": self._snas,
+            "tunnel": self._tunnels,
             "secrets": self._secrets,
             "api": self._api,
             "inventory": lambda: [self._listed()[0]],
@@ -421,6 +426,20 @@ class Doctor:
                 yield doctor.appliance(name, url, line.health())
         except HostError as error:  # its token; the group of secrets says what helps
             yield failed(f"sna.{name}", f"SNA {name}", f"not asked: {error}", "see to its token")
+
+    def _tunnels(self) -> Iterator[Check]:
+        def health(name: str) -> Health:
+            with Observer(self.settings, self.environment).line(name) as line:
+                return line.health()
+
+        known = tunnel_doctor.Known()
+        try:
+            look = partial(tunnel_doctor.known, self.settings, self.specs)
+            known = asked(self.settings.state, look, TRIES)
+        except HostError as error:
+            said = f"which tunnels were applied or declared: {error}"
+            yield doctor.unknown("tunnel.declared", "tunnels declared", said)
+        yield from tunnel_doctor.checks(self.settings, self.environment, known, health)
 
     def _secrets(self) -> Iterator[Check]:
         for what, ref in self._references():

@@ -658,7 +658,7 @@ class Applier:
             one.name: conditions(one, replace(actual, servers=tuple(servers[one.name])), ledger)
             for one in planned.vms
         }
-        found |= {one.name: tunnel_conditions(one, actual) for one in planned.tunnels}
+        found |= {one.name: tunnel_conditions(one, actual, ledger) for one in planned.tunnels}
         moved = {}
         for name, some in found.items():
             for condition in some:

@@ -107,5 +107,5 @@ def stands(state: Path, vms: tuple[str, ...], wish: Wish, run: str) -> Mapping[s
     if ledger and there:
         plan, actual, _ = looked(ledger, there)
         found |= {one.name: stand(one, actual, ledger, wish, run) for one in plan.vms}
-        found |= {one.name: tunnel_stand(one, actual, wish) for one in plan.tunnels}
+        found |= {one.name: tunnel_stand(one, actual, ledger, wish) for one in plan.tunnels}
     return found

@@ -35,6 +35,7 @@ GROUPS: Final = (
     "repository",
     "state",
     "sna",
+    "tunnel",
     "secrets",
     "api",
     "inventory",

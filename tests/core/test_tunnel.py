@@ -407,7 +407,10 @@ def test_a_healthy_tunnel_says_what_answers() -> None:
     seen = TunnelSeen(lines=(line,), key=KEY, checks=checks)
     found = planned(tunnel, line, records=(a_record(),), checks=checks)
     (one,) = found.tunnels
-    told = {c.type: c for c in conditions(one, Actual(tunnels={NAME: seen}))}
+    told = {
+        c.type: c
+        for c in conditions(one, Actual(tunnels={NAME: seen}), Ledger(hub=HUB, state_id="s"))
+    }
     assert (told["Ready"].status, told["Ready"].reason) == ("True", "Healthy")
     assert told["Ready"].message == "the hub's API answers; no export is up"
     assert told["Connected"].status == "True"
