@@ -50,7 +50,7 @@ def missing() -> str:
     return ""
 
 
-def policy(reach: Reach, *, user: str = "", alive: int = 15, **changes: str) -> str:
+def policy(reach: Reach, *, user: str = "", alive: int = 3, **changes: str) -> str:
     """What the hub's sshd permits. `changes`: lines of it that are to be others; empty: none."""
     lines = {
         "AllowTcpForwarding": "yes",
@@ -59,7 +59,7 @@ def policy(reach: Reach, *, user: str = "", alive: int = 15, **changes: str) -> 
         "GatewayPorts": "no",
         "MaxSessions": "0",
         "ClientAliveInterval": str(alive),
-        "ClientAliveCountMax": "3",
+        "ClientAliveCountMax": "6" if alive == 3 else "3",
     } | changes
     written = "".join(f"  {name} {value}\n" for name, value in lines.items() if value)
     return f"Match User {user or getpass.getuser()}\n{written}"

@@ -410,7 +410,7 @@ def test_doctor_names_what_a_running_sshd_gets_wrong(lab: Lab) -> None:
         assert checks["tunnel.policy.gatewayports"]["status"] == "warning"
         assert checks["tunnel.policy.permittty"]["status"] == "warning"
         assert checks["tunnel.policy.clientaliveinterval"]["fix"].startswith(
-            "ClientAliveInterval 15; the whole block: reconciler render sshd"
+            "ClientAliveInterval 3; the whole block: reconciler render sshd"
         )
         assert f"lacks 127.0.0.1:{lab.range[1]}" in checks["tunnel.policy.permitopen"]["observed"]
         # Nobody is behind the reverse port; the session that holds it is named, and how to end it.

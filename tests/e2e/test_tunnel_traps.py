@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -170,6 +171,24 @@ def test_a_stale_session_keeps_the_reverse_port_unless_the_hub_asks_for_life(
             assert lab.sshd.sessions(), "the stale session is what holds it"
         else:
             until(lambda: sna.apply(code=None) and connected(sna), "the port to be free", 30)
+
+
+@pytest.mark.soak
+def test_a_hub_that_asks_often_keeps_a_dead_session_and_its_port(lab: Lab, sna: Site) -> None:
+    """Why the policy asks for life more often than the hub asks the appliance."""
+    lab.sshd.policy = policy(lab.reach, alive=1, ClientAliveCountMax="1")
+    lab.sshd.restart()
+    sna.apply(code=3)
+    lab.cut()
+    line = (
+        "import socket, time\n"
+        "while True:\n    socket.create_connection(('127.0.0.1', 9081), 1).close(); time.sleep(0.2)"
+    )
+    asking = lab.run_in(lab.hub_ns, [sys.executable, "-Sc", line], stderr=subprocess.DEVNULL)
+    time.sleep(12)  # three times as long as a quiet one lives
+    assert lab.sshd.sessions()
+    asking.kill()
+    until(lambda: not lab.sshd.sessions(), "the end of a dead session that is quiet", 20)
 
 
 @pytest.mark.parametrize(
