@@ -432,6 +432,7 @@ class Applier:
                     self.note_inventory()
                 if not fresh:
                     self.note_clients(store, desired, ledger, actual, hub.now())
+                    self.note_words(store, ledger, actual, hub.now())
                 planned = self.planned(desired, actual, remembered, hub.now())
                 if promise and not fresh:
                     planned = promise.kept(planned, done_before)
@@ -565,6 +566,15 @@ class Applier:
         gone = {job for job in known if job not in unsure or (job in found and job not in seen)}
         if gone or seen.keys() - known:
             store.sightings(seen, gone, now)
+
+    def note_words(self, store: Store, ledger: Ledger, actual: Actual, now: Seconds) -> None:
+        """What SNAs say, for who looks and does not ask. How far they are is told by telemetry."""
+        active = {call.job_id for call in ledger.open if call.state.active}
+        said = {j: replace(r, percent=None) for j, r in actual.reports.items() if j in active}
+        known = ledger.words
+        fresh = {j: r for j, r in said.items() if j not in known or known[j].report != r}
+        if fresh:
+            store.words(fresh, now)
 
     def write_down(self, store: Store, hub: Hub, planned: Plan, steps: Sequence[Step]) -> None:
         """What happened, and what stands in the way, as events."""

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler import retaining
-from reconciler.core.call import Call, CallEvent, CallState
+from reconciler.core.call import Call, CallEvent, CallState, ending, resolving
 from reconciler.core.call_plan import LOST
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import HostError, UsageError, nearest
@@ -63,7 +63,9 @@ class Retry(Order, frozen=True, kw_only=True):
         if not ready:
             newest = calls[-1]
             help_ = (
-                f"reconciler resolve {vm} --accepted | --completed | --failed | --resend"
+                resolving(newest)
+                if newest.state is not CallState.ACCEPTED
+                else ending(newest)
                 if newest.state.active
                 else f"a run that has ended is not asked for again; for another: {new_run(vm)}"
             )
