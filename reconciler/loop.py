@@ -616,6 +616,19 @@ class Applier:
         ]
         events += [
             Event(
+                vm=step.action.vm,
+                disk=step.action.disk,
+                run=runs.get(step.action.vm, ""),
+                severity="Warning",
+                reason="ServerDied",
+                message="its server died under a client: acknowledged writes may be gone, and "
+                "the run can only fail",
+            )
+            for step in steps
+            if isinstance(step.action, Restart) and step.action.taints
+        ]
+        events += [
+            Event(
                 vm=step.action.vm, run=call.run, severity="Warning", reason=reason, message=message
             )
             for step in steps

@@ -530,6 +530,7 @@ class Session:
                             err=True,
                             error=True,
                         )
+                        options.say(f"next: reconciler explain {min(waits)}", err=True, error=True)
                         return outcome, True
                     if self.applier.stopping.is_set():
                         return outcome, False
@@ -595,12 +596,12 @@ class Session:
             return (
                 f"{names} by its status, so one ends when the client has reported every disk to "
                 f"http://{ears.endpoint}; if it falls silent: `reconciler explain VM`, and "
-                "`reconciler resolve VM --completed | --failed`"
+                "`reconciler resolve VM --failed --reason WHY` (or --completed)"
             )
         return (
             f"{names} (`reports_end: true` in the config says that one does), and callbacks are "
-            "not heard, so this goes on until `reconciler resolve VM --completed | --failed` or "
-            "--timeout"
+            "not heard, so this goes on until `reconciler resolve VM --failed --reason WHY` (or "
+            "--completed) or --timeout"
         )
 
     def report(self, outcome: Outcome, output: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from reconciler.cli.findings import EACH as EACH
@@ -80,6 +80,7 @@ def plan_text(
     parts = ["\n".join(lines)] if lines else []
     parts += blocks
     notes += [f"{one.name}: {one.lost_run}" for one in plan.vms if one.lost_run]
+    notes += [f"{one.name}: {said}" for one in plan.vms for said in standing(one)]
     quiet = [one for one in quiet if not one.lost_run]
     if quiet and blocks:
         also = f"{len(quiet)} other VM{'s are' if len(quiet) > 1 else ' is'}"
@@ -90,6 +91,14 @@ def plan_text(
         notes = ["\n    ".join(_wrapped(one, width - 4)) for one in notes]
     parts.append("\n".join(notes).lstrip("\n"))
     return "\n\n".join(parts)
+
+
+def standing(one: VmPlan) -> Iterator[str]:
+    """What is amiss with an accepted run although nothing of it is to be changed by us."""
+    if one.stale:
+        yield f"{one.stale}; next: reconciler explain {one.name}"
+    if one.unheard:
+        yield f"{one.unheard}; next: reconciler watch (or reconciler serve)"
 
 
 def things(plan: Plan) -> str:
