@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from reconciler.core.call import Call, CallEvent, CallState, Report, job_id, res
 from reconciler.core.desired import Export, at_attempt
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import in_use, unfit
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import DiskReport, Ledger, Telemetry
 from reconciler.core.mark import export_of
 from reconciler.core.settings import Settings
 from reconciler.core.units import Bytes, Seconds, format_duration, format_size, stamp
@@ -390,9 +390,12 @@ class Calls(Disks):
 
 def words_of(call: Call, ledger: Ledger) -> list[Seconds]:
     """When its client was heard of a run that is under way; empty: never yet."""
-    told = ledger.telemetry.get(call.job_id)
-    reports = ledger.reports.get(call.job_id, {}).values()
-    return [*(report.at for report in reports), *([told.at] if told else [])]
+    return heard_at(ledger.telemetry.get(call.job_id), ledger.reports.get(call.job_id, {}))
+
+
+def heard_at(told: Telemetry | None, reports: Mapping[int, DiskReport]) -> list[Seconds]:
+    """When a client was heard, by its telemetry and by its reports of disks."""
+    return [*(report.at for report in reports.values()), *([told.at] if told else [])]
 
 
 def silent(call: Call, ledger: Ledger, settings: Settings, now: Seconds) -> bool:
@@ -400,11 +403,18 @@ def silent(call: Call, ledger: Ledger, settings: Settings, now: Seconds) -> bool
 
     With `reports_end` it is the SNA that is asked, with every look.
     """
+    return silent_since(call, words_of(call, ledger), settings, now) is not None
+
+
+def silent_since(
+    call: Call, words: Sequence[Seconds], settings: Settings, now: Seconds
+) -> Seconds | None:
+    """Since when, if it is `silent`. `words`: when its client was heard."""
     sna = settings.snas.get(call.sna)
     if call.state is not CallState.ACCEPTED or (sna and sna.reports_end):
-        return False
-    last = max(words_of(call, ledger), default=call.changed)
-    return now - last >= settings.loop.stale_after
+        return None
+    last = max(words, default=call.changed)
+    return last if now - last >= settings.loop.stale_after else None
 
 
 def sighted(call: Call, actual: Actual) -> Bytes | None:
