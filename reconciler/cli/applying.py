@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from reconciler.cli import options, tables, text
 from reconciler.cli.progress import Display
 from reconciler.cli.saving import Question, Renewed, read
-from reconciler.core.actions import Conclude
+from reconciler.core.actions import Conclude, Notify
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
 from reconciler.core.errors import Exit, HostError, ReconcilerError
@@ -574,6 +574,15 @@ class Session:
             if vm in vms and vm not in ours and call.state.terminal and call.ended >= self.began:
                 self.display.ended(call)
 
+    def begun_meanwhile(self, outcome: Outcome) -> Iterator[str]:
+        """Runs that somebody else, who watches, has begun since we began: no changes were ours."""
+        ours = {step.action.vm for step in self.steps if isinstance(step.action, Notify)}
+        for vm, call in sorted(outcome.calls().items()):
+            if vm not in ours and call.state.active and call.called >= self.began:
+                holder = lock.holder(Path(self.settings.state) / "lock")
+                who = f" by {holder}" if holder else ""
+                yield f"{vm}: run {call.run} was begun meanwhile{who}: it is {call.state}"
+
     def open_runs(self, outcome: Outcome) -> Mapping[str, str]:
         """VM → SNA of the runs that may still end by themselves."""
         found = {}
@@ -642,6 +651,8 @@ class Session:
                 lines.append(f"{one.name}: {one.lost_run}")
         for line in dict.fromkeys(lines):
             options.say(line, error=True)
+        for line in self.begun_meanwhile(outcome):
+            options.say(line)
         fine = sum(verdict is Exit.OK for verdict in verdicts.values())
         total = len(outcome.plan.all)
         if done or failed or lines:

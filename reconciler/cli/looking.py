@@ -174,8 +174,14 @@ def explain(config: str | None, vm: str, output: str) -> None:
     ledger, holder = read(state)
     known = known_names(ledger) if ledger else {}
     if ledger is None or not ledger.settings or vm not in known:
+        if ledger and vm in ledger.declared:
+            show_declared(ledger, vm, holder, output)
+            return
         hint = nearest(vm, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
-        raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
+        raise click.UsageError(
+            f"this hub never applied a VM {vm!r}{hint}; where a spec declares it: reconciler plan "
+            f"--vm {vm}"
+        )
     plan, actual, now = looked(ledger, [vm])
     if plan.tunnels:
         from reconciler.cli import tunnels
@@ -260,6 +266,41 @@ def explained(
         "events": [to_json(event) for event in store.events(state, one.name, 5)],
         "next": next_command(one, plan, ready.reason, requests, ledger),
     }
+
+
+def show_declared(ledger: Ledger, vm: str, holder: str, output: str) -> None:
+    """`explain` of a VM that the watched directory declares, and that was never applied."""
+    declared = ledger.declared[vm]
+    gone = f", and not any more since {stamp(declared.gone)}" if declared.gone else ""
+    unread: dict[str, str] = ledger.source.get("unread") or {}
+    wrong = unread.get(declared.file, "")
+    onward = f"reconciler validate -f {declared.file}" if wrong else "nothing"
+    if not (wrong or gone):
+        watched = holder and tables.kept_by(holder).startswith("kept true")
+        onward = f"reconciler {'events' if watched else 'apply'} {'' if watched else '-f '}"
+        onward += vm if watched else declared.file
+    if output == "json":
+        options.print_json(
+            {
+                "format_version": FORMAT_VERSION,
+                "hub": ledger.hub,
+                "vm": None,
+                "declared": {"file": declared.file, "revision": declared.revision},
+                "changed_by": holder or None,
+                "next": onward,
+            }
+        )
+        return
+    click.echo(f"{vm}   never applied here")
+    click.echo(
+        f"  {declared.file} declares it, as read at {stamp(declared.at)} (revision "
+        f"{declared.revision}){gone}"
+    )
+    if wrong:
+        click.echo(f"  it cannot be read now: {wrong}")
+    if holder:
+        click.echo(f"  {tables.kept_by(holder)}")
+    click.echo(f"next: {onward}")
 
 
 def heard(call: Call, one: VmPlan, actual: Actual, ledger: Ledger, now: float) -> Iterator[str]:

@@ -275,8 +275,15 @@ class Calls(Disks):
         if call is None or not call.state.active or self.all_reported(call):
             return ""
         why = self.actual.unheard
-        said = f"run {call.run} does not end by itself, as {why}: what its client reports is lost"
-        return said if why else ""
+        if not why:
+            return ""
+        sna = self.desired.settings.snas.get(call.sna)
+        until = (
+            "ends with an apply at the earliest"
+            if sna and sna.reports_end
+            else ("does not end by itself")
+        )
+        return f"run {call.run} {until}, as {why}: what its client reports is lost"
 
     def signs(self, call: Call) -> str:
         """What can be seen of an active run: its servers, its clients, its images."""

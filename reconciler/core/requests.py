@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core.call import CallState
-from reconciler.core.desired import Desired
+from reconciler.core.desired import Desired, Vm
 from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic
 from reconciler.core.inventory import Inventory
@@ -20,6 +20,7 @@ from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import Selector
 from reconciler.core.spec import MAX_WHO, Declared, RunSpec, Specs
 from reconciler.core.spec_files import read
+from reconciler.core.units import Bytes
 from reconciler.core.vm_plan import new_run
 
 # -- who is meant
@@ -232,3 +233,19 @@ def named(pattern: str, values: Mapping[str, str]) -> str:
         return values[word]
 
     return _PLACEHOLDER.sub(value, pattern)
+
+
+def asked_beside(declared: Vm, applied: Vm, requests: str) -> bool:
+    """Whether what was applied of a VM differs from its declaration by the run alone that a request
+    asks for, which who watches reads in a moment. `requests`: the directory of the requests."""
+    if not applied.run_place.startswith(f"{requests}/"):
+        return False
+    return _without_run(declared) == _without_run(applied)
+
+
+def _without_run(vm: Vm) -> tuple[Vm, list[tuple[int, int, Bytes | None]]]:
+    rest = replace(
+        vm, run="", type="", fallback="", fell_back="", exports=(), asked="", policy="", tags={},
+        run_place="",
+    )  # fmt: skip
+    return rest, [(one.key, one.position, one.size) for one in vm.exports]
