@@ -22,7 +22,6 @@ from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
-from reconciler.core.onward import next_command
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import Settings, state_directory
@@ -240,8 +239,7 @@ def explain(config: str | None, vm: str, output: str) -> None:
             times = f" (×{event.count})" if event.count > 1 else ""
             disk = f" disk {event.disk}" if event.disk is not None else ""
             click.echo(f"    {ago} ago{disk}: {event.reason}: {event.message}{times}")
-    requests = Settings.from_json(ledger.settings).requests
-    click.echo(f"next: {next_command(one, plan, ready.reason, requests, ledger)}")
+    click.echo(f"next: {onward(one, plan, ready.reason, ledger)}")
 
 
 def explained(
@@ -253,7 +251,6 @@ def explained(
     one = plan.vms[0]
     whole = document(plan, actual, ledger, now)
     ready = by_type(conditions(one, actual, ledger))["Ready"]
-    requests = Settings.from_json(ledger.settings).requests
     changes = plan.to_json()["changes"]
     return {
         "format_version": FORMAT_VERSION,
@@ -264,8 +261,16 @@ def explained(
         "retry_at": stamp(one.call.retry_at) if one.call and one.call.retry_at > now else None,
         "changed_by": holder or None,
         "events": [to_json(event) for event in store.events(state, one.name, 5)],
-        "next": next_command(one, plan, ready.reason, requests, ledger),
+        "next": onward(one, plan, ready.reason, ledger),
     }
+
+
+def onward(one: VmPlan, plan: Plan, reason: str, ledger: Ledger) -> str:
+    """The one command that goes on from here."""
+    from reconciler.core.onward import next_command  # nobody else needs it
+
+    requests = Settings.from_json(ledger.settings).requests
+    return next_command(one, plan, reason, requests, ledger)
 
 
 def show_declared(ledger: Ledger, vm: str, holder: str, output: str) -> None:
