@@ -28,6 +28,7 @@ from reconciler.core.errors import (
     ReconcilerError,
     nearest,
 )
+from reconciler.core.findings import finding
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import Served, parse
 from reconciler.core.runs import newest
@@ -44,6 +45,8 @@ from reconciler.look import Observer
 from reconciler.loop import Applier, Source, current, desire, load_source, parse_all
 from reconciler.orders import Cancel, stopped
 
+WHERE: Final = "/api/v1/backups/"
+"""What stands before a `backup_id` in the path of a backup."""
 LOCK: Final[Seconds] = 5.0
 """How long somebody at the API waits for another who asks, or who changes the hub."""
 
@@ -125,6 +128,26 @@ def findings(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str]) -> I
 
 # -- for somebody at the API
 
+_FIELDS: Final[Mapping[str, str]] = {
+    "not-a-backup": "ask with `backup_type` full; with `fallback` full it would be full by itself",
+}
+"""Rule of a finding about a request that is not written yet → the fields of it that help."""
+
+
+def told(diagnostics: Iterable[Diagnostic]) -> str:
+    """Some findings for who writes fields, not files; those with a place are about the specs."""
+    found = map(finding, diagnostics)
+    return "; ".join(
+        f"{one.place}: {_sentence(one.summary, one.help)}"
+        if one.place
+        else _sentence(one.summary, _FIELDS.get(one.rule, one.help))
+        for one in found
+    )
+
+
+def _sentence(summary: str, helps: str) -> str:
+    return f"{summary}; {helps}" if helps else summary
+
 
 class Wish(Struct, frozen=True, kw_only=True):
     """A run of one VM that somebody asks for."""
@@ -134,6 +157,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     type: str
     repository: str
     who: str
+    fallback: str | None = None
+    """What it is where no incremental can be made; None: then it is refused."""
     policy: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
@@ -268,24 +293,20 @@ class Desk:
         run = asking.keyed(name, wish.key) if wish.key else f"api-{secrets.token_hex(6)}"
         known = ledger.latest(name, run) if wish.key else None
         if known and known.state is not CallState.DUE:
-            return Booked(self._same(wish, known), again=True)
+            return Booked(self._same(wish, known, source), again=True)
         entry = newest(source.specs.runs).get(name)
         other = asking.under_way(name, source.specs, source.inventory, ledger)
         if wish.key and other == run and entry and entry.spec.run == run:
-            return Booked(self._same(wish, self._call_of(entry.spec, source, ledger)), again=True)
+            call = self._call_of(entry.spec, source, ledger)
+            return Booked(self._same(wish, call, source), again=True)
         if other:
-            job = job_id(settings.hub, name, other, ledger.attempt(name, other))
-            raise RefusedError(
-                Why.ACTIVE,
-                f"cannot ask for a run of {name}: its run {other} has not ended; its backup_id is "
-                f"{job}",
-                job,
-            )
+            raise self._under_way(name, other, ledger)
         try:
             asked = RunSpec(
                 vm=name,
                 run=run,
                 type=wish.type,  # type: ignore[arg-type]  # checked by the model itself
+                fallback=wish.fallback,  # type: ignore[arg-type]
                 by=wish.who,
                 policy=wish.policy,
                 tags=wish.tags,
@@ -294,13 +315,32 @@ class Desk:
         except ValidationError as error:
             raise RefusedError(Why.INVALID, str(error.errors()[0]["msg"])) from error
         except InputError as error:
-            raise RefusedError(Why.INVALID, "; ".join(map(str, error.diagnostics))) from error
+            raise RefusedError(Why.INVALID, told(error.diagnostics)) from error
         vm = weighed.vms.get(name)
         if vm is None or not vm.exports:
             raise RefusedError(Why.INVALID, "; ".join(one.said for one in weighed.verdicts))
         self._of_repository(wish, vm.repository, name)
         requests.write(folder, weighed.texts)
         return Booked(due_call(settings.hub, vm, time.time(), wish.who), again=False)
+
+    def _under_way(self, vm: str, run: str, ledger: Ledger) -> RefusedError:
+        """That a run of a VM has not ended: how it stands, and what gets past it."""
+        job = job_id(self.settings.hub, vm, run, ledger.attempt(vm, run))
+        call = ledger.latest(vm, run)
+        call = call or next((one for one in self.pending() if one.job_id == job), None)
+        said = (
+            f"cannot ask for a run of {vm}: its run {run} has not ended; its backup_id is {job}; "
+        )
+        if call is None:
+            said += "it is pending, as the VM's spec asks for it: `reconciler apply` begins it"
+        elif call.state is CallState.DUE:
+            standing = self.standing(call)
+            said += "it is pending" + (f", and waits: {standing}" if standing else "")
+            said += f"; `DELETE {WHERE}{job}` gives it up"
+        else:
+            said += f"it is {call.state}" + (f": {call.message}" if call.message else "")
+            said += f"; `GET {WHERE}{job}` shows how far it is"
+        return RefusedError(Why.ACTIVE, said, job)
 
     def _vm(self, wish: Wish, source: Source, ledger: Ledger) -> str:
         """The context of the VM that is meant. Raises RefusedError, HostError."""
@@ -336,7 +376,7 @@ class Desk:
         (name,) = found
         if name in specs.refused:
             wrong = [one for one in specs.diagnostics if one.vm in ("", name)]
-            raise RefusedError(Why.INVALID, "; ".join(map(str, wrong)))
+            raise RefusedError(Why.INVALID, told(wrong))
         known = inventory.vms.get(name) if inventory else None
         listed = next((one.spec.disks for one in specs.vms if one.spec.name == name), "inventory")
         if known and not known.disks and listed == "inventory":
@@ -357,11 +397,15 @@ class Desk:
                 f"the config say, not in {wish.repository!r}",
             )
 
-    def _same(self, wish: Wish, call: Call) -> Call:
+    def _same(self, wish: Wish, call: Call, source: Source) -> Call:
         """The run of a key, if it is what is asked for now. Raises RefusedError."""
         image = call.exports[0].image if call.exports else ""
+        entry = newest(source.specs.runs).get(call.vm)
+        # Of a run that stayed incremental, only the request still knows what it was to be else.
+        known = entry.spec.fallback if entry and entry.spec.run == call.run else wish.fallback
         was = {
-            "backup_type": (call.type, wish.type),
+            "backup_type": ("incremental" if call.fallback else call.type, wish.type),
+            "fallback": ("full" if call.fallback else known, wish.fallback),
             "repository_id": (self.settings.repository_of(image), wish.repository),
             "policy_id": (call.policy, wish.policy),
             "tags": (tags_of(call), dict(wish.tags)),

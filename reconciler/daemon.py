@@ -762,11 +762,13 @@ class Daemon:
                 self.flights.pop(name, None)
 
     def news(self, planned: Plan) -> list[Action]:
-        """What stands in the way and did not when we looked last."""
+        """What stands in the way and did not when we looked last; of another run, that is news."""
         found = []
         for one in planned.all:
-            known = self.last.get(one.name) or self.tunnels.get(one.name)
-            before = {(a.cause, a.disk) for a in known.actions} if known else set()
+            known: VmPlan | TunnelPlan | None = self.last.get(one.name)
+            known = known or self.tunnels.get(one.name)
+            same = known is not None and _run_of(known) == _run_of(one)
+            before = {(a.cause, a.disk) for a in known.actions} if known and same else set()
             found += [
                 action
                 for action in one.actions
@@ -911,8 +913,15 @@ class Daemon:
         work.note_clients(self.store, desired, ledger, actual, now)
         todo = {one.name for one in worth(planned, ()).vms}
         unnoted = work.unnoted(desired, ledger) if self.ready else set(desired.vms)
+        kicked = {
+            one.name
+            for one in calm
+            if one.name in todo or (one.name in unnoted and self.is_declared(one.name))
+        }
+        left = tuple(one for one in calm if one.name not in kicked)
+        work.write_down(self.store, hands, replace(planned, vms=left, tunnels=()), (), set())
         for one in calm:
-            if one.name in todo or (one.name in unnoted and self.is_declared(one.name)):
+            if one.name in kicked:
                 self.kick(one.name, Priority.RESYNC)
                 continue
             self._noted(one)
@@ -1111,3 +1120,7 @@ class Daemon:
         self._over = True
         for _ in range(self._workers):
             self._jobs.put(None)
+
+
+def _run_of(one: VmPlan | TunnelPlan) -> str:
+    return one.vm.run if isinstance(one, VmPlan) else ""

@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from reconciler.asking import LOCK, Desk, pids_of
+from reconciler.asking import LOCK, Desk, pids_of, told
 from reconciler.core.actions import CHANGES
 from reconciler.core.call import Call, due_call
 from reconciler.core.errors import HostError, LockError
 from reconciler.core.ledger import Ledger
+from reconciler.core.parents import PARENTS, without_command
 from reconciler.core.queue import Priority
 from reconciler.core.vm_plan import VmPlan
 from reconciler.daemon import Daemon, Work
@@ -44,7 +45,7 @@ class DaemonDesk(Desk):
         reading = self.daemon.reading
         for one in reading.diagnostics if reading else ():
             if one.severity == "error" and one.vm == call.vm:
-                return str(one)
+                return told([one])
         planned = self.daemon.last.get(call.vm)
         if planned is None or planned.vm.run != call.run:
             return ""
@@ -94,4 +95,7 @@ class DaemonDesk(Desk):
 def _standing(planned: VmPlan) -> Iterator[str]:
     for action in planned.actions:
         if action.kind in ("refuse", "hold", "wait") and action.cause != "Starting":
-            yield f"{action.cause}: {action.why}"
+            why = action.why
+            if action.cause in PARENTS:
+                why = f"{without_command(why, action.vm)}; only a `backup_type` full gets past it"
+            yield f"{action.cause}: {why}"

@@ -19,7 +19,7 @@ from reconciler.core.tunnel_faults import fault
 from reconciler.core.tunnel_plan import STARTING
 from reconciler.core.tunnel_seen import Check, Ssh, TunnelSeen
 from reconciler.core.units import Endpoint, Port, Seconds
-from reconciler.host import proc, processes, qemu_nbd, ssh, tunnelling
+from reconciler.host import host_keys, proc, processes, qemu_nbd, ssh, tunnelling
 from reconciler.host.effects import Effect, effect
 
 ASK: Final[Seconds] = 3.0
@@ -107,7 +107,7 @@ class Dialler:
             count = sum(clients[port] for port in mine)
             found.append(msgspec.structs.replace(line, listening=mine, clients=count))
         busy = self._busy([one for one in listeners if one.inode not in own])
-        key, key_error = self._key(tunnel)
+        key, key_error = host_keys.pinned(tunnel)
         identity, identity_error = self._identity(tunnel)
         ssh_error = ""
         try:
@@ -141,21 +141,6 @@ class Dialler:
                 f"{proc.name_of(pid)} (pid {pid})" if pid else "a process that is not ours to see"
             )
         return found
-
-    def _key(self, tunnel: Tunnel) -> tuple[HostKey | None, str]:
-        """The pinned host key, and why there is none."""
-        if tunnel.host_key or not tunnel.host_key_file:
-            return tunnel.host_key, ""
-        path = tunnel.host_key_file
-        try:
-            text = Path(path).read_text("utf-8", "replace")[: 1 << 16]
-            return HostKey.parse(text), ""
-        except FileNotFoundError:
-            return None, f"there is no {path} yet, so nobody has said which host key is the hub's"
-        except OSError as error:
-            return None, f"cannot read the host key in {path}: {error.strerror}"
-        except ValueError as error:
-            return None, f"cannot use the host key in {path}: {error}"
 
     def _identity(self, tunnel: Tunnel) -> tuple[str, str]:
         """Where the private key is, and why ssh cannot use it."""
@@ -304,7 +289,7 @@ class Dialler:
 
     def _pin(self, tunnel: Tunnel) -> None:
         """Write the file by which ssh knows the hub, unless it is there. Raises HostError."""
-        key, error = self._key(tunnel)
+        key, error = host_keys.pinned(tunnel)
         if key is None:
             raise HostError(f"cannot dial {tunnel.target}: {error}", "HostKeyUnknown")
         name, text = known_hosts(tunnel, key)

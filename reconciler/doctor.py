@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec.structs import replace
 
+from reconciler import tunnel_doctor
 from reconciler.core import doctor
 from reconciler.core.access import key as token
+from reconciler.core.access import keyring
 from reconciler.core.actual import Handshake, Listener
+from reconciler.core.appliances import Health
 from reconciler.core.desired import Export
 from reconciler.core.doctor import (
     Check,
@@ -38,7 +41,7 @@ from reconciler.core.doctor import (
 )
 from reconciler.core.errors import ConfigError, HostError, ReconcilerError
 from reconciler.core.mark import argv, parse
-from reconciler.core.settings import MIN_FREE, SecretRef, Settings
+from reconciler.core.settings import MIN_FREE, Secret, SecretRef, Settings
 from reconciler.core.units import Port, Seconds
 from reconciler.handover import NAME as CONTROL
 from reconciler.handover import found as daemon_of
@@ -87,7 +90,8 @@ T = TypeVar("T")
 
 
 class Doctor:
-    """Checks one hub. `settings` None: its config cannot be read, and `trouble` says why."""
+    """Checks one hub. `settings` None: its config cannot be read, and `trouble` says why. `specs`:
+    where tunnels may be declared, beside where specs usually are."""
 
     def __init__(
         self,
@@ -96,11 +100,12 @@ class Doctor:
         *,
         config: str | None = None,
         trouble: ConfigError | None = None,
+        specs: Sequence[str] = (),
     ) -> None:
         self.known = settings is not None
         self.settings = settings or Settings(hub="", state="", repositories={})
         self.environment = environment
-        self.config, self.trouble = config, trouble
+        self.config, self.trouble, self.specs = config, trouble, specs
         self.user = _user()
         self._label: str | None = None
         self._tried = threading.Event()
@@ -118,6 +123,7 @@ class Doctor:
             "repository": self._repositories,
             "state": self._state,
             "sna": self._snas,
+            "tunnel": self._tunnels,
             "secrets": self._secrets,
             "api": self._api,
             "inventory": lambda: [self._listed()[0]],
@@ -423,19 +429,37 @@ class Doctor:
         except HostError as error:  # its token; the group of secrets says what helps
             yield failed(f"sna.{name}", f"SNA {name}", f"not asked: {error}", "see to its token")
 
+    def _tunnels(self) -> Iterator[Check]:
+        def health(name: str) -> Health:
+            with Observer(self.settings, self.environment).line(name) as line:
+                return line.health()
+
+        known = tunnel_doctor.Known()
+        try:
+            look = partial(tunnel_doctor.known, self.settings, self.specs)
+            known = asked(self.settings.state, look, TRIES)
+        except HostError as error:
+            said = f"which tunnels were applied or declared: {error}"
+            yield doctor.unknown("tunnel.declared", "tunnels declared", said)
+        yield from tunnel_doctor.checks(self.settings, self.environment, known, health)
+
     def _secrets(self) -> Iterator[Check]:
         for what, ref in self._references():
             error = ""
             try:
-                read = partial(files.secret, ref, self.environment)
-                kept = ref.identity or ref
-                near = posixpath.dirname(kept.name) if kept.kind == "file" else ""
-                found = asked(near, read) if near else read()
+                found = self._secret(ref)
                 if what.startswith("api "):
                     token(what, found.reveal(), ())
             except (HostError, ValueError) as wrong:
                 error = str(wrong)
             yield doctor.secret(what, str(ref), error)
+
+    def _secret(self, ref: SecretRef) -> Secret:
+        """Raises HostError, also where its storage hangs."""
+        read = partial(files.secret, ref, self.environment)
+        kept = ref.identity or ref
+        near = posixpath.dirname(kept.name) if kept.kind == "file" else ""
+        return asked(near, read) if near else read()
 
     def _references(self) -> Iterator[tuple[str, SecretRef]]:
         settings = self.settings
@@ -490,6 +514,7 @@ class Doctor:
                 tls.context(api.tls)
             if api.group:
                 sockets.gid(api.group)
+            keyring(api.tokens, [self._secret(one.secret).reveal() for one in api.tokens])
         except HostError as error:
             problem = str(error)
         return doctor.access(

@@ -254,6 +254,16 @@ class Hub(Observer):
         target = nbd.Target(self.probe_host, server.mark.port, export.name)
         return replace(server, clients=clients, handshake=nbd.handshake([target], HANDSHAKE)[0])
 
+    def measured(self, exports: Sequence[Export], servers: Sequence[Server]) -> list[Seal]:
+        """The same as `sealed`, of a run of which a person says that it is complete.
+
+        Its servers may be gone by then: what nobody has open needs no flush. Raises HostError.
+        """
+        served = {server.mark.disk for server in servers}
+        up = [export for export in exports if export.key in served]
+        found = self.sealed(up, servers) if up else []
+        return found + [self._seal(export, None) for export in exports if export.key not in served]
+
     def sealed(self, exports: Sequence[Export], servers: Sequence[Server]) -> list[Seal]:
         """Flush and check the images of a run that nobody writes any more.
 
@@ -278,8 +288,10 @@ class Hub(Observer):
         self._left_alone(ports, NOT_ENDED)
         return seals
 
-    def _seal(self, export: Export, server: Server) -> Seal:
+    def _seal(self, export: Export, server: Server | None) -> Seal:
         """What is in an image that was flushed, and whether it is whole. Raises HostError.
+
+        `server`: who has it open; None: nobody has.
 
         It is read as a whole for its digest, some GiB in a second or some MiB, as its storage has
         it; others do not wait for that: it is done in the thread of its VM.
@@ -291,7 +303,12 @@ class Hub(Observer):
             damage = images.check(export.image)
             asked = not damage and self.settings.digest(export.image) == "sha256"
             digest = images.digest(export.image) if asked else ""
-            if not proc.has_open(server.pid, export.image):
+            if server is None and (pids := proc.users(export.image)):
+                raise HostError(
+                    f"{proc.name_of(pids[0])} (pid {pids[0]}) has {export.image} open; {NOT_ENDED}",
+                    "InUse",
+                )
+            if server and not proc.has_open(server.pid, export.image):
                 raise HostError(
                     f"pid {server.pid} has another file open than the one at {export.image}; "
                     f"{NOT_ENDED}",
@@ -310,7 +327,8 @@ class Hub(Observer):
         reading = (export.size or 0) / images.SLOWEST
         deadline = images.CHECK_TIMEOUT + 10 + reading
         found = patience.do(f"check {export.image}", root, seal, deadline)
-        if proc.identify(server.pid) != server.identity:  # last: what was flushed is still its
+        # Last: what was flushed is still its.
+        if server and proc.identify(server.pid) != server.identity:
             raise HostError(f"pid {server.pid} has ended; {NOT_ENDED}", "ProcessGone")
         return found
 

@@ -419,6 +419,7 @@ class Applier:
             done_before: set[str] = set()
             failed: set[str] = set()
             heard: dict[str, Report] = {}
+            told: set[Told] = set()
             for number in range(PASSES):
                 remembered = partial(self.remembered, store, impatient=impatient and not number)
                 ledger = remembered()
@@ -450,6 +451,9 @@ class Applier:
                         self.note(store, desired, ledger)
                 todo = worth(planned, failed)
                 if not todo.all or number == PASSES - 1 or self.stopping.is_set():
+                    # Nothing is done about it any more: what stands in the way is written all the
+                    # same, as it is news to who reads the events in the morning.
+                    self.write_down(store, hub, planned, (), told)
                     break
                 if number and self.stopping.wait(BETWEEN if starting(todo) else 0):
                     break
@@ -469,7 +473,7 @@ class Applier:
                 steps += steps_now
                 if promise:
                     done_before |= done(planned, [one.action for one in steps_now if one.ok])
-                self.write_down(store, hub, planned, steps_now)
+                self.write_down(store, hub, planned, steps_now, told)
                 failed |= resting(steps_now)
             outcome = Outcome(planned, steps, self.stopping.is_set())
             if order:
@@ -576,9 +580,19 @@ class Applier:
         if fresh:
             store.words(fresh, now)
 
-    def write_down(self, store: Store, hub: Hub, planned: Plan, steps: Sequence[Step]) -> None:
-        """What happened, and what stands in the way, as events."""
+    def write_down(
+        self, store: Store, hub: Hub, planned: Plan, steps: Sequence[Step], told: set[Told]
+    ) -> None:
+        """What happened, and what stands in the way, as events. `told`: what stood in the way of an
+        earlier pass, which is not written twice; what is written now is put into it."""
         runs = {vm.name: vm.vm.run for vm in planned.vms}
+        standing = [
+            one
+            for one in self.standing(planned)
+            # That an SNA cannot be reached is told when it begins: see note_conditions.
+            if one.cause != UNREACHABLE and told_of(one) not in told
+        ]
+        told.update(map(told_of, standing))
         events = [
             Event(
                 vm=step.action.vm,
@@ -599,8 +613,7 @@ class Applier:
                 reason=action.cause,
                 message=action.why,
             )
-            for action in self.standing(planned)
-            if action.cause != UNREACHABLE  # told when it begins: see note_conditions
+            for action in standing
         ]
         events += [
             Event(
@@ -668,7 +681,7 @@ class Applier:
             one.name: conditions(one, replace(actual, servers=tuple(servers[one.name])), ledger)
             for one in planned.vms
         }
-        found |= {one.name: tunnel_conditions(one, actual) for one in planned.tunnels}
+        found |= {one.name: tunnel_conditions(one, actual, ledger) for one in planned.tunnels}
         moved = {}
         for name, some in found.items():
             for condition in some:
@@ -695,6 +708,14 @@ class Applier:
         if silent or waiting:
             store.record([*silent, *waiting], self.command, now)
         return dict(found)
+
+
+Told = tuple[str, int | None, str]
+"""VM, disk, cause: what stands in the way of something."""
+
+
+def told_of(action: Action) -> Told:
+    return action.vm, action.disk, action.cause
 
 
 def doubts(action: Action, call: Call) -> Iterator[tuple[str, str]]:

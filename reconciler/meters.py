@@ -15,11 +15,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
 from reconciler import __version__
+from reconciler.core.actions import Dial, Redial
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
 from reconciler.core.disk_plan import export_key
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan
+from reconciler.core.tunnel import PREFIX
 from reconciler.core.units import Seconds
 from reconciler.execute import Step
 
@@ -79,6 +81,14 @@ class Meters:
             "Whether an SNA was well when it was asked last, before a run began",
             "sna",
         )
+        self.tunnels = gauge(
+            "reconciler_tunnel_up",
+            "Whether a tunnel was healthy when it was looked at last",
+            "tunnel",
+        )
+        self.dials = counter(
+            "reconciler_tunnel_dial_total", "Connections of tunnels that were dialled", "outcome"
+        )
         self.unknown = gauge("reconciler_calls_unknown", "Calls whose outcome is not known")
         self.stale = gauge(
             "reconciler_runs_stale", "Accepted runs of which nothing was heard for stale_after"
@@ -100,6 +110,8 @@ class Meters:
             self.reconciled.labels(one)
         for one in CALL_OUTCOMES:
             self.calls.labels(one)
+        for one in ("success", "failure"):
+            self.dials.labels(one)
 
     def added(self, depth: int) -> None:
         """A VM was put into the queue."""
@@ -130,9 +142,21 @@ class Meters:
         else:
             self.appliances.labels(sna).set(well)
 
+    def tunnel(self, name: str, healthy: bool | None) -> None:
+        """A tunnel was looked at; None: nothing is wanted of it any more."""
+        name = name.removeprefix(PREFIX)
+        if healthy is None:
+            with suppress(KeyError):
+                self.tunnels.remove(name)
+        else:
+            self.tunnels.labels(name).set(healthy)
+
     def stepped(self, steps: Collection[Step]) -> None:
         """What was done, by a look or by a command."""
         for step in steps:
+            if isinstance(step.action, Dial | Redial):
+                self.dials.labels("success" if step.ok else "failure").inc()
+                continue
             if step.action.kind == "restart" and step.ok and step.reason == "Restarted":
                 self.restarts.inc()
             if step.action.kind in ("start", "restart") and step.ok and step.took:

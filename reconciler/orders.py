@@ -6,31 +6,37 @@ to. Nothing here asks or prints.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler import retaining
-from reconciler.core.call import Call, CallEvent, CallState, ending, resolving
+from reconciler.core.actual import Server
+from reconciler.core.call import Call, CallEvent, CallState, ending, resolving, verdict
 from reconciler.core.call_plan import LOST
+from reconciler.core.chains import broken, chains_of
 from reconciler.core.desired import Desired, Vm
-from reconciler.core.errors import HostError, UsageError, nearest
+from reconciler.core.disk_plan import export_key
+from reconciler.core.errors import HostError, UsageError
 from reconciler.core.guards import in_use
+from reconciler.core.history import proof as document_of
 from reconciler.core.ledger import EVERY, Ledger, Proof
 from reconciler.core.ledger import Pause as Held
+from reconciler.core.names import hint
 from reconciler.core.plan import plan
+from reconciler.core.proofs import merged
 from reconciler.core.settings import Settings, below
 from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import Seconds, stamp
 from reconciler.core.vm_plan import incomplete, new_run
+from reconciler.execute import archived
 from reconciler.host import patience
 from reconciler.host.images import Owner, claim, claimed_by
 from reconciler.host.store import Event, Store
-from reconciler.hub import EFFECT
+from reconciler.hub import EFFECT, NOT_ENDED, Hub
 from reconciler.look import Observer
 
 Verdict = Literal["accepted", "completed", "failed", "resend"]
@@ -176,8 +182,9 @@ def pausable(names: Sequence[str], ledger: Ledger) -> None:
     known = {*ledger.known, *ledger.declared, *(lease.vm for lease in ledger.leases)}
     for name in names:
         if name not in known:
-            hint = nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
-            raise UsageError(f"this hub has no VM {name!r}{hint}")
+            near = hint(name, known, ledger.shown)
+            near = near or f" (known here: {', '.join(sorted(known)) or 'none'})"
+            raise UsageError(f"this hub has no VM {name!r}{near}")
 
 
 def _told_of(names: Sequence[str]) -> list[str]:
@@ -189,7 +196,8 @@ def calls_of(ledger: Ledger, vm: str) -> Sequence[Call]:
     """The calls of a VM, oldest first; at least one. Raises UsageError."""
     calls = sorted(ledger.runs(vm), key=lambda c: (c.created, c.attempt))
     if not calls:
-        raise UsageError(f"the ledger has no run of a VM {vm!r}{nearest(vm, ledger.known)}")
+        near = hint(vm, ledger.known, ledger.shown)
+        raise UsageError(f"the ledger has no run of a VM {vm!r}{near}")
     return calls
 
 
@@ -215,18 +223,23 @@ class Resolve(Order, frozen=True, kw_only=True):
         answerable(call, self.verdict)
         if self.verdict == "resend":
             _nobody_connected(eyes, ledger, call)
+        changes: Mapping[str, Any] = {}
+        told: list[str] = []
         if self.verdict == "completed":
-            _nothing_lost(eyes, ledger, call)
+            servers = _nothing_lost(eyes, ledger, call)
+            hub = Hub(eyes.settings, eyes.environment, store, who)
+            changes, told = _measured(hub, call, servers)
         if call.state is CallState.INTENDED:
             call = store.advance(call, CallEvent.CRASH, now)
         if self.verdict == "resend":
             take_over(eyes.settings, store, call)
             store.another_attempt(call, now, self.reason)
         else:
-            store.advance(call, _EVENTS[self.verdict], now, message=self.reason)
+            store.advance(call, _EVENTS[self.verdict], now, message=self.reason, **changes)
         reason = f"Resolved{self.verdict.capitalize()}"
-        store.record([Event(vm=vm, run=call.run, reason=reason, message=self.reason)], who, now)
-        return []
+        said = "; ".join([self.reason, *told])
+        store.record([Event(vm=vm, run=call.run, reason=reason, message=said)], who, now)
+        return told
 
 
 class Prove(Order, frozen=True, kw_only=True):
@@ -239,24 +252,34 @@ class Prove(Order, frozen=True, kw_only=True):
         ledger = store.ledger()
         runs = {call.job_id: call.run for call in ledger.runs(vm)}
         kept = ledger.shelf.of(proof.job_id for proof in self.proofs)
-        events = []
+        noted = []
         for proof in self.proofs:
-            if proof.job_id not in runs or kept[proof.job_id].removed:
+            known = kept.get(proof.job_id)
+            if proof.job_id not in runs or known is None or known.removed:
                 continue  # it went while it was looked at
-            store.prove(replace(proof, who=who))
-            said = "its images are well" if proof.ok else "its images are damaged"
-            said = json.loads(proof.result).get("summary") or said
-            events.append(
-                Event(
-                    vm=vm,
-                    run=runs[proof.job_id],
-                    severity="Normal" if proof.ok else "Warning",
-                    reason=f"{proof.kind.capitalize()}{'Passed' if proof.ok else 'Failed'}",
-                    message=f"run {runs[proof.job_id]}, {proof.kind}: {said}",
-                )
-            )
-        store.record(events, who, now)
+            one = replace(merged(known.proofs.get(proof.kind), proof), who=who)
+            store.prove(one)
+            noted.append(one)
+        # Whether a backup can be restored is told by all that it needs, as it is known by now.
+        lacking = broken(chains_of(store.ledger(), vm))
+        store.record(
+            [_proved(vm, runs[one.job_id], one, lacking.get(one.job_id, "")) for one in noted],
+            who,
+            now,
+        )
         return []
+
+
+def _proved(vm: str, run: str, proof: Proof, lacks: str) -> Event:
+    said = document_of(proof, lacks)
+    ok = said["ok"]
+    return Event(
+        vm=vm,
+        run=run,
+        severity="Normal" if ok else "Warning",
+        reason=f"{proof.kind.capitalize()}{'Passed' if ok else 'Failed'}",
+        message=f"run {run}, {proof.kind}: {said['summary']}",
+    )
 
 
 class Retain(Order, frozen=True, kw_only=True):
@@ -344,8 +367,9 @@ def stopped(
             down[name] = replace(Tunnel.from_json(ledger.tunnels[name].vm), up=False)
             continue
         if name not in known:
-            hint = nearest(name, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
-            raise UsageError(f"this hub never applied a VM {name!r}{hint}")
+            near = hint(name, known, ledger.shown)
+            near = near or f" (known here: {', '.join(sorted(known)) or 'none'})"
+            raise UsageError(f"this hub never applied a VM {name!r}{near}")
         applied = ledger.applied.get(name)
         protect = bool(applied and applied.vm.get("protect"))
         gone[name] = Vm(
@@ -404,14 +428,38 @@ def _take_over_in(root: str, call: Call, ours: Owner) -> None:
         claim(root, call.vm, call.run, ours, take_over=True)
 
 
-def _nothing_lost(eyes: Observer, ledger: Ledger, call: Call) -> None:
-    """What died or was taken away since the last apply is not in the ledger: it is looked at."""
+def _nothing_lost(eyes: Observer, ledger: Ledger, call: Call) -> list[Server]:
+    """What died or was taken away since the last apply is not in the ledger: it is looked at.
+
+    The servers of the run that are there. Raises HostError.
+    """
     vms = {call.vm: Vm(name=call.vm, exported=False)}
     desired = Desired(settings=eyes.settings, vms=vms)
     seen = eyes.look(desired, ledger, ask=False, secrets=False)
     why = incomplete(desired, seen, ledger, eyes.now(), call)
     if why:
         raise HostError(f"cannot call run {call.run} of {call.vm} completed: {why}")
+    keys = {export_key(export) for export in call.exports}
+    return [server for server in seen.servers if server.mark.key in keys]
+
+
+def _measured(
+    hub: Hub, call: Call, servers: Sequence[Server]
+) -> tuple[Mapping[str, Any], list[str]]:
+    """What is kept of the images of a run that a person calls complete, as at any other end, and
+    what to tell. Raises HostError: they are damaged, so it is no backup.
+
+    What cannot be measured is not known: a person is believed, also where a client has not left.
+    """
+    try:
+        seals = hub.measured(call.exports, servers)
+    except HostError as error:
+        why = str(error).removesuffix(f"; {NOT_ENDED}").removeprefix(f"{NOT_ENDED}: ")
+        return {}, [f"what its images take is not known, nor their digests: {why}"]
+    event, found = verdict(call.type, seals)
+    if event is CallEvent.DAMAGED:
+        raise HostError(f"cannot call run {call.run} of {call.vm} completed: {found}")
+    return {"archived": archived(call, seals, hub.now())}, []
 
 
 def _nobody_connected(eyes: Observer, ledger: Ledger, call: Call) -> None:

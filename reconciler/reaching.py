@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pwd
 import re
 import threading
 import time
@@ -99,6 +98,8 @@ def holder(host: str, port: Port) -> Holder | None:
 
 
 def _name_of(uid: int) -> str:
+    import pwd  # late: only where somebody is to be named
+
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -25,6 +25,7 @@ from reconciler.core.errors import HostError, UsageError, nearest
 from reconciler.core.foreign import printable
 from reconciler.core.guards import broken_chain
 from reconciler.core.ledger import Ledger
+from reconciler.core.names import hint
 from reconciler.core.partitions import Table, table
 from reconciler.core.settings import Settings
 from reconciler.core.units import Bytes, Seconds, format_size, stamp
@@ -71,7 +72,8 @@ def run_of(ledger: Ledger, vm: str, run: str | None) -> Call:
     """The completed run that is meant. Raises UsageError, HostError."""
     completed = ledger.completed_runs(vm)
     if vm not in ledger.known:
-        raise UsageError(f"this hub has no run of a VM {vm!r}{nearest(vm, ledger.known)}")
+        near = hint(vm, ledger.known, ledger.shown)
+        raise UsageError(f"this hub has no run of a VM {vm!r}{near}")
     if run is None and not completed:
         raise HostError(
             f"cannot test a restore of {vm}: no run of it is completed; see reconciler history {vm}"

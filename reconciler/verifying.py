@@ -6,70 +6,69 @@ by who holds the lock, with an order.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from reconciler.core.call import Call
 from reconciler.core.chains import Backup, Chain, Disk, newest_completed, of_run, path_to
-from reconciler.core.errors import HostError
+from reconciler.core.errors import HostError, UsageError, nearest
 from reconciler.core.ledger import VERIFY, Proof
+from reconciler.core.proofs import Finding, findings, merged, proof_of
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds, format_size, stamp
 from reconciler.host import images, patience
 from reconciler.repositories import roots_of
 
 
-class Found(Struct, frozen=True, kw_only=True):
-    """What was found of one image."""
-
-    key: int
-    image: str
-    wrong: tuple[str, ...]
-    """What is the matter with it; empty: it is well."""
-    digest: str = ""
-    """`same`, `differs`, `none was taken`; empty: it was not looked at."""
-
-
 class Verified(Struct, frozen=True, kw_only=True):
     """What was found of one backup's own images."""
 
     backup: Backup
-    disks: tuple[Found, ...]
-
-    @property
-    def ok(self) -> bool:
-        return not any(disk.wrong for disk in self.disks)
+    disks: tuple[Finding, ...]
+    """By this look alone."""
 
     def proof(self, at: Seconds, who: str) -> Proof:
         """The same, to be written down."""
-        disks = [
-            {"key": str(one.key), "image": one.image, "wrong": one.wrong, "digest": one.digest}
-            for one in self.disks
-        ]
-        return Proof(
-            job_id=self.backup.call.job_id,
-            kind=VERIFY,
-            at=at,
-            ok=self.ok,
-            result=json.dumps({"disks": disks}),
-            who=who,
-        )
+        return proof_of(self.backup.call.job_id, self.disks, at, who)
+
+    def known(self, at: Seconds) -> tuple[Finding, ...]:
+        """What is known of its images now: also what this look does not take back."""
+        return findings(merged(self.backup.proofs.get(VERIFY), self.proof(at, "")))
 
 
-def chosen(chains: Sequence[Chain], vm: str, run: str) -> tuple[Backup, ...]:
-    """What a run needs, the full run first; empty: the newest backup is meant. Raises HostError."""
+MOST: Final = 5
+"""Backups that are named where another one was asked for."""
+
+
+def chosen(chains: Sequence[Chain], calls: Sequence[Call], vm: str, run: str) -> tuple[Backup, ...]:
+    """What a run needs, the full run first; empty: the newest backup is meant.
+
+    Raises UsageError for a run that is none of the VM's, HostError for one that is no backup.
+    """
     newest = newest_completed(chains)
     name = run or (newest.run if newest else "")
     chain = of_run(chains, name)
     found = path_to(chain, name) if chain else ()
-    if not found or not found[-1].completed:
-        stands = f"is {found[-1].call.state}" if found else "is no completed run"
-        names = [one.run for one in chains[-1].kept] if chains else []
+    kept = sorted((one for chain in chains for one in chain.kept), key=lambda one: one.ended)
+    names = [one.run for one in kept]
+    its = f"its newest backups: {', '.join(names[: -MOST - 1 : -1]) or 'none'}"
+    if not name:
+        raise HostError(f"cannot verify {vm}: no run of it is completed; {its}")
+    if not found:
+        state = next((call.state for call in reversed(calls) if call.run == name), None)
+        if state is None:
+            raise UsageError(f"{vm} has no run {name!r}{nearest(name, names)} ({its})")
         raise HostError(
-            f"cannot verify {vm}: {f'{name!r} {stands}' if name else 'no run of it is completed'}; "
-            f"its newest backups: {', '.join(names[-5:]) or 'none'}"
+            f"cannot verify run {name} of {vm}: it is {state}, so it is no backup; {its}"
+        )
+    if not found[-1].completed:
+        stands = found[-1].call.state
+        raise HostError(
+            f"cannot verify run {name} of {vm}: it is {stands}, so it is no backup; {its}"
         )
     if found[-1].removed:
         raise HostError(
@@ -89,19 +88,22 @@ def verify(settings: Settings, backups: Sequence[Backup], *, digests: bool) -> I
         yield Verified(backup=backup, disks=disks)
 
 
-def _image(settings: Settings, backup: Backup, disk: Disk, *, digests: bool) -> Found:
+def _image(settings: Settings, backup: Backup, disk: Disk, *, digests: bool) -> Finding:
     path = disk.export.image
     if backup.removed:
         wrong = (f"it was removed at {stamp(backup.removed)}",)
-        return Found(key=disk.export.key, image=path, wrong=wrong)
+        return Finding(key=str(disk.export.key), image=path, wrong=wrong)
     root = roots_of(settings, path)[-1]
     reading = (disk.export.size or 0) / images.SLOWEST if digests else 0.0
     look = partial(_looked, disk, root, digests=digests)
     return patience.do(f"verify {path}", root, look, images.CHECK_TIMEOUT + 10 + reading)
 
 
-def _looked(disk: Disk, root: str, *, digests: bool) -> Found:
+def _looked(disk: Disk, root: str, *, digests: bool) -> Finding:
     export, kept = disk.export, disk.archived
+    # Of one whose digest nobody has taken, there is no deeper look than at its tables.
+    deep = digests and bool(kept and kept.digest)
+    base = Finding(key=str(export.key), image=export.image, deep=deep)
     image = images.look(export.image, root)
     size = kept.size if kept else export.size
     wrong = []
@@ -114,7 +116,7 @@ def _looked(disk: Disk, root: str, *, digests: bool) -> Found:
     elif image.format != "qcow2":
         wrong.append("it is not qcow2")
     if wrong:
-        return Found(key=export.key, image=export.image, wrong=tuple(wrong))
+        return replace(base, wrong=tuple(wrong))
     if image.corrupt:
         wrong.append("qemu has marked it as corrupt")
     if size is not None and image.size != size:
@@ -127,10 +129,10 @@ def _looked(disk: Disk, root: str, *, digests: bool) -> Found:
     if damage := images.check(export.image):
         wrong.append(damage)
     digest = ""
-    if digests and kept and kept.digest:
+    if deep and kept:
         digest = "same" if images.digest(export.image) == kept.digest else "differs"
         if digest == "differs":
             wrong.append("its bytes are not those that were published: its digest differs")
     elif digests:
         digest = "none was taken"
-    return Found(key=export.key, image=export.image, wrong=tuple(wrong), digest=digest)
+    return replace(base, wrong=tuple(wrong), digest=digest)

@@ -29,7 +29,8 @@ if [ "${1:-}" = tests ]; then
     need mariadbd mariadb-server-core
     need mariadb-install-db mariadb-server-core
     need mariadb mariadb-client-core # mariadb-install-db asks it for its options
-    need ssh-keygen openssh-client
+    need ssh openssh-client # with ssh-keygen and ssh-keyscan
+    need sshd openssh-server
     need grub-fstest grub-common
     # Debian's PostgreSQL is beside the PATH; the tests find it there.
     command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
@@ -43,6 +44,14 @@ case "$missing" in *postgresql*)
     install="apt-get update && apt-get install -y --no-install-recommends postgresql-common && \
 sed -ri 's/^#?create_main_cluster .*/create_main_cluster = false/' \
 /etc/postgresql-common/createcluster.conf && apt-get install -y --no-install-recommends$missing" ;;
+esac
+case "$missing" in *openssh-server*)
+    # Nor is this machine to be open to the network afterwards: the tests start an sshd themselves.
+    # A policy of somebody else stays.
+    [ -e /usr/sbin/policy-rc.d ] || install="{ echo \"#!/bin/sh\"; echo exit 101; } \
+>/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d; { $install; }; code=\$?; \
+rm -f /usr/sbin/policy-rc.d; exit \$code"
+    install="( $install ) && { systemctl disable ssh.service ssh.socket 2>/dev/null || true; }" ;;
 esac
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "cannot install:$missing is missing, and there is no apt-get here; install what has" \

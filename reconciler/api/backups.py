@@ -21,7 +21,7 @@ from reconciler.api.gate import WHO
 from reconciler.api.models import Backup, BackupType, Chain, Start, Stats, Status
 from reconciler.api.streams import Streams
 from reconciler.api.views import STATES, answers, repository_of, view
-from reconciler.asking import Booked, Desk, RefusedError, Why, Wish
+from reconciler.asking import WHERE, Booked, Desk, RefusedError, Why, Wish
 from reconciler.core.call import Call, CallState
 from reconciler.core.chains import chains_of
 from reconciler.core.errors import HostError, nearest
@@ -43,7 +43,6 @@ PATIENCE: Final[Seconds] = 10.0
 """How long a request waits for such a place."""
 MOST: Final = 1000
 """Runs on one page."""
-WHERE: Final = "/api/v1/backups/"
 NOBODY: Final = "the API"
 """Who asks, where nobody has said who they are."""
 _BEYOND: Final = 1 << 62
@@ -119,6 +118,7 @@ class BackupApi:
         wish = Wish(
             vm=asked.vm_name,
             type=asked.backup_type,
+            fallback=asked.fallback,
             repository=asked.repository_id,
             who=who(request),
             policy=asked.policy_id or "",

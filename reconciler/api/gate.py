@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from reconciler.core.access import SOLE, Access, Key, Peer, Scope, key, sentence
+from reconciler.core.access import Access, Key, Peer, keyring, sentence
 from reconciler.core.errors import HostError
 from reconciler.core.settings import ApiLimits, Settings
 from reconciler.host import files, sockets, tls
@@ -83,25 +83,8 @@ class Gate:
 
 def _keys(settings: Settings, environment: Mapping[str, str]) -> tuple[Key, ...]:
     """Raises HostError."""
-    found: list[Key] = []
-    for token in settings.api.tokens:
-        called = "the token of `api`" if token.name == SOLE else f"token {token.name} of `api`"
-        text = files.secret(token.secret, environment).reveal()
-        try:
-            one = key(token.name, text, map(Scope, token.scopes))
-        except ValueError as error:
-            raise HostError(
-                f"cannot use {called} ({token.secret}): {error}", "SecretUnreadable"
-            ) from None
-        same = [other.name for other in found if other.digest == one.digest]
-        if same:
-            raise HostError(
-                f"cannot use {called} ({token.secret}): it is the same as {same[0]}'s, so it could "
-                "not be told who asks",
-                "SecretUnreadable",
-            )
-        found.append(one)
-    return tuple(found)
+    tokens = settings.api.tokens
+    return keyring(tokens, [files.secret(one.secret, environment).reveal() for one in tokens])
 
 
 def peer_of(sock: socket.socket) -> Peer:

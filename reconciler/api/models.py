@@ -13,6 +13,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    model_validator,
 )
 
 from reconciler.core.spec import MAX_WHO, checked_tags
@@ -206,6 +207,13 @@ class Start(Said):
         StrictStr, Field(min_length=1, description="A VM context, or a VM's name in vCenter.")
     ]
     backup_type: BackupType
+    fallback: Annotated[
+        Literal["full"] | None,
+        Field(
+            description="With `incremental`: where none can be made, the backup is full, and "
+            "`fell_back` says why. Without it such a request is refused."
+        ),
+    ] = None
     repository_id: Annotated[
         StrictStr, Field(min_length=1, description="That of the VM: a name in the hub's config.")
     ]
@@ -222,6 +230,12 @@ class Start(Said):
     disk_id: Annotated[
         None, BeforeValidator(_no_disk), Field(description="Refused: a backup is of a whole VM.")
     ] = None
+
+    @model_validator(mode="after")
+    def _falls_back(self) -> Start:
+        if self.fallback and self.backup_type == "full":
+            raise ValueError("fallback goes with backup_type incremental: leave it out")
+        return self
 
 
 class DiskResult(BaseModel):
@@ -296,6 +310,9 @@ class Backup(BaseModel):
         str, Field(description="Of the disk at position 0, once every disk is reported complete.")
     ] = ""
     error_message: str = ""
+    fell_back: Annotated[
+        str, Field(description="Why it is full although an incremental was asked for.")
+    ] = ""
     current_phase: str
     transfer_speed_bps: int
     progress_percent: float

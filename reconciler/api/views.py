@@ -77,6 +77,7 @@ def view(
         disks_count=len(call.exports),
         change_id=reports[0].change_id if whole and 0 in reports else "",
         error_message=standing if waits else _error(shown, settings, now),
+        fell_back=call.fallback,
         current_phase=f"waiting: {standing}" if waits else phase,
         transfer_speed_bps=heard.speed if heard and active else 0,
         progress_percent=100.0 if done else heard.percent if heard else 0.0,

@@ -19,8 +19,9 @@ from reconciler.cli import options, tables
 from reconciler.cli.applying import Session
 from reconciler.cli.findings import findings
 from reconciler.core import requests as asking
-from reconciler.core.errors import Diagnostic, Exit, HostError, nearest
+from reconciler.core.errors import Diagnostic, Exit, HostError
 from reconciler.core.ledger import Ledger
+from reconciler.core.names import hint
 from reconciler.core.plan import FORMAT_VERSION, diagnostics_json
 from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import parse as parse_selector
@@ -208,9 +209,10 @@ def _known(source: Source, vms: Sequence[str]) -> list[str]:
         if name in specs.refused:
             raise wrong_in([one for one in specs.diagnostics if one.vm in ("", name)], source.lines)
         if name not in known:
-            hint = nearest(name, known) or f" (known: {tables.some(sorted(known)) or 'none'})"
+            near = hint(name, known, asking.shown_names(specs, source.inventory))
+            near = near or f" (known: {tables.some(sorted(known)) or 'none'})"
             raise click.UsageError(
-                f"no spec that is read here declares a VM {name!r}, and no inventory knows it{hint}"
+                f"no spec that is read here declares a VM {name!r}, and no inventory knows it{near}"
             )
         if name in declared and (why := unfit(declared[name])):
             raise HostError(f"cannot ask for a run of {name}: {why}")

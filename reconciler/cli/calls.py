@@ -58,7 +58,9 @@ def resolve(
         return Exit.OK
     if not yes and not options.confirmed("Say so?"):
         return Exit.OK
-    session.order(Resolve(vms=(vm,), verdict=answer, reason=reason, key=call.key, state=call.state))
+    order = Resolve(vms=(vm,), verdict=answer, reason=reason, key=call.key, state=call.state)
+    for line in session.order(order):
+        options.say(f"{vm}, run {call.run}: {line}", err=True)
     options.say("next: reconciler apply")
     return Exit.OK
 

@@ -6,6 +6,7 @@ no click, no model, no YAML. What commands there are is in `grammar`, which is m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -168,10 +169,11 @@ def _vms(store: str, current: str) -> list[str]:
     inside = "vm >= ? AND vm < ?"
     query = f"SELECT vm FROM applied WHERE {inside} UNION SELECT vm FROM declared WHERE {inside}"  # noqa: S608 ours
     span = (current, current + "\U0010ffff")
-    try:
-        return _asked(store, query, span * 2)
-    except ValueError:  # of before there was that table
-        return _asked(store, f"SELECT vm FROM applied WHERE {inside}", span)  # noqa: S608 ours
+    tunnels = f"{query} UNION SELECT tunnel FROM tunnels WHERE tunnel >= ? AND tunnel < ?"  # noqa: S608 ours
+    for asked, times in ((tunnels, 3), (query, 2)):
+        with contextlib.suppress(ValueError):  # of before there was that table
+            return _asked(store, asked, span * times)
+    return _asked(store, f"SELECT vm FROM applied WHERE {inside}", span)  # noqa: S608 ours
 
 
 def _runs(store: str, vms: Sequence[str], current: str) -> list[str]:

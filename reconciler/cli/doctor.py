@@ -21,11 +21,19 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "unknown": "cyan
     "--only",
     metavar="GROUP,…",
     default="",
-    help="Some groups of checks: python, qemu, ports, repository, state, sna, secrets, …",
+    help="Some groups of checks: python, qemu, ports, repository, state, sna, tunnel, secrets, …",
+)
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    metavar="FILE|DIR",
+    help="Specs whose tunnels are looked at, beside those that were applied. [default: specs/]",
 )
 @options.output("text", "json")
 @click.pass_obj
-def doctor(config: str | None, only: str, output: str) -> int:
+def doctor(config: str | None, only: str, files: tuple[str, ...], output: str) -> int:
     """Look at and try what this hub needs, and say what helps where something is wrong.
 
     Nothing stays that it makes, and it works beside everything else. Exit 0 if nothing failed
@@ -50,7 +58,7 @@ def doctor(config: str | None, only: str, output: str) -> int:
         trouble = error
         groups = ["config", *groups]
     path = config_path(config, os.environ)
-    checks = Doctor(settings, os.environ, config=path, trouble=trouble).checks(groups)
+    checks = Doctor(settings, os.environ, config=path, trouble=trouble, specs=files).checks(groups)
     if output == "json":
         options.print_json(document(settings.hub if settings else None, checks))
     else:

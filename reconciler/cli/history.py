@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import click
@@ -12,9 +12,10 @@ import click
 from reconciler.cli import options, tables
 from reconciler.cli.looking import directory
 from reconciler.core.call import Call
+from reconciler.core.chains import broken, chains_of
 from reconciler.core.errors import nearest
 from reconciler.core.history import Proofs, document, duration, ended, proof, runs
-from reconciler.core.ledger import Proof
+from reconciler.core.ledger import VERIFY, Proof
 from reconciler.core.units import Seconds, format_duration, stamp
 from reconciler.host import store
 
@@ -30,6 +31,7 @@ def history(config: str | None, vm: str, limit: int, output: str) -> None:
     """The runs of one VM, newest first: when, by whom, of what, and how they ended."""
     ledger = store.read(directory(config))
     known = ledger.known if ledger else frozenset()
+    vm = ledger.context(vm, known) if ledger else vm
     if ledger is None or vm not in known:
         hint = nearest(vm, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"
         raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
@@ -37,11 +39,15 @@ def history(config: str | None, vm: str, limit: int, output: str) -> None:
     shown = found[:limit]
     kept = ledger.shelf.of(call.job_id for call in shown)
     proofs = {job: one.proofs for job, one in kept.items()}
+    lacking: Mapping[str, str] = {}
+    if any(VERIFY in one for one in proofs.values()):
+        lacking = broken(chains_of(ledger, vm))
     if output == "json":
-        options.print_json(document(vm, shown, len(found), ledger.hub, now, proofs))
+        options.print_json(document(vm, shown, len(found), ledger.hub, now, proofs, lacking))
     elif found:
         width = tables.limit(sys.stdout)
-        click.echo(_text(shown, proofs, now, colour=tables.coloured(sys.stdout), width=width))
+        colour = tables.coloured(sys.stdout)
+        click.echo(_text(shown, proofs, lacking, now, colour=colour, width=width))
         if len(found) > limit:
             click.echo(f"{len(found) - limit} older: --limit {len(found)} shows all")
     else:
@@ -51,6 +57,7 @@ def history(config: str | None, vm: str, limit: int, output: str) -> None:
 def _text(
     shown: Sequence[Call],
     proofs: Proofs,
+    lacking: Mapping[str, str],
     now: Seconds,
     *,
     colour: bool,
@@ -69,16 +76,17 @@ def _text(
         out.append(f"    job {call.job_id} at SNA {call.sna}")
         if call.targets:
             out.append(f"    targets {call.targets}")
-        out += [f"    {line}" for line in map(_proof, proofs.get(call.job_id, {}).values())]
+        lacks = lacking.get(call.job_id, "")
+        out += [f"    {_proof(one, lacks)}" for one in proofs.get(call.job_id, {}).values()]
     return "\n".join(out)
 
 
-_KINDS: Final = {"restore": "restore test", "verify": "verified"}
+_KINDS: Final = {"restore": "restore test", "verify": "verify"}
 
 
-def _proof(found: Proof) -> str:
-    said = proof(found)
-    verdict = "ok" if found.ok else "FAILED"
+def _proof(found: Proof, lacks: str) -> str:
+    said = proof(found, lacks)
+    verdict = "ok" if said["ok"] else "FAILED"
     summary = f": {said['summary']}" if said["summary"] else ""
     return f"{_KINDS[found.kind]} {verdict} {said['at']}{summary}, by {found.who}"
 

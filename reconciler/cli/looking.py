@@ -24,7 +24,7 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
-from reconciler.core.settings import Settings, state_directory
+from reconciler.core.settings import REQUESTS, Settings, state_directory
 from reconciler.core.status import by_type, conditions, disks, document, progress_text, since
 from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import format_duration, stamp
@@ -33,6 +33,7 @@ from reconciler.host import files, lock, proc, store
 from reconciler.look import Observer
 
 if TYPE_CHECKING:
+    from reconciler.cli.asked import Waiting
     from reconciler.core.selector import Choice
 
 
@@ -96,22 +97,27 @@ def show_status(
     """Print the status once."""
     state = directory(config)
     ledger, holder = read(state)
+    asked = waiting(state, ledger)
     if ledger is None or not ledger.settings:
         if output == "json":
             empty: dict[str, Any] = {"hub": None, "source": None, "vms": [], "tunnels": []}
+            empty["asked"] = asked.to_json() if asked else []
             options.print_json({"format_version": FORMAT_VERSION, **empty})
         elif output != "name":
             click.echo(f"Nothing was applied here yet (state: {state}).")
             for line in unremembered():
                 click.echo(line)
-            click.echo("next: reconciler plan -f specs/")
+            told = asked.lines(holder) if asked else []
+            click.echo("\n".join(told or ["next: reconciler plan -f specs/"]))
         return
+    vms = [ledger.context(name, known_names(ledger)) for name in vms]
     if choice:
         vms = chosen(ledger, vms, choice)
-    plan, actual, now = looked(ledger, vms)
+    asked = asked.of(vms) if asked and (vms or choice) else asked
+    plan, actual, now = looked(ledger, vms, asked.vms if asked else ())
     value = document(plan, actual, ledger, now)
     if output == "json":
-        options.print_json(value)
+        options.print_json({**value, "asked": asked.to_json() if asked else []})
         return
     if output == "name":
         for vm in value["vms"]:
@@ -148,6 +154,8 @@ def show_status(
         )
     if holder:
         click.echo(tables.kept_by(holder))
+    for line in asked.lines(holder) if asked else ():
+        click.echo(line)
 
 
 def chosen(ledger: Ledger, vms: Collection[str], choice: Choice) -> list[str]:
@@ -172,7 +180,13 @@ def explain(config: str | None, vm: str, output: str) -> None:
     state = directory(config)
     ledger, holder = read(state)
     known = known_names(ledger) if ledger else {}
+    vm = ledger.context(vm, known) if ledger else vm
+    asked = waiting(state, ledger)
+    asked = asked and asked.of([vm])
     if ledger is None or not ledger.settings or vm not in known:
+        if asked and asked.requests:
+            asked.explain(ledger.hub if ledger else None, holder, output)
+            return
         if ledger and vm in ledger.declared:
             show_declared(ledger, vm, holder, output)
             return
@@ -189,7 +203,8 @@ def explain(config: str | None, vm: str, output: str) -> None:
         return
     one = plan.vms[0]
     if output == "json":
-        options.print_json(explained(plan, actual, ledger, now, holder, state))
+        told = explained(plan, actual, ledger, now, holder, state, asked)
+        options.print_json(told)
         return
     click.echo(tables.header(one))
     found = by_type(conditions(one, actual, ledger))
@@ -239,11 +254,32 @@ def explain(config: str | None, vm: str, output: str) -> None:
             times = f" (×{event.count})" if event.count > 1 else ""
             disk = f" disk {event.disk}" if event.disk is not None else ""
             click.echo(f"    {ago} ago{disk}: {event.reason}: {event.message}{times}")
-    click.echo(f"next: {onward(one, plan, ready.reason, ledger)}")
+    for request in asked.requests if asked else ():
+        click.echo(f"  {request.sentence}")
+    click.echo(f"next: {onward(one, plan, ready.reason, ledger, asked, holder)}")
+
+
+def onward(
+    one: VmPlan, plan: Plan, reason: str, ledger: Ledger, asked: Waiting | None, holder: str
+) -> str:
+    """The one command that goes on from here: where nothing is to be done, what is asked for."""
+    from reconciler.core.onward import next_command  # nobody else needs it
+
+    amiss = one.tainted_run or one.stale or one.unheard
+    if asked and asked.requests and not one.actions and not amiss:
+        return asked.following(holder)
+    requests = Settings.from_json(ledger.settings).requests
+    return next_command(one, plan, reason, requests, ledger)
 
 
 def explained(
-    plan: Plan, actual: Actual, ledger: Ledger, now: float, holder: str, state: Path
+    plan: Plan,
+    actual: Actual,
+    ledger: Ledger,
+    now: float,
+    holder: str,
+    state: Path,
+    asked: Waiting | None,
 ) -> dict[str, Any]:
     """What one VM waits for, as a document: its status, and what would be done about it."""
     from reconciler.cli.telling import to_json
@@ -257,20 +293,13 @@ def explained(
         "hub": whole["hub"],
         "vm": whole["vms"][0],
         "since": stamp(since(one.name, ready, ledger, now)),
+        "asked": asked.to_json() if asked else [],
         "actions": [change for change in changes if change["vm"] == one.name],
         "retry_at": stamp(one.call.retry_at) if one.call and one.call.retry_at > now else None,
         "changed_by": holder or None,
         "events": [to_json(event) for event in store.events(state, one.name, 5)],
-        "next": onward(one, plan, ready.reason, ledger),
+        "next": onward(one, plan, ready.reason, ledger, asked, holder),
     }
-
-
-def onward(one: VmPlan, plan: Plan, reason: str, ledger: Ledger) -> str:
-    """The one command that goes on from here."""
-    from reconciler.core.onward import next_command  # nobody else needs it
-
-    requests = Settings.from_json(ledger.settings).requests
-    return next_command(one, plan, reason, requests, ledger)
 
 
 def show_declared(ledger: Ledger, vm: str, holder: str, output: str) -> None:
@@ -390,10 +419,25 @@ def known_names(ledger: Ledger) -> Collection[str]:
     return ledger.applied.keys() | ledger.tunnels.keys()
 
 
-def looked(ledger: Ledger, vms: Collection[str]) -> tuple[Plan, Actual, float]:
-    """What would have to be done about what was applied; the VMs named, or all worth showing."""
+def waiting(state: Path, ledger: Ledger | None) -> Waiting | None:
+    """Runs that are asked for and that nobody has begun; None: nothing was ever asked for."""
+    folder = state / REQUESTS
+    if not folder.is_dir():
+        return None
+    from reconciler.cli.asked import Waiting
+
+    return Waiting.below(folder, ledger)
+
+
+def looked(
+    ledger: Ledger, vms: Collection[str], asked: Collection[str] = ()
+) -> tuple[Plan, Actual, float]:
+    """What would have to be done about what was applied; the VMs named, or all worth showing.
+
+    `asked`: VMs that may be named all the same. Raises UsageError.
+    """
     names = known_names(ledger)
-    unknown = [name for name in vms if name not in names]
+    unknown = [name for name in vms if name not in names and name not in asked]
     if unknown:
         known = ", ".join(sorted(names)) or "none"
         hint = nearest(unknown[0], names) or f" (known here: {known})"

@@ -54,7 +54,8 @@ COMMANDS: Final = {
     ),
     "doctor": ("doctor", "Look at and try what this hub needs; say what helps."),
     "secret": ("secrets", "Encrypt a secret, so that the config can live in Git."),
-    "render": ("render", "Print systemd units, made from the config."),
+    "render": ("render", "Print systemd units and both ends of a tunnel, for other programs."),
+    "tunnel": ("trusting", "Say which host key is a hub's, at an appliance's side."),
     "version": ("looking", "Show the version."),
 }
 """Command → the module that has it, and the line in --help that is shown without importing it."""

@@ -17,6 +17,7 @@ from reconciler.core.notices import Seen
 from reconciler.core.plan import Plan
 from reconciler.core.queue import Item
 from reconciler.core.status import Condition, by_type
+from reconciler.core.tunnel import PREFIX
 from reconciler.core.tunnel_plan import TunnelPlan
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
@@ -90,6 +91,9 @@ class Told(Observers):
         found: Mapping[str, Sequence[Condition]],
         now: Seconds,
     ) -> None:
+        for tunnel in planned.tunnels:
+            healthy = by_type(found[tunnel.name])["Ready"].status == "True"
+            self.meters.tunnel(tunnel.name, healthy if tunnel.tunnel.up else None)
         if self.notifier and self.notifier.notify().url:
             seen = {
                 one.name: Seen(_run(one), tuple(found[one.name]))
@@ -99,6 +103,9 @@ class Told(Observers):
             self._told(store, seen, now)
 
     def gone(self, store: Store, names: Collection[str], now: Seconds) -> None:
+        for name in names:
+            if name.startswith(PREFIX):
+                self.meters.tunnel(name, None)
         if self.notifier:
             self._told(store, {}, now, names)
 

@@ -17,8 +17,10 @@ from reconciler.core.errors import Exit
 from reconciler.core.units import Seconds, format_duration, stamp
 
 if TYPE_CHECKING:
+    from reconciler.core.desired import Desired
     from reconciler.core.errors import Diagnostic
     from reconciler.core.plan import Plan
+    from reconciler.loop import Source
 
 SAVED: Final[Seconds] = 3600.0
 """How long a saved plan can be applied, if nobody says."""
@@ -54,7 +56,8 @@ def validate(
 
     settings = load_settings(config, os.environ)
     question = Question(files=files, extra=extra, patterns=patterns, selector=selector)
-    source = question.source(settings)
+    # Where runs are asked for at the API, the inventory is all that there is to be checked.
+    source = question.source(settings, bare=bool(settings.inventory or settings.inventory_sql))
     names = question.chosen(source, settings)
     desired = chosen(desire(source, settings), names)(current(settings))
     more = source.inventory.findings if source.inventory else []  # of VMs that no spec is about
@@ -70,9 +73,22 @@ def validate(
         options.print_json(log(found, source.lines, __version__, os.getcwd()))
     else:
         _print(found, source.lines, each=None if everything else text.EACH)
-        good = text.counted(len(desired.vms), len(desired.tunnels))
-        options.say(f"{good} valid, {text.count(found)}.")
+        options.say(f"{_checked(source, desired)} {text.count(found)}.")
     return Exit.INVALID if desired.failed else Exit.OK
+
+
+def _checked(source: Source, desired: Desired) -> str:
+    """`2 VMs valid,`. Where no spec declares anything, the inventory is what was checked."""
+    specs, known = source.specs, source.inventory
+    said = f"{text.counted(len(desired.vms), len(desired.tunnels))} valid"
+    if specs.vms or specs.tunnels or specs.failed:
+        return f"{said},"
+    if not specs.runs:
+        said = "no VM is declared"
+    if known is None or known.stale:
+        return f"{said},"
+    vms, disks = len(known.vms), sum(len(vm.disks) for vm in known.vms.values())
+    return f"{said}; inventory: {vms} VM{'s' * (vms != 1)}, {disks} disk{'s' * (disks != 1)};"
 
 
 def _print(

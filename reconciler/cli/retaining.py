@@ -11,9 +11,11 @@ import click
 
 from reconciler.cli import options, tables
 from reconciler.cli.applying import Session
-from reconciler.core.errors import Exit, nearest
+from reconciler.core.chains import taken
+from reconciler.core.errors import Exit
+from reconciler.core.names import hint
 from reconciler.core.retention import Retention, document
-from reconciler.core.units import format_size, natural, stamp
+from reconciler.core.units import natural, stamp
 from reconciler.loop import current, load_settings
 from reconciler.orders import Retain
 from reconciler.retaining import planned
@@ -46,8 +48,8 @@ def retain(
     unknown = [vm for vm in vms if vm not in ledger.known]
     if unknown:
         known = tables.some(sorted(ledger.known)) or "none"
-        hint = nearest(unknown[0], ledger.known) or f" (known here: {known})"
-        raise click.UsageError(f"this hub never applied a VM {unknown[0]!r}{hint}")
+        near = hint(unknown[0], ledger.known, ledger.shown) or f" (known here: {known})"
+        raise click.UsageError(f"this hub never applied a VM {unknown[0]!r}{near}")
     names = list(dict.fromkeys(vms)) or sorted(ledger.known, key=natural)
     found = planned(settings, ledger, names, time.time())
     jobs = tuple(backup.call.job_id for one in found for backup in (*one.unfinished, *one.going))
@@ -83,15 +85,15 @@ def _text(found: Sequence[Retention], *, colour: bool) -> str:
         for fate in one.fates:
             runs = ", ".join(backup.run for backup in fate.chain.kept)
             mark = "-" if fate.goes else "="
-            line = f"  {mark} {runs}: {format_size(fate.size)}; {fate.why}"
+            line = f"  {mark} {runs}: {taken([fate.chain])}; {fate.why}"
             out.append(tables.paint(line, "yellow" if fate.goes else None, colour))
     going = [backup for one in found for backup in one.going]
-    size = sum(fate.size for one in found for fate in one.fates if fate.goes)
+    chains = [fate.chain for one in found for fate in one.fates if fate.goes]
     images = sum(len(backup.disks) for backup in going)
     if going:
         out.append(
             f"{len(going)} backup{'s' if len(going) != 1 else ''} to remove: {images} "
-            f"image{'s' if images != 1 else ''}, {format_size(size)}"
+            f"image{'s' if images != 1 else ''}, {taken(chains)}"
         )
     else:
         out.append("No backup is to be removed.")

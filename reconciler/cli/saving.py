@@ -48,9 +48,10 @@ class Question(Struct, frozen=True, kw_only=True):
     patterns: tuple[str, ...] = ()
     selector: str | None = None
 
-    def source(self, settings: Settings) -> Source:
-        """Raises UsageError, HostError, NothingNamed."""
-        return load_source(self.files, settings, extra=options.extra_texts(self.extra))
+    def source(self, settings: Settings, *, bare: bool = False) -> Source:
+        """`bare`: there may be no spec at all. Raises UsageError, HostError, NothingNamed."""
+        extra = options.extra_texts(self.extra)
+        return load_source(self.files, settings, asking=bare, extra=extra)
 
     def chosen(self, source: Source, settings: Settings) -> tuple[str, ...] | None:
         """The VMs that are meant; None: all. Raises UsageError where a name means none."""

@@ -28,7 +28,7 @@ SYMBOL: Final = {
 }
 KEPT: Final = ("SourceUnreadable", "PruneHeld")
 """Conditions by which a VM is kept as it was, whatever the watched directory says."""
-TOLD: Final = ("FellBack", "Implausible")
+TOLD: Final = ("FellBack", "Implausible", "SpecAhead")
 """Conditions of a run that are said wherever it is shown."""
 MOST: Final = 5
 """Strangers that are named one by one."""
@@ -48,6 +48,8 @@ def header(one: VmPlan) -> str:
         parts.append("DisksUnverified")
     if one.unsure:
         parts.append("SpaceUnsure")
+    if one.ahead:
+        parts.append("SpecAhead")
     return "   ".join(parts)
 
 

@@ -49,7 +49,7 @@ def events(
     With -w and -o json, each event is a document in a line of its own.
     """
     where = directory(config)
-    _known(where, vms)
+    vms = _known(where, vms)
     begin = 0.0 if since is None else time.time() - since
     seen = store.newest_events(where, vms, limit=MOST if watching else limit, since=begin)
     found = seen[-limit:]
@@ -79,14 +79,16 @@ def follow(where: Path, vms: Collection[str], seen: Collection[Event], output: s
         since = max(since, *(one.last for one in fresh), 0.0)
 
 
-def _known(where: Path, vms: Collection[str]) -> None:
-    """Raises UsageError if this hub never heard of one of these VMs."""
+def _known(where: Path, vms: Collection[str]) -> tuple[str, ...]:
+    """The contexts of these VMs. Raises UsageError if this hub never heard of one of them."""
     ledger = store.read(where) if vms else None
     known = {*ledger.known, *ledger.declared} if ledger else set()
-    for name in vms:
+    names = tuple(ledger.context(name, known) if ledger else name for name in vms)
+    for name in names:
         if name not in known:
             hint = nearest(name, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"
             raise click.UsageError(f"this hub has no VM {name!r}{hint}")
+    return names
 
 
 def _tell(found: Iterable[Event], output: str) -> None:

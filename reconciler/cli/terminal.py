@@ -61,8 +61,8 @@ def _seen(char: str) -> str:
 
 
 def source(char: str) -> str:
-    """A character of a line that is quoted."""
-    return " " * TAB if char == "\t" else safe(char)
+    """A character of a line that is quoted. A tab shows, as it is not what it looks like."""
+    return "→".ljust(TAB) if char == "\t" else safe(char)
 
 
 def cells(text: str) -> int:

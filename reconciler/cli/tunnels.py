@@ -45,6 +45,11 @@ def status_lines(
         out.append(tables.paint(line, "green" if good else "yellow", colour))
         if not good or wide:
             out.append(f"    {ready['message']}")
+        out += [
+            f"    {tables.kept_line(told['type'], told['reason'], told['message'])}"
+            for told in one["conditions"]
+            if told["type"] in tables.KEPT
+        ]
         out += [f"    {_connection(row)}" for row in one["connections"]]
     return out
 
@@ -88,7 +93,7 @@ def show(
 ) -> None:
     """`explain tunnel/NAME`."""
     (one,) = plan.tunnels
-    found = by_type(conditions(one, actual))
+    found = by_type(conditions(one, actual, ledger))
     ready = found["Ready"]
     known = ledger.transitions.get((one.name, "Ready"))
     began = known[2] if known and known[0] == ready.status else now
@@ -113,6 +118,8 @@ def show(
     good = "ready" if ready.status == "True" else "not ready"
     click.echo(f"  {good}: {ready.reason}, for {format_duration(now - began)}")
     click.echo(f"    {ready.message}")
+    if kept := found.get("SourceUnreadable"):
+        click.echo(f"  {tables.kept_line(kept.type, kept.reason, kept.message)}")
     for row in tunnel_json(one, actual, ledger, now)["connections"]:
         click.echo(f"  {_connection(row)}")
     for check in actual.tunnels.get(one.name, TunnelSeen()).checks:

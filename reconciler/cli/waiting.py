@@ -100,6 +100,7 @@ def stands(state: Path, vms: tuple[str, ...], wish: Wish, run: str) -> Mapping[s
     ledger, _ = read(state)
     applied = known_names(ledger) if ledger and ledger.settings else ()
     known = {*applied, *(ledger.declared if ledger else ())}
+    vms = tuple(ledger.context(name, known) if ledger else name for name in vms)
     for name in vms:
         if name not in known:
             hint = nearest(name, known) or f" (known here: {tables.some(sorted(known)) or 'none'})"
@@ -109,5 +110,5 @@ def stands(state: Path, vms: tuple[str, ...], wish: Wish, run: str) -> Mapping[s
     if ledger and there:
         plan, actual, _ = looked(ledger, there)
         found |= {one.name: stand(one, actual, ledger, wish, run) for one in plan.vms}
-        found |= {one.name: tunnel_stand(one, actual, wish) for one in plan.tunnels}
+        found |= {one.name: tunnel_stand(one, actual, ledger, wish) for one in plan.tunnels}
     return found

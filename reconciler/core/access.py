@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
+
+from reconciler.core.errors import HostError
+
+if TYPE_CHECKING:
+    from reconciler.core.settings import ApiToken
 
 LEAST_TOKEN: Final = 16
 """Characters of a token. Of 64 kinds each, that is 96 bits, which nobody guesses."""
@@ -80,6 +85,29 @@ def key(name: str, text: str, scopes: Iterable[Scope]) -> Key:
             "`-._~+/`, without spaces; write what `openssl rand -hex 32` prints"
         )
     return Key(name, _digest(text.encode()), frozenset(scopes))
+
+
+def keyring(tokens: Sequence[ApiToken], texts: Sequence[str]) -> tuple[Key, ...]:
+    """The tokens of the config, each with its text. Raises HostError, which shows nothing of it:
+    one cannot be used, or is another's too."""
+    found: list[Key] = []
+    for token, text in zip(tokens, texts, strict=True):
+        called = "the token of `api`" if token.name == SOLE else f"token {token.name} of `api`"
+        try:
+            one = key(token.name, text, map(Scope, token.scopes))
+        except ValueError as error:
+            raise HostError(
+                f"cannot use {called} ({token.secret}): {error}", "SecretUnreadable"
+            ) from None
+        same = [other.name for other in found if other.digest == one.digest]
+        if same:
+            raise HostError(
+                f"cannot use {called} ({token.secret}): it is the same as {same[0]}'s, so it could "
+                "not be told who asks",
+                "SecretUnreadable",
+            )
+        found.append(one)
+    return tuple(found)
 
 
 def _digest(text: bytes) -> bytes:

@@ -16,7 +16,8 @@ from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export
 from reconciler.core.ledger import VERIFY, Archived, DiskReport, Kept, Ledger, Proof
 from reconciler.core.plan import FORMAT_VERSION
-from reconciler.core.units import Bytes, Seconds, stamp
+from reconciler.core.proofs import damage, digested
+from reconciler.core.units import Bytes, Seconds, format_size, stamp
 
 
 class Disk(Struct, frozen=True, kw_only=True):
@@ -31,7 +32,8 @@ class Disk(Struct, frozen=True, kw_only=True):
     @property
     def allocated(self) -> Bytes | None:
         """What its file takes; None: not known."""
-        return self.archived.allocated if self.archived else None
+        # Of one that was published before this was kept, only the removal is written down.
+        return self.archived.allocated if self.archived and self.archived.at else None
 
     @property
     def change_id(self) -> str:
@@ -116,8 +118,13 @@ class Chain(Struct, frozen=True, kw_only=True):
 
     @property
     def allocated(self) -> Bytes:
-        """What the images take that are kept, as far as it is known."""
+        """What the images take that are kept, as far as it is known; see `taken`."""
         return sum(one.allocated or 0 for one in self.kept)
+
+    @property
+    def unmeasured(self) -> int:
+        """Kept backups of which it is not known what they take."""
+        return sum(one.allocated is None for one in self.kept)
 
 
 def chains_of(ledger: Ledger, vm: str, key: int | None = None) -> tuple[Chain, ...]:
@@ -198,11 +205,24 @@ def _lacks(backup: Backup, below: Mapping[str, Backup]) -> str:
 
 
 def damage_of(backup: Backup) -> str:
-    """What the last look at its images found wrong; empty: nothing, or nobody looked."""
-    proof = backup.proofs.get(VERIFY)
-    if proof is None or proof.ok:
-        return ""
-    return f"its images were found damaged at {stamp(proof.at)}"
+    """What the looks at its images found wrong; empty: nothing, or nobody looked."""
+    return damage(backup.proofs.get(VERIFY), [disk.export.image for disk in backup.disks])
+
+
+def broken(chains: Sequence[Chain]) -> Mapping[str, str]:
+    """Job id → why a backup cannot be restored whose own images are kept."""
+    return {one.call.job_id: one.lacks for chain in chains for one in chain.kept if one.lacks}
+
+
+def taken(chains: Sequence[Chain]) -> str:
+    """What some chains take, for people. What nobody has measured is not nothing."""
+    kept, unknown = sum(len(one.kept) for one in chains), sum(one.unmeasured for one in chains)
+    if not unknown:
+        return format_size(sum(one.allocated for one in chains))
+    if unknown == kept:
+        return "size unknown"
+    known = format_size(sum(one.allocated for one in chains))
+    return f"at least {known} (of {unknown} of {kept} backups it is not known)"
 
 
 def path_to(chain: Chain, run: str) -> tuple[Backup, ...]:
@@ -260,6 +280,7 @@ def document(vm: str, chains: Sequence[Chain], hub: str) -> dict[str, Any]:
                 "full": chain.full.run,
                 "count": len(chain.kept),
                 "allocated": chain.allocated,
+                "unmeasured": chain.unmeasured,
                 "backups": [_json(one) for one in chain.backups],
             }
             for chain in chains
@@ -283,11 +304,18 @@ def _json(one: Backup) -> dict[str, Any]:
         "removed": stamp(one.removed) if one.removed else None,
         "restorable": not one.lacks,
         "lacks": one.lacks or None,
-        "proofs": {
-            kind: {"at": stamp(proof.at), "ok": proof.ok} for kind, proof in one.proofs.items()
-        },
+        "proofs": {kind: _proof_json(one, proof) for kind, proof in one.proofs.items()},
         "disks": [_disk_json(disk) for disk in one.disks],
     }
+
+
+def _proof_json(one: Backup, proof: Proof) -> dict[str, Any]:
+    if proof.kind != VERIFY:
+        return {"at": stamp(proof.at), "ok": proof.ok}
+    since = digested(proof)
+    # It is a proof of a backup, which needs what is below it too.
+    ok = proof.ok and not (one.kept and one.lacks)
+    return {"at": stamp(proof.at), "ok": ok, "digests": stamp(since) if since else None}
 
 
 def _disk_json(disk: Disk) -> dict[str, Any]:

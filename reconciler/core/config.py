@@ -29,6 +29,7 @@ from reconciler.core.settings import (
     LISTEN,
     MIN_FREE,
     PORTS,
+    TUNNEL_USER,
     Api,
     ApiLimits,
     ApiToken,
@@ -435,6 +436,10 @@ class NotifyModel(Strict):
         return self
 
 
+class TunnelModel(Strict):
+    user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")] = TUNNEL_USER
+
+
 class SecretsModel(Strict):
     age_identity: SecretModel | None = None
 
@@ -460,6 +465,7 @@ class ConfigModel(Strict):
     notify: NotifyModel = NotifyModel()
     specs: SpecsModel = SpecsModel()
     secrets: SecretsModel = SecretsModel()
+    tunnel: TunnelModel = TunnelModel()
 
 
 class _Refs:
@@ -503,6 +509,7 @@ _SCALARS: dict[str, tuple[str, ...]] = {
     "api": ("listen", "group"),
     "git": ("url", "branch", "interval"),
     "notify": ("url", "timeout"),
+    "tunnel": ("user",),
 } | {
     section: tuple(name for name in model.model_fields if name != "sql")
     for section, model in (
@@ -633,6 +640,7 @@ def settings(
             root=_absolute(model.specs.root, base) if model.specs.root else None,
             env=tuple(model.specs.env),
         ),
+        tunnel_user=model.tunnel.user,
     )
     if refs.wrong:
         raise ConfigError(refs.wrong)

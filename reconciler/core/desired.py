@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, convert, field, to_builtins
@@ -198,6 +198,7 @@ def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger:
             diagnostics.append(Diagnostic("error", f"VM {name}: {refusal}", place, name))
             continue
         vms[vm.name] = (vm, declared)
+        diagnostics += _without_effect(declared)
         if vm.exported and not vm.verified:
             diagnostics.append(
                 Diagnostic(
@@ -455,6 +456,21 @@ def _frozen(ledger: Ledger, vm: str, run: str) -> Mapping[int, Export]:
     if call is None or call.state == "DUE":
         return {}
     return {export.key: export for export in call.exports}
+
+
+def _without_effect(declared: Declared) -> Iterator[Diagnostic]:
+    """What is written and changes nothing, though somebody meant something by it."""
+    spec = declared.spec
+    backup = spec.backup if spec.state == "exported" and spec.purpose == "backup" else None
+    if backup and backup.fallback and backup.type == "full":
+        yield Diagnostic(
+            "warning",
+            f"VM {spec.name}: `fallback: {backup.fallback}` has no effect, as the run is full "
+            "anyway: write `type: incremental` beside it, or remove it",
+            declared.place("backup", "fallback"),
+            spec.name,
+            rule="no-effect",
+        )
 
 
 def _parent(

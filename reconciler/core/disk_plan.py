@@ -25,7 +25,7 @@ from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.guards import broken_chain, in_use, unfit
 from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import argv
-from reconciler.core.parents import as_full, unfit_parent
+from reconciler.core.parents import Unfit, as_full, unfit_parent
 from reconciler.core.ports import Pool
 from reconciler.core.settings import QemuNbd
 from reconciler.core.space import Room
@@ -61,8 +61,9 @@ class Disks:
         self.actions: list[Action] = []
         self.ports: dict[int, Port] = {}
         self.call: Call | None = None
-        self.unfit_parents: Mapping[int, tuple[str, str]] = {}
-        """Disk key → (cause, why) for which nothing can be built on its parent."""
+        self.ahead = ""
+        self.unfit_parents: Mapping[int, Unfit] = {}
+        """Disk key → why nothing can be built on its parent."""
 
     def match(self, wanted: Sequence[Export]) -> tuple[Mapping[int, Server], Sequence[Server]]:
         """The server of each wanted export, by disk key."""
@@ -84,7 +85,7 @@ class Disks:
         for export in wanted:
             if parent := self.unfit_parents.get(export.key):
                 fit = False
-                self.refuse(*parent, disk=export.key)
+                self.refuse(parent.cause, f"{parent.why}; {parent.remedy}", disk=export.key)
                 continue
             if export.key in serving:
                 continue
@@ -146,8 +147,8 @@ class Disks:
         images = (self.actual.images.get(export.image) for export in vm.exports)
         made = any(image and image.exists for image in images)  # as overlays: they stay that
         if self.unfit_parents and vm.fallback == "full" and not made:
-            key, (_, why) = next(iter(self.unfit_parents.items()))
-            self.vm = as_full(vm, f"disk {key}: {why}")
+            key, first = next(iter(self.unfit_parents.items()))
+            self.vm = as_full(vm, f"disk {key}: {first.why}")
             self.unfit_parents = {}
 
     def written(self) -> Mapping[str, str]:

@@ -35,6 +35,7 @@ GROUPS: Final = (
     "repository",
     "state",
     "sna",
+    "tunnel",
     "secrets",
     "api",
     "inventory",
@@ -633,10 +634,12 @@ def listening(address: str, why_not: str, ours: str, holder: str, accepted: int 
 def access(
     listen: Endpoint, tokens: Sequence[str], callbacks_closed: bool, tls: bool, problem: str
 ) -> Check:
-    """Who may use the API. `problem`: why the certificate or the group cannot be used."""
+    """Who may use the API. `problem`: why the certificate, the group or a token cannot be used;
+    then the daemon does not begin."""
     id_, title = "api.access", "who may use the API"
     if problem:
-        return failed(id_, title, problem, "see to `api: {tls: …, group: …}` in the config")
+        fix = "see to `api: {tls: …, group: …, tokens: …}` in the config, and to what it names"
+        return failed(id_, title, problem, fix)
     said = sentence(
         loopback=listen.loopback, tokens=bool(tokens), callbacks_closed=callbacks_closed
     )

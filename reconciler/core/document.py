@@ -16,6 +16,7 @@ import yaml
 from msgspec import Struct
 
 from reconciler.core.errors import Diagnostic, Place, nearest
+from reconciler.core.findings import lines
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -92,6 +93,9 @@ def parse(text: str, file: str) -> tuple[Document | None, list[Diagnostic]]:
     except yaml.MarkedYAMLError as error:
         line, column = _position(error.problem_mark or error.context_mark)
         said = " ".join(part for part in (error.context, error.problem) if part)
+        tab = _tab(text, line, column)
+        if tab:
+            column, said = tab, _TAB
         # libyaml looks ahead on a line, and has had a limit of its own since 0.2.6.
         deep = "maximum nesting depth" in said
         said = _TOO_DEEP if deep else f"cannot read this as YAML: {said}"
@@ -112,6 +116,21 @@ def parse(text: str, file: str) -> tuple[Document | None, list[Diagnostic]]:
 def _position(mark: Any) -> tuple[int, int]:
     """Line and column from 1, of a mark that PyYAML counts from 0."""
     return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+
+
+_TAB: Final = (
+    "a tab stands where the line is indented, and YAML forbids tabs for that: write spaces"
+)
+
+
+def _tab(text: str, line: int, column: int) -> int:
+    """The column of the tab for which YAML cannot be read on at a place; 0: it is for another
+    reason. A tab may stand between words, so only one in front of what was to come is meant."""
+    there = lines(text)[line - 1 :]
+    found = re.match(r"[ \t-]*", there[0]) if there else None
+    if not found or column - 1 > found.end():
+        return 0
+    return found.group().find("\t") + 1
 
 
 _TOO_DEEP: Final = f"cannot read this: it is nested more than {MAX_DEPTH} levels deep"

@@ -24,6 +24,7 @@ RULES: Final[Mapping[str, str]] = {
     "inventory-unknown": "The inventory does not know the VM, or cannot be read.",
     "limit": "There is more of something than can be meant.",
     "missing-key": "A key that is needed is not there.",
+    "no-effect": "A key has no effect beside the others.",
     "no-run": "No run of the VM is asked for.",
     "not-a-backup": "What is to be read or built on is no completed run.",
     "secret-in-place": "A secret is written where only its place may be named.",
@@ -37,7 +38,7 @@ RULES: Final[Mapping[str, str]] = {
 }
 """Rule → what it finds. The names are part of the interface: `validate -o json` and `-o sarif`."""
 
-WARNINGS: Final = frozenset({"disks-unverified", "no-run", "superseded"})
+WARNINGS: Final = frozenset({"disks-unverified", "no-effect", "no-run", "superseded"})
 """Rules that find nothing that is wrong, but what somebody should know."""
 
 _BY_SUMMARY: Final = tuple(
@@ -236,12 +237,14 @@ def shown(found: Finding, everything: Sequence[str], *, private: bool = False) -
     """
     if found.place is None or found.rule == "secret-in-place":
         return None
-    if private and found.rule in ("yaml", "duplicate-key"):
-        return None
     if not 1 <= found.place.line <= len(everything):
         return None
     line = everything[found.place.line - 1]
     start = min(found.place.column - 1, len(line))
+    if private and found.rule in ("yaml", "duplicate-key"):
+        tab = line[start : start + 1] == "\t" and not line[:start].strip()
+        indent = line[: len(line) - len(line.lstrip())]
+        return Shown(f"{indent}…", start, start + 1) if tab else None
     end = _end(found, line, start + 1) - 1
     if private:
         line, start, end = _covered(line, start, end, found)
@@ -249,6 +252,13 @@ def shown(found: Finding, everything: Sequence[str], *, private: bool = False) -
 
 
 _OWN_KEY: Final = re.compile(r"\s*(?:- +)*[\w.-]*(?::\s+)?")
+_LAST_KEY: Final = re.compile(r"(?<=[{,\s])[\w.-]+:\s+$")
+"""The key of a value within brackets: what a colon and a space stand behind is no value."""
+
+
+def _tells(summary: str, value: str) -> bool:
+    """Whether a finding says a value itself, as it stands or as Python writes it."""
+    return value in summary or repr(value)[1:-1] in summary
 
 
 def _covered(line: str, start: int, end: int, found: Finding) -> tuple[str, int, int]:
@@ -256,10 +266,12 @@ def _covered(line: str, start: int, end: int, found: Finding) -> tuple[str, int,
     before, meant, after = line[:start], line[start:end], line[end:]
     key = found.rule == "unknown-key" or after.startswith(":")
     if not _OWN_KEY.fullmatch(before):
-        before = before[: len(before) - len(before.lstrip())] + "… "
+        own = _LAST_KEY.search(before)
+        kept = own.group() if own and not key else ""
+        before = f"{before[: len(before) - len(before.lstrip())]}… {kept}"
     if meant[:1] in "[{|>":
         meant = meant[:1]
-    elif not key and meant.strip("\"'") not in found.summary:
+    elif not key and not _tells(found.summary, meant.strip("\"'")):
         meant = "…"
     if after.strip():
         after = ": …" if key else " …"

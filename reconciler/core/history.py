@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from reconciler.core.call import Call
-from reconciler.core.ledger import Ledger, Proof
+from reconciler.core.ledger import VERIFY, Ledger, Proof
 from reconciler.core.plan import FORMAT_VERSION
+from reconciler.core.proofs import digested, summary
 from reconciler.core.units import Seconds, stamp
 
 
@@ -39,31 +40,48 @@ Proofs: TypeAlias = Mapping[str, Mapping[str, Proof]]
 
 
 def document(
-    vm: str, shown: Sequence[Call], total: int, hub: str, now: Seconds, proofs: Proofs
+    vm: str,
+    shown: Sequence[Call],
+    total: int,
+    hub: str,
+    now: Seconds,
+    proofs: Proofs,
+    broken: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The history of a VM, as `history -o json` prints it."""
+    """The history of a VM, as `history -o json` prints it.
+
+    `broken`: job id → why it cannot be restored although its own images are kept.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "hub": hub,
         "vm": vm,
         "total": total,
-        "runs": [_run(call, now, proofs.get(call.job_id, {})) for call in shown],
+        "runs": [
+            _run(call, now, proofs.get(call.job_id, {}), broken.get(call.job_id, ""))
+            for call in shown
+        ],
     }
 
 
-def proof(found: Proof) -> dict[str, Any]:
-    """One proof, for a document."""
+def proof(found: Proof, lacks: str = "") -> dict[str, Any]:
+    """One proof, for a document. `lacks`: why the backup cannot be restored; empty: it can.
+
+    `verify` is about all that a backup needs: where something below it is damaged, it has failed.
+    """
     result = json.loads(found.result)
-    return {
-        "ok": found.ok,
-        "at": stamp(found.at),
-        "who": found.who,
-        "summary": result.get("summary", ""),
-        "result": result,
-    }
+    said = {"ok": found.ok, "summary": result.get("summary", "")}
+    if found.kind == VERIFY:
+        since = digested(found)
+        said = {
+            "ok": found.ok and not lacks,
+            "summary": lacks if found.ok and lacks else summary(found),
+            "digests": stamp(since) if since else None,
+        }
+    return {**said, "at": stamp(found.at), "who": found.who, "result": result}
 
 
-def _run(call: Call, now: Seconds, proofs: Mapping[str, Proof]) -> dict[str, Any]:
+def _run(call: Call, now: Seconds, proofs: Mapping[str, Proof], lacks: str) -> dict[str, Any]:
     span, end = duration(call, now), ended(call)
     return {
         "run": call.run,
@@ -83,5 +101,5 @@ def _run(call: Call, now: Seconds, proofs: Mapping[str, Proof]) -> dict[str, Any
         "tainted": call.tainted,
         "fallback": call.fallback or None,
         "doubt": call.doubt or None,
-        "proofs": {kind: proof(found) for kind, found in sorted(proofs.items())},
+        "proofs": {kind: proof(found, lacks) for kind, found in sorted(proofs.items())},
     }

@@ -398,6 +398,20 @@ class Ledger(Struct, frozen=True, kw_only=True):
         """Every VM that was ever applied or called for, and every tunnel."""
         return self._calls.vms | self.applied.keys() | self.tunnels.keys()
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """VM → its name in vCenter, as far as that was ever applied."""
+        names = ((name, one.vm.get("display_name")) for name, one in self.applied.items())
+        return {name: str(shown) for name, shown in names if shown}
+
+    def context(self, name: str, known: Collection[str]) -> str:
+        """The context among some that a name means; see `names.resolved`. Raises UsageError."""
+        if name in known:
+            return name
+        from reconciler.core.names import resolved  # start-up does not pay for it
+
+        return resolved(name, known, self.shown)
+
     def runs(self, vm: str) -> Sequence[Call]:
         """Every call of a VM."""
         return self._calls.of_vm(vm)

@@ -12,6 +12,7 @@ from reconciler.core.actual import Actual, Image
 from reconciler.core.call import Call, CallState
 from reconciler.core.desired import Export, Vm
 from reconciler.core.ledger import VERIFY, Kept, Ledger
+from reconciler.core.proofs import damage, needs_digests
 from reconciler.core.units import format_size, stamp
 
 PARENTS: Final = frozenset(
@@ -28,6 +29,15 @@ PARENTS: Final = frozenset(
     }
 )
 """Causes for which an incremental is refused and a full run gets past it."""
+
+
+class Unfit(Struct, frozen=True):
+    """Why nothing can be built on a parent."""
+
+    cause: str
+    why: str
+    remedy: str
+    """What gets past it. Not for a run that is full by itself instead."""
 
 
 class Layer(Struct, frozen=True):
@@ -69,8 +79,8 @@ def _written(calls: Sequence[Call]) -> dict[str, tuple[Call, Export]]:
 
 def unfit_parent(
     export: Export, ledger: Ledger, actual: Actual, written: Mapping[str, str]
-) -> tuple[str, str] | None:
-    """(cause, why) for which nothing can be built on the parent of an export; None: it can.
+) -> Unfit | None:
+    """Why nothing can be built on the parent of an export; None: it can.
 
     `written`: image → who writes it now.
     """
@@ -81,8 +91,9 @@ def unfit_parent(
     if wrong := _looked(export, parent, _image(actual, parent), written):
         return wrong
     if remembered := _remembered(parent, kept):
-        cause, why = remembered
-        return cause, f"its parent {parent.path} ({parent.run}) {why}; {_another(export)}"
+        its = f"its parent {parent.path} ({parent.run})"
+        mended = f"{remembered.remedy}; " if remembered.remedy else ""
+        return Unfit(remembered.cause, f"{its} {remembered.why}", f"{mended}{_another(export)}")
     if wrong := _told(export, parent, kept):
         return wrong
     for above, one in zip(found, below, strict=False):
@@ -96,11 +107,16 @@ def unfit_parent(
             else _lost(image)
         )
         remembered = _remembered(one, kept)
-        why = why or (f"that {remembered[1]}" if remembered else "")
+        mended = ""
+        if not why and remembered:
+            why = f"that {remembered.why}"
+            mended = f"{remembered.remedy}; " if remembered.remedy else ""
         if why:
-            return "ChainBroken", (
+            return Unfit(
+                "ChainBroken",
                 f"its parent {parent.path} ({parent.run}) is built on {one.path} ({one.run}): "
-                f"{why}; {_another(export)}"
+                f"{why}",
+                f"{mended}{_another(export)}",
             )
     return None
 
@@ -111,36 +127,46 @@ def _image(actual: Actual, layer: Layer) -> Image:
 
 def _another(export: Export) -> str:
     """The command that gets past it."""
-    return f"for a full run: reconciler backup {export.vm} --run NEW --type full"
+    return _full(export.vm)
+
+
+def _full(vm: str) -> str:
+    return f"for a full run: reconciler backup {vm} --run NEW --type full"
+
+
+def without_command(why: str, vm: str) -> str:
+    """Why nothing can be built on a parent, where nobody is to type what gets past it."""
+    return why.removesuffix(_full(vm)).removesuffix("or ").removesuffix("; ")
 
 
 def _looked(
     export: Export, parent: Layer, image: Image, written: Mapping[str, str]
-) -> tuple[str, str] | None:
+) -> Unfit | None:
     """What a look at the parent tells."""
-    its = f"its parent {parent.path}"
+    its, another = f"its parent {parent.path}", _another(export)
     if image.outside:
-        return "ParentOutside", (
-            f"{its} leads out of its repository, to {image.outside}; {_another(export)}"
-        )
+        why = f"{its} leads out of its repository, to {image.outside}"
+        return Unfit("ParentOutside", why, another)
     if not image.exists:
-        return "ParentMissing", (
-            f"{its} ({parent.run}) is missing: bring it back; or {_another(export)}"
-        )
+        why = f"{its} ({parent.run}) is missing"
+        return Unfit("ParentMissing", why, f"bring it back; or {another}")
     if image.error:
-        return "ParentUnreadable", f"cannot look at {its}: {image.error}; {_another(export)}"
+        return Unfit("ParentUnreadable", f"cannot look at {its}: {image.error}", another)
     if image.format != "qcow2":
-        return "ParentUnfit", f"{its} is not qcow2; {_another(export)}"
+        return Unfit("ParentUnfit", f"{its} is not qcow2", another)
     if image.corrupt:
-        return "ParentDamaged", f"{its} is marked as corrupt by qemu; {_another(export)}"
+        return Unfit("ParentDamaged", f"{its} is marked as corrupt by qemu", another)
     if who := written.get(parent.path):
-        return "ParentWritten", f"{its} is being written, by {who}: build on a completed run"
+        why = f"{its} is being written, by {who}"
+        return Unfit("ParentWritten", why, "build on a completed run")
     if export.size is not None and image.size != export.size:
         how = "grew" if image.size < export.size else "shrank"
-        return "DiskResized", (
+        return Unfit(
+            "DiskResized",
             f"the disk {how} from {format_size(image.size)} to {format_size(export.size)} "
             f"({image.size} to {export.size} bytes) since {parent.run}, and an overlay keeps the "
-            f"size of its parent; {_another(export)}"
+            "size of its parent",
+            another,
         )
     return None
 
@@ -156,23 +182,22 @@ def _lost(image: Image) -> str:
     return "that is marked as corrupt by qemu" if image.corrupt else ""
 
 
-def _remembered(layer: Layer, kept: Mapping[str, Kept]) -> tuple[str, str] | None:
-    """What the ledger remembers against an image: the cause, and what it was."""
+def _remembered(layer: Layer, kept: Mapping[str, Kept]) -> Unfit | None:
+    """What the ledger remembers against an image, and what mends that."""
     if layer.call is None:
         return None
     known, verify = kept[layer.call.job_id], f"reconciler verify {layer.call.vm}"
     if known.removed:
-        return "ParentRemoved", f"was removed at {stamp(known.removed)}"
+        return Unfit("ParentRemoved", f"was removed at {stamp(known.removed)}", "")
     proof = known.proofs.get(VERIFY)
-    if proof and not proof.ok:
-        return "ParentDamaged", (
-            f"was found damaged at {stamp(proof.at)}; where it was mended: {verify} --run "
-            f"{layer.call.run}"
-        )
+    if wrong := damage(proof, [layer.path]):
+        deep = " --digests" if needs_digests(proof) else ""
+        mended = f"where it was mended: {verify} --run {layer.call.run}{deep}"
+        return Unfit("ParentDamaged", f"is damaged ({wrong})", mended)
     return None
 
 
-def _told(export: Export, parent: Layer, kept: Mapping[str, Kept]) -> tuple[str, str] | None:
+def _told(export: Export, parent: Layer, kept: Mapping[str, Kept]) -> Unfit | None:
     """Whether the client can be told what to go on from."""
     report = None
     if parent.call and parent.export and parent.export.key == export.key:
@@ -182,9 +207,10 @@ def _told(export: Export, parent: Layer, kept: Mapping[str, Kept]) -> tuple[str,
     why = f"no change id was reported of it with {parent.run}"
     if parent.call is None:
         why = "no completed run of this hub has written it, so no change id of it is known"
-    return "NoChangeId", (
-        f"its parent {parent.path}: {why}, and without one the client would copy the whole disk; "
-        f"{_another(export)}"
+    return Unfit(
+        "NoChangeId",
+        f"its parent {parent.path}: {why}, and without one the client would copy the whole disk",
+        _another(export),
     )
 
 

@@ -16,6 +16,7 @@ from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic
 from reconciler.core.inventory import Inventory
 from reconciler.core.ledger import Ledger
+from reconciler.core.names import meant
 from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import Selector
 from reconciler.core.spec import MAX_WHO, Declared, RunSpec, Specs
@@ -51,14 +52,17 @@ def labels(specs: Specs) -> list[str]:
 
 def named_vm(name: str, specs: Specs, inventory: Inventory | None) -> list[str]:
     """The VM contexts that a name may mean: the context itself, else a VM's name in vCenter."""
-    known = inventory.vms if inventory else {}
     there = inventory.names if inventory else ()
-    every = dict.fromkeys((*(one.spec.name for one in specs.vms), *specs.refused, *there))
-    if name in every:
-        return [name]
-    found = {one.spec.name: one.spec.vm.name for one in specs.vms}
-    shown = {vm: found.get(vm) or (known[vm].vm.name if vm in known else None) for vm in every}
-    return [vm for vm, display in shown.items() if name and display == name]
+    every = {*(one.spec.name for one in specs.vms), *specs.refused, *there}
+    return meant(name, every, shown_names(specs, inventory))
+
+
+def shown_names(specs: Specs, inventory: Inventory | None) -> dict[str, str]:
+    """VM context → its name in vCenter; what a spec says counts before the inventory."""
+    known = inventory.vms if inventory else {}
+    names = {name: one.vm.name for name, one in known.items()}
+    names |= {one.spec.name: one.spec.vm.name for one in specs.vms if one.spec.vm.name}
+    return {vm: name for vm, name in names.items() if name}
 
 
 # -- what comes of it

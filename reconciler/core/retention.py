@@ -214,6 +214,7 @@ def document(hub: str, found: Sequence[Retention], *, done: bool) -> dict[str, A
                             disk.export.image for backup in fate.chain.kept for disk in backup.disks
                         ],
                         "bytes": fate.size,
+                        "unmeasured": fate.chain.unmeasured,
                         "action": "remove" if fate.goes else "keep",
                         "cause": fate.cause,
                         "why": fate.why,

@@ -11,7 +11,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -24,8 +24,12 @@ from reconciler.core.errors import Exit, ReconcilerError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan
 from reconciler.core.sides import File, described, file_of
+from reconciler.core.tunnel_plan import TunnelPlan
 from reconciler.core.units import Bytes, Port, Seconds, format_size, natural, stamp
 from reconciler.core.vm_plan import VmPlan
+
+Some: TypeAlias = VmPlan | TunnelPlan
+_OnePlan = TypeVar("_OnePlan", VmPlan, TunnelPlan)
 
 KIND: Final = "reconciler saved plan"
 FORMAT: Final = 1
@@ -99,7 +103,7 @@ class Basis(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, plan: Plan, actual: Actual, ledger: Ledger, now: Seconds) -> Basis:
-        names = {one.name for one in plan.vms}
+        names = {one.name for one in plan.all}
         return cls(
             plan=plan,
             servers=tuple(one for one in actual.servers if one.mark.vm in names),
@@ -201,9 +205,10 @@ class Promise(Struct, frozen=True, kw_only=True):
         """A later plan of the same apply, without what was not promised, or is done already."""
         promised = keys(self.saved.basis.plan) - set(done)
         vms = tuple(self._kept(one, planned, promised) for one in planned.vms)
-        return replace(planned, vms=vms)
+        tunnels = tuple(self._kept(one, planned, promised) for one in planned.tunnels)
+        return replace(planned, vms=vms, tunnels=tunnels)
 
-    def _kept(self, one: VmPlan, plan: Plan, promised: Collection[str]) -> VmPlan:
+    def _kept(self, one: _OnePlan, plan: Plan, promised: Collection[str]) -> _OnePlan:
         def stays(action: Action) -> bool:
             if action.kind not in CHANGES or key(action, one, plan) in promised:
                 return True
@@ -436,8 +441,8 @@ def observed(before: Basis, now: Basis) -> list[str]:
 
     Nothing else that was seen counts: who applies a plan wants that to be done which it says.
     """
-    ours = {one.name: one for one in before.plan.vms}
-    theirs = {one.name: one for one in now.plan.vms}
+    ours = {one.name: one for one in before.plan.all}
+    theirs = {one.name: one for one in now.plan.all}
     differing = [
         name
         for name in sorted({*ours, *theirs}, key=natural)
@@ -446,15 +451,18 @@ def observed(before: Basis, now: Basis) -> list[str]:
     found: list[str] = []
     for name in differing:
         one, two = ours.get(name), theirs.get(name)
-        found += dict.fromkeys(_seen(name, one, two, before, now))
+        if not (isinstance(one, TunnelPlan) or isinstance(two, TunnelPlan)):
+            found += dict.fromkeys(_seen(name, one, two, before, now))
         found += _difference(name, one, before.plan, two, now.plan)
     rest = len(found) - 5 * MOST
     return found[: 5 * MOST] + ([f"and {rest} lines more"] if rest > 0 else [])
 
 
-def _same(one: VmPlan | None, ours: Plan, two: VmPlan | None, theirs: Plan) -> bool:
+def _same(one: Some | None, ours: Plan, two: Some | None, theirs: Plan) -> bool:
     if one is None or two is None:
         return one is two
+    if isinstance(one, TunnelPlan) or isinstance(two, TunnelPlan):
+        return _all(one, ours) == _all(two, theirs)  # all that is wanted is in the argv
     return _wanted(one.vm) == _wanted(two.vm) and _all(one, ours) == _all(two, theirs)
 
 
@@ -463,7 +471,7 @@ def _wanted(vm: Vm) -> Vm:
     return replace(vm, place="", run_place="", labels={})
 
 
-def _all(one: VmPlan, plan: Plan) -> list[dict[str, Any]]:
+def _all(one: Some, plan: Plan) -> list[dict[str, Any]]:
     return [described(action, one, plan) for action in one.actions]
 
 
@@ -542,7 +550,7 @@ def _call(state: tuple[str, int, str] | None) -> str:
 
 
 def _difference(
-    name: str, one: VmPlan | None, ours: Plan, two: VmPlan | None, theirs: Plan
+    name: str, one: Some | None, ours: Plan, two: Some | None, theirs: Plan
 ) -> Iterator[str]:
     """The two plans of a VM, line by line: `- ` what was approved of, `+ ` what it would be."""
     left = _lines(one)
@@ -562,7 +570,7 @@ def _difference(
                 yield f"{name} {disk}: {a['action']}: other {', '.join(sorted(moved))}"
 
 
-def _lines(one: VmPlan | None) -> list[str]:
+def _lines(one: Some | None) -> list[str]:
     if one is None:
         return ["is not in the plan"]
     return [
@@ -584,13 +592,13 @@ def keys(plan: Plan) -> set[str]:
     """Every change of a plan; see `key`."""
     return {
         key(action, one, plan)
-        for one in plan.vms
+        for one in plan.all
         for action in one.actions
         if action.kind in CHANGES
     }
 
 
-def key(action: Action, one: VmPlan, plan: Plan) -> str:
+def key(action: Action, one: Some, plan: Plan) -> str:
     """What an action makes true, whatever there was before and why it is done."""
     found = described(action, one, plan)
     dropped = {"cause", "before", *(() if isinstance(action, Stop) else ("server", "taints"))}
@@ -600,5 +608,5 @@ def key(action: Action, one: VmPlan, plan: Plan) -> str:
 
 def done(plan: Plan, actions: Iterable[Action]) -> set[str]:
     """The keys of the actions that were carried out."""
-    vms = {one.name: one for one in plan.vms}
+    vms = {one.name: one for one in plan.all}
     return {key(action, vms[action.vm], plan) for action in actions if action.vm in vms}

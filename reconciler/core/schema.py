@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from reconciler.core import config, inventory, spec
+from reconciler.core import config, inventory, spec, tunnel_spec
 from reconciler.core.settings import Limit
 from reconciler.core.template import MAX_LOOP
 from reconciler.core.units import Endpoint, PortRange, format_size
@@ -65,6 +65,20 @@ _READ_BY: Final[Mapping[object, _Schema]] = {
         "examples": ["10100-10200"],
     },
     config._size: _BYTES,
+    tunnel_spec._host_key: {
+        "type": ["string", "object"],
+        "pattern": "(ssh|ecdsa|sk)-",
+        "properties": {
+            "file": {
+                "description": "The file with the key, as `reconciler tunnel trust` writes it.",
+                "type": "string",
+                "minLength": 1,
+            }
+        },
+        "additionalProperties": False,
+        "required": ["file"],
+        "examples": ["ssh-ed25519 AAAAC3Nz…", {"file": "hub-a.pub"}],
+    },
     spec._size: {
         **_BYTES,
         "minimum": 512,
@@ -131,6 +145,7 @@ SAYS: Final[Mapping[str, str]] = {
     "ConfigModel.inventory": "Who knows all disks.",
     "ConfigModel.loop": "How a directory is watched.",
     "ConfigModel.notify": "Who is told of troubles.",
+    "ConfigModel.tunnel": "How appliances come to this hub by SSH.",
     "ConfigModel.ports": "Which TCP ports exports may use.",
     "ConfigModel.qemu_nbd": "How servers are run.",
     "ConfigModel.repositories": "Where images live, by name.",
@@ -208,6 +223,32 @@ SAYS: Final[Mapping[str, str]] = {
     "TokenModel.name": "What who asked is called in runs and events.",
     "TokenModel.scopes": "`read`: see backups. `operate`: start and end them. `callback`: report.",
     "TokenModel.token": "At least 16 characters.",
+    "ForwardSpec.api": "The port of the hub's API.",
+    "ForwardSpec.bind": "Where the appliance's programs find them.",
+    "ForwardSpec.ports": "The hub's range of exports; default: the config's `ports.range`.",
+    "ForwardSpec.to": "What the forwards name at the hub.",
+    "HubSpec.host": "The hub's name or address.",
+    "HubSpec.port": "Where its sshd listens.",
+    "IdentitySpec.credential": "A systemd credential with the private key.",
+    "IdentitySpec.file": "A file with the private key; relative to this file.",
+    "KeepaliveSpec.count": "So many unanswered questions end the connection.",
+    "KeepaliveSpec.interval": "From one question to the next.",
+    "ReverseSpec.port": "At the hub; each appliance has its own.",
+    "ReverseSpec.to": "The appliance's own API.",
+    "TunnelSpec.ciphers": "In the order of preference, as `ssh -Q cipher` names them.",
+    "TunnelSpec.connect_timeout": "For the TCP connection and the greeting.",
+    "TunnelSpec.forward": "What the appliance reaches at the hub, on the same numbers.",
+    "TunnelSpec.host_key": "The hub's host key, pinned: a line like in a `.pub` file, or its file.",
+    "TunnelSpec.hub": "Where the hub's sshd is.",
+    "TunnelSpec.identity": "The private key by which the hub knows this appliance.",
+    "TunnelSpec.keepalive": "When a connection of which nothing is heard is given up.",
+    "TunnelSpec.name": "What the tunnel is called; in commands: `tunnel/NAME`.",
+    "TunnelSpec.reverse": "How the hub reaches the appliance.",
+    "TunnelSpec.split": "Exports have a connection of their own, beside that for the APIs.",
+    "TunnelSpec.state": "`down`: hung up, and not dialled.",
+    "TunnelSpec.token": "For the question which exports are up, where the hub's API asks for one.",
+    "TunnelSpec.user": "Who logs in at the hub.",
+    "TunnelModel.user": "The account of this hub that its appliances come to.",
     "VCenterModel.host": "As the appliance reaches it.",
     "VCenterModel.password": "Sent to the appliance in the call, and nowhere else.",
     "VCenterModel.user": "Who logs in.",
@@ -407,8 +448,12 @@ _MERGED: Final = ("AddressSpec", "BackupSpec", "RestoreSpec")
 
 def _spec() -> _Schema:
     """The schema of a file of specs."""
-    vms, runs = _of(spec.VmSpec), _of(spec.RunSpec)
+    vms, runs, tunnels = _of(spec.VmSpec), _of(spec.RunSpec), _of(tunnel_spec.TunnelSpec)
     definitions = {**vms.pop("definitions"), **runs.pop("definitions")}
+    theirs = tunnels.pop("definitions")
+    definitions |= {name: _templated(one, own=True) for name, one in theirs.items()}
+    tunnels = _templated(tunnels, own=True)
+    item = {key: one for key, one in _ITEM.items() if key != "groups"}
     for name in _MERGED:
         definitions[name].pop("required", None)
     definitions["DiskSpec"] = _templated(definitions["DiskSpec"], own=True)
@@ -420,7 +465,7 @@ def _spec() -> _Schema:
     return {
         "type": "object",
         "additionalProperties": False,
-        "anyOf": [{"required": [key]} for key in ("vms", "runs", "include")],
+        "anyOf": [{"required": [key]} for key in ("vms", "runs", "tunnels", "include")],
         "properties": {
             "vars": {**_VARS, "description": "Variables of this file; each may use the others."},
             "vars_files": {**_FILES, "description": "Files of variables, beside this one."},
@@ -446,11 +491,17 @@ def _spec() -> _Schema:
                 "type": "array",
                 "items": {"$ref": "#/definitions/RunSpec"},
             },
+            "tunnels": {
+                "description": "The tunnels that this machine, an appliance's, dials to hubs.",
+                "type": "array",
+                "items": {"$ref": "#/definitions/TunnelSpec"},
+            },
         },
         "definitions": {
             **definitions,
             "VmSpec": {**vms, "properties": {**vms["properties"], **_ITEM}},
             "RunSpec": {**runs, "properties": {**runs["properties"], **_ITEM}},
+            "TunnelSpec": {**tunnels, "properties": {**tunnels["properties"], **item}},
             "include": {
                 "type": ["string", "object"],
                 "minLength": 1,

@@ -108,8 +108,14 @@ LISTEN: Final = Endpoint("127.0.0.1", 8082)
 """Where the field's client looks for the hub, by the tunnel. Source: Sendense, October 2025."""
 
 
+TUNNEL_USER: Final = "tunnel"
+"""As whom appliances come to the hub's sshd, where nothing else is said."""
+
+
 API_SOCKET: Final = "api.sock"
 """The Unix socket in the state directory."""
+REQUESTS: Final = "runs"
+"""Where requests for runs are, in the state directory."""
 
 
 class Limit(Struct, frozen=True):
@@ -288,6 +294,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     git: GitSource = field(default_factory=GitSource)
     notify: Notify = field(default_factory=Notify)
     specs: SpecRules = field(default_factory=SpecRules)
+    tunnel_user: str = TUNNEL_USER
+    """The account of this hub that its appliances' tunnels come to."""
 
     def repository_of(self, path: str) -> str | None:
         """The repository that a file lies in, by its path; the innermost, if one is in another."""
@@ -325,7 +333,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def requests(self) -> str:
         """Where requests for runs are: a file per VM."""
-        return f"{self.state}/runs"
+        return f"{self.state}/{REQUESTS}"
 
     @property
     def checkouts(self) -> str:

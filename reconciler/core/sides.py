@@ -12,17 +12,22 @@ from reconciler.core.actions import (
     Action,
     Adopt,
     Create,
+    Dial,
+    HangUp,
     Notify,
+    Redial,
     Refuse,
     Release,
     Restart,
     Start,
     Stop,
+    TakeOver,
 )
 from reconciler.core.actual import Identity, Image, Server
 from reconciler.core.desired import Export
 from reconciler.core.mark import argv
 from reconciler.core.plan import Plan, exports_of
+from reconciler.core.tunnel_plan import TunnelPlan
 from reconciler.core.units import Bytes, Port, format_size
 from reconciler.core.vm_plan import VmPlan
 
@@ -114,7 +119,7 @@ def sides(action: Action, one: VmPlan, plan: Plan) -> Sides | None:
             return None
 
 
-def described(action: Action, one: VmPlan, plan: Plan) -> dict[str, Any]:
+def described(action: Action, one: VmPlan | TunnelPlan, plan: Plan) -> dict[str, Any]:
     """All of an action that a person approves of: the same as long as it does the same to the same.
 
     Not in it: why, and what moves with the clock.
@@ -125,17 +130,23 @@ def described(action: Action, one: VmPlan, plan: Plan) -> dict[str, Any]:
         "disk": action.disk,
         "cause": action.cause,
     }
-    both = sides(action, one, plan)
+    both = sides(action, one, plan) if isinstance(one, VmPlan) else None
     if both:
         found |= both.to_json()
     match action:
+        case Dial(part=part, argv=line) | Redial(part=part, argv=line):
+            found |= {"part": part, "argv": list(line)}
+            if isinstance(action, Redial):
+                found["server"] = [action.ssh.pid, action.ssh.started] if action.ssh else None
+        case HangUp(ssh=ssh) | TakeOver(ssh=ssh):
+            found |= {"part": ssh.mark.part, "server": [ssh.pid, ssh.started]}
         case Restart(server=server, taints=taints):
             found |= {"server": _identity(server), "taints": taints}
         case Adopt(server=server) | Stop(server=server):
             found["server"] = _identity(server)
         case Release(lease=lease):
             found["port"] = lease.port
-        case Notify(target=target):
+        case Notify(target=target) if isinstance(one, VmPlan):
             found["call"] = {
                 "sna": target.sna,
                 "run": target.run,

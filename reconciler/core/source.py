@@ -242,7 +242,8 @@ def _kept(
 def _unread(found: Found, ledger: Ledger) -> dict[str, Held]:
     """The VMs of files that could not be read, or not to their end."""
     holds = {}
-    for name in ledger.declared.keys() | ledger.applied.keys() if found.unread else ():
+    names = ledger.declared.keys() | ledger.applied.keys() | ledger.tunnels.keys()
+    for name in names if found.unread else ():
         file = _file_of(name, found, ledger)
         unread = next((one for one in _around(file) if one in found.unread), None)
         if unread and found.named.get(name) != file:
@@ -254,7 +255,7 @@ def _file_of(name: str, found: Found, ledger: Ledger) -> str:
     """Where a VM was declared; where it was applied from, if that was not in this directory."""
     if name in ledger.declared:
         return ledger.declared[name].file
-    place = str(ledger.applied[name].vm.get("place", ""))
+    place = str((ledger.applied.get(name) or ledger.tunnels[name]).vm.get("place", ""))
     return place.rsplit(":", 2)[0].removeprefix(f"{found.directory}/")
 
 
@@ -328,7 +329,7 @@ def _told(holds: Mapping[str, Held], ledger: Ledger) -> dict[str, list[str]]:
     return {
         name: [held.reason, held.message]
         for name, held in sorted(holds.items())
-        if name in ledger.applied
+        if name in ledger.applied or name in ledger.tunnels
     }
 
 
@@ -356,7 +357,7 @@ def settled(
         if name in ledger.applied:
             vms[name] = removal(name, ledger.applied[name])
     tunnels = dict(built.tunnels)
-    for name in errors:
+    for name in (*decision.holds, *errors):
         if name not in tunnels and name in ledger.tunnels:
             tunnels[name] = Tunnel.from_json(ledger.tunnels[name].vm)
     return replace(built, vms=vms, tunnels=tunnels, outdated=old)

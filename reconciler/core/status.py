@@ -174,6 +174,8 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     if call and call.run == vm.run and (why := call.fallback or vm.fell_back):
         message = f"run {call.run} is full instead of incremental: {why}"
         found.append(said("FellBack", True, "NoParent", message))
+    if one.ahead:
+        found.append(said("SpecAhead", True, "RunEnded", one.ahead))
     if call and call.doubt:
         found.append(said("Implausible", True, "NothingWritten", call.doubt))
     if not vm.verified:

@@ -6,8 +6,6 @@ asks for, and what the hub's sshd permits.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +58,8 @@ class HostKey(Struct, frozen=True):
         found = _KEY.search(text.strip())
         if found is None or (found.start() and not text.strip()[found.start() - 1].isspace()):
             raise ValueError("write a public host key, like `ssh-ed25519 AAAAC3…`")
+        import base64  # late: `status` of a hub without tunnels loads neither this nor hashlib
+
         kind, blob = found.group(1), found.group(2)
         try:
             raw = base64.b64decode(blob, validate=True)
@@ -76,6 +76,9 @@ class HostKey(Struct, frozen=True):
     @property
     def fingerprint(self) -> str:
         """As `ssh-keygen -l` prints it. Source: RFC 4648 without padding, of SHA-256."""
+        import base64
+        import hashlib
+
         digest = hashlib.sha256(base64.b64decode(self.blob)).digest()
         return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
@@ -197,6 +200,8 @@ def known_hosts(tunnel: Tunnel, key: HostKey) -> tuple[str, str]:
 
     The name holds a digest of the text, so that another key is another argv, and a restart.
     """
+    import hashlib
+
     text = f"{tunnel.name} {key}\n"
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"{tunnel.name}-{digest}.known_hosts", text

@@ -14,19 +14,21 @@ from reconciler.core.config import Duration, Path, SecretModel, _address, _endpo
 from reconciler.core.document import Document
 from reconciler.core.document import Path as Keys
 from reconciler.core.errors import Diagnostic, Place
-from reconciler.core.settings import LISTEN, SecretRef, Settings
+from reconciler.core.settings import LISTEN, TUNNEL_USER, SecretRef, Settings
 from reconciler.core.spec import Name, Strict
 from reconciler.core.tunnel import APPLIANCE, LOOPBACK, PREFIX, REVERSE, HostKey, Reach, Tunnel
 from reconciler.core.units import Endpoint, PortRange
 
 
-def _host(value: str) -> str:
+def checked_host(value: str) -> str:
+    """A host's name or address; it begins with no dash. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:]{2,39}", value):
         raise ValueError(f"{value[:60]!r} is no host name or address")
     return value
 
 
-def _user(value: str) -> str:
+def checked_user(value: str) -> str:
+    """The name of an account. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", value):
         raise ValueError(f"{value[:60]!r} is no user's name")
     return value
@@ -50,7 +52,7 @@ TcpPort = Annotated[int, Field(ge=1, le=65535)]
 class HubSpec(Strict):
     """Where the appliance finds the hub's sshd."""
 
-    host: Annotated[str, AfterValidator(_host)]
+    host: Annotated[str, AfterValidator(checked_host)]
     port: TcpPort = 443
 
 
@@ -106,7 +108,7 @@ class TunnelSpec(Strict):
     name: Name
     state: Literal["up", "down"] = "up"
     hub: HubSpec | None = None
-    user: Annotated[str, AfterValidator(_user)] = "tunnel"
+    user: Annotated[str, AfterValidator(checked_user)] = TUNNEL_USER
     identity: IdentitySpec | None = None
     host_key: Annotated[str | KeyFileSpec, BeforeValidator(_host_key)] | None = None
     forward: ForwardSpec = ForwardSpec()

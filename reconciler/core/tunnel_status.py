@@ -16,7 +16,7 @@ _NO_TROUBLE = frozenset({"Paused", "InUse"})
 """Holds that are the ordinary way of things and not a fault."""
 
 
-def conditions(one: TunnelPlan, actual: Actual) -> list[Condition]:
+def conditions(one: TunnelPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     """What is true of a tunnel; the reason of `Ready` names the layer that fails."""
     seen = actual.tunnels.get(one.name, TunnelSeen())
     pending = [action for action in one.actions if action.kind in CHANGES]
@@ -59,6 +59,9 @@ def conditions(one: TunnelPlan, actual: Actual) -> list[Condition]:
     if one.tunnel.up:
         message = f"{up} of {parts} connections are let in and listen"
         found.append(said("Connected", up == parts, "LetIn" if up == parts else "NotYet", message))
+    held = (ledger.source.get("held") or {}).get(one.name)
+    if held:
+        found.append(Condition("SourceUnreadable", "True", *held))
     return found
 
 
@@ -112,7 +115,7 @@ def tunnel_json(one: TunnelPlan, actual: Actual, ledger: Ledger, now: Seconds) -
                 "message": condition.message,
                 "lastTransitionTime": stamp(since(one.name, condition, ledger, now)),
             }
-            for condition in conditions(one, actual)
+            for condition in conditions(one, actual, ledger)
         ],
         "connections": rows,
     }

@@ -39,6 +39,8 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     """Disk key → port."""
     unsure: str = ""
     """What could still fill up the file systems of its run; empty: nothing."""
+    ahead: str = ""
+    """What its spec says otherwise than its run was, which has ended; empty: nothing."""
     stale: str = ""
     """For how long nothing was heard of its run, or by what it seems to be given up, and what can
     be seen of it; empty: nothing speaks for that."""
@@ -120,6 +122,7 @@ class OneVm(Calls):
             actions=tuple(self.actions),
             call=self.call,
             ports=self.ports,
+            ahead=self.ahead,
             stale=stale,
             stale_cause=cause,
             asks=self.over is None and self.worth_asking(),
@@ -298,6 +301,8 @@ class OneVm(Calls):
         self.judge_parents()
         vm, call = self.vm, self.call
         backup = vm.purpose == "backup"
+        if backup and call and call.run == vm.run and call.state.terminal and call.exports:
+            vm = self.as_it_ended(call)
         if backup and self.desired.stale and not self.begun:
             self.outcome()
             self.ports = {server.mark.disk: server.mark.port for server in self.servers}
@@ -356,6 +361,18 @@ class OneVm(Calls):
             if call and call.state is CallState.REJECTED:
                 cause, why = "RunRearmed", "the spec or the config was changed since it was refused"
             self.actions.append(Notify(vm=vm.name, cause=cause, why=why, target=vm))
+
+    def as_it_ended(self, call: Call) -> Vm:
+        """The VM with its run as that was: over, so what has changed since is about the next."""
+        vm = self.vm
+        changed = difference(call, vm.sna, vm.type, vm.exports)
+        if changed:
+            self.ahead = (
+                f"the run {call.run} is {call.state} and stays as it is: {changed}; that counts "
+                f"from the next run on: {new_run(vm.name)}"
+            )
+            self.vm = replace(vm, sna=call.sna, type=call.type, exports=call.exports)
+        return self.vm
 
     def unreachable(self) -> bool:
         """Whether nothing of the run is begun because its SNA cannot be reached. One of which

@@ -32,7 +32,7 @@ class Stand(Struct, frozen=True):
     """It cannot come any more without another order."""
 
 
-def tunnel_stand(one: TunnelPlan, actual: Actual, wish: Wish) -> Stand:
+def tunnel_stand(one: TunnelPlan, actual: Actual, ledger: Ledger, wish: Wish) -> Stand:
     """The same for a tunnel, which has no run."""
     if wish == "Completed":
         return Stand(False, "it is a tunnel, which has no run that could be complete", never=True)
@@ -40,7 +40,7 @@ def tunnel_stand(one: TunnelPlan, actual: Actual, wish: Wish) -> Stand:
         lines = actual.tunnels[one.name].lines if one.name in actual.tunnels else ()
         left = f"{len(lines)} connection{'s are' if len(lines) != 1 else ' is'} up"
         return Stand(not lines, left if lines else "nothing of it runs")
-    ready = by_type(tunnel_conditions(one, actual))["Ready"]
+    ready = by_type(tunnel_conditions(one, actual, ledger))["Ready"]
     return Stand(ready.status == "True", f"{ready.reason}: {ready.message}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -33,6 +32,8 @@ class HasFileno(Protocol):
 
 def find(binary: str) -> str:
     """The absolute path of qemu-nbd. Raises HostError with the command that installs it."""
+    import shutil  # late: it loads seven modules, and commands that only look start nothing
+
     path = shutil.which(binary)
     if path is None:
         raise HostError(

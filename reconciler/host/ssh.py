@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def find(binary: str = "ssh") -> str:
     """The absolute path of ssh. Raises HostError with the command that installs it."""
+    import shutil  # late, as in qemu_nbd.py
+
     found = shutil.which(binary)
     if found is None:
         raise HostError(

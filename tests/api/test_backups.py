@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from reconciler import desk
 from reconciler.api import backups as backup_api
 from reconciler.api.models import Backup
 from reconciler.asking import Desk, RefusedError, Why, Wish
@@ -25,7 +26,9 @@ from reconciler.host.store import StoreError, events
 from reconciler.host.store.rows import call_of
 from reconciler.orders import Cancel
 from tests.api.played import BACKUPS, PID, PORT, Answer, Played
-from tests.core.builders import HUB
+from tests.core.builders import HUB, wanting
+from tests.core.test_parents import a_chain, damage, overlay
+from tests.fakes import planned
 from tests.host.test_inbox import ACCEPTED, ENDED, OPEN, UNASKED
 
 REQUIRED = {name for name, field in Backup.model_fields.items() if field.is_required()}
@@ -149,6 +152,8 @@ def test_what_is_written_is_what_backup_writes(hub: Played) -> None:
         ({"vm_name": "ctx-9"}, 404, "there is no VM 'ctx-9'"),
         ({"vm_name": "ctx-0"}, 404, "the inventory knows no disks of the VM ctx-0"),
         ({"backup_type": "incremental"}, 400, "no completed run to build an incremental on"),
+        ({"backup_type": "incremental", "fallback": "half"}, 422, "fallback"),
+        ({"fallback": "full"}, 422, "fallback goes with backup_type incremental"),
     ],
 )
 def test_what_cannot_be_asked_for_leaves_nothing(
@@ -161,7 +166,39 @@ def test_what_cannot_be_asked_for_leaves_nothing(
 
 
 def test_null_is_as_good_as_left_out(hub: Played) -> None:
-    assert hub.start(policy_id=None, tags=None, disk_id=None).status == 201
+    assert hub.start(policy_id=None, tags=None, disk_id=None, fallback=None).status == 201
+
+
+def test_a_field_that_is_not_known_is_left_alone(hub: Played) -> None:
+    assert hub.start(fallbak="full", priority=7).status == 201
+
+
+def test_an_incremental_falls_back_if_the_request_says_so(hub: Played) -> None:
+    """What is advised is a field of the request, and works."""
+    answer = hub.start(backup_type="incremental")
+    refused(answer, 400, "disk 2000 has no completed run", "`backup_type` full", "`fallback` full")
+    said = answer.body["details"]
+    assert "error:" not in said
+    assert not {"--type", "`type: full`", "backing"} & set(said.split())
+    falls = {"backup_type": "incremental", "fallback": "full"}
+    status, found, _ = hub.start(key="k", **falls)
+    assert (status, found["backup_type"]) == (201, "full")
+    assert "disk 2000 has no completed run" in found["fell_back"]
+    assert request_of(hub)["fallback"] == "full"
+    again = hub.start(key="k", **falls)
+    assert (again.status, again.body["backup_id"]) == (201, found["backup_id"])
+    for other in ({"backup_type": "incremental"}, {"backup_type": "full"}):
+        refused(hub.start(key="k", **other), 422, "another", "fallback")
+    job = found["backup_id"]
+    hub.accepted(job)
+    for disk in (0, 1):
+        hub.ask("POST", f"{BACKUPS}/{job}/complete", {"change_id": "c", "disk_id": disk})
+    hub.completed(job)
+    assert hub.start(key="k", **falls).body["backup_id"] == job  # also when it has ended
+    status, found, _ = hub.start(key="k2", **falls)
+    assert (status, found["backup_type"], "fell_back" in found) == (201, "incremental", False)
+    assert hub.start(key="k2", **falls).body["backup_id"] == found["backup_id"]
+    refused(hub.start(key="k2", backup_type="incremental"), 422, "another fallback")
 
 
 def test_a_name_that_several_vms_have_is_not_guessed(hub: Played) -> None:
@@ -185,7 +222,9 @@ def test_a_vm_that_nobody_declares_is_known_by_the_inventory(hub: Played) -> Non
 
 def test_a_spec_that_cannot_be_used_is_refused_with_its_place(hub: Played) -> None:
     hub.declares({"name": "ctx-1", "disks": [{"key": 2000, "size": "1MiB"}]})
-    refused(hub.start(), 400, "specs/vms.yaml:1:", "the inventory knows 2000 (1 MiB), 2001 (2 MiB)")
+    answer = hub.start()
+    refused(answer, 400, "specs/vms.yaml:1:", "the inventory knows 2000 (1 MiB), 2001 (2 MiB)")
+    assert "error:" not in answer.body["details"]
     hub.declares({"name": "ctx-1", "state": "absent"})
     refused(hub.start(), 400, "its spec says `state: absent`")
     hub.declares({"name": "ctx-1", "disk": "inventory"})
@@ -203,9 +242,32 @@ def test_one_run_at_a_time(hub: Played, state: str) -> None:
     job = hub.start().body["backup_id"]
     hub.step(job, *OPEN.get(state, ()))
     answer = hub.start()
-    refused(answer, 409, f"its backup_id is {job}")
+    refused(answer, 409, f"its backup_id is {job}; it is {state.replace('DUE', 'pending')}")
+    way = "DELETE" if state == "DUE" else "GET"
+    assert f"`{way} {BACKUPS}/{job}`" in answer.body["details"]
     assert answer.headers["location"] == f"{BACKUPS}/{job}"
     assert len(hub.store.ledger().calls) == 1
+
+
+def test_what_waits_says_why_and_is_given_up_to_make_room(hub: Played) -> None:
+    hub.played.up, hub.played.waits = False, "ParentMissing: its parent is missing"
+    job = hub.start().body["backup_id"]
+    way = f"; `DELETE {BACKUPS}/{job}` gives it up"
+    said = f"its backup_id is {job}; it is pending, and waits: ParentMissing: its parent is missing"
+    refused(hub.start(), 409, said + way)
+    assert hub.ask("DELETE", f"{BACKUPS}/{job}").status == 200
+    hub.played.up, hub.played.waits = True, ""
+    assert hub.start().status == 201
+
+
+def test_why_a_daemon_waits_is_told_without_what_only_a_command_can_do() -> None:
+    host = a_chain()
+    damage(host, "missing")
+    planned_ = planned(host, wanting(overlay("r3", "r2")))
+    (why, *_) = desk._standing(planned_.vms[0])
+    assert why.startswith("ParentMissing: its parent ")
+    assert why.endswith("is missing; bring it back; only a `backup_type` full gets past it")
+    assert "reconciler" not in why
 
 
 @pytest.mark.parametrize("state", [*ENDED, "REJECTED"])
@@ -219,7 +281,10 @@ def test_after_its_end_another_may_be_asked_for(hub: Played, state: str) -> None
 
 def test_a_run_that_the_vms_own_spec_asks_for_is_one_too(hub: Played) -> None:
     hub.declares({"name": "ctx-1", "disks": "inventory", "backup": {"run": "own"}})
-    refused(hub.start(), 409, "its run own has not ended", job_id(HUB, "ctx-1", "own", 1))
+    answer = hub.start()
+    refused(answer, 409, "its run own has not ended", job_id(HUB, "ctx-1", "own", 1))
+    assert "the VM's spec asks for it" in answer.body["details"]
+    assert "DELETE" not in answer.body["details"]  # it is no request
 
 
 def test_many_at_once_are_one_run(hub: Played) -> None:
@@ -356,6 +421,8 @@ def test_where_nothing_is_started_it_is_said_who_does(plain: Played) -> None:
     assert "reconciler apply or reconciler watch makes it true" in found["current_phase"]
     assert plain.kicked == ["ctx-1"]
     assert plain.get("?status=pending").body["total"] == 1
+    job = found["backup_id"]
+    refused(plain.start(), 409, "reconciler apply or reconciler watch makes it true", job, "DELETE")
 
 
 def test_who_changes_the_requests_is_not_waited_for_for_ever(

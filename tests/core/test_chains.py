@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from reconciler.cli.chains import _text
 from reconciler.core.call import Call, CallState
 from reconciler.core.chains import (
     chains_of,
@@ -15,6 +16,7 @@ from reconciler.core.chains import (
     newest_completed,
     of_run,
     path_to,
+    taken,
 )
 from reconciler.core.ledger import Archived, DiskReport, Kept, Ledger, Proof, Shelf
 from tests.core.builders import GIB, NOW, a_call, a_vm, an_export, remembered
@@ -128,6 +130,28 @@ def test_a_chain_says_what_its_images_take() -> None:
     one = chains_of(ledger, "ctx-1", key=2001)[-1]
     assert (one.allocated, one.full.size) == (3 << 20, GIB)
     assert [disk.change_id for disk in one.full.disks] == ["f1/1"]
+
+
+def test_what_nobody_has_measured_is_not_nothing() -> None:
+    known, unknown = a_run("f1", at=1), a_run("f2", at=2)
+    gone = a_run("f3", at=3)
+    old = Archived(job_id="", position=0, size=0, allocated=0, digest="", at=0, removed=NOW)
+    kept = {
+        known.job_id: shelf([known]).get(known.job_id),
+        gone.job_id: Kept(archived={0: old, 1: old}),
+    }
+    found = remembered(
+        calls=(known, unknown, gone),
+        shelf=Shelf(lambda jobs: {job: kept[job] for job in jobs if job in kept}),
+    )
+    one, two, three = chains_of(found, "ctx-1")
+    assert (taken([one]), one.unmeasured) == ("2 MiB", 0)
+    assert (taken([two]), two.unmeasured, two.full.allocated) == ("size unknown", 1, None)
+    assert taken([one, two]) == "at least 2 MiB (of 1 of 2 backups it is not known)"
+    assert (three.full.allocated, three.unmeasured) == (None, 0), "it was removed"
+    assert taken([]) == "0 bytes"
+    assert "1 more of which nothing is kept" in _text("ctx-1", (one, two, three), colour=False)
+    assert _text("ctx-1", (one, two, three), colour=False).startswith("ctx-1   2 chains, 2 back")
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,25 @@ def test_an_incremental_builds_on_the_newest_completed_run() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("backup", "warned"),
+    [
+        ("{run: r1, fallback: full}", True),
+        ("{run: r1, type: full, fallback: full}", True),
+        ("{run: r1, type: incremental, fallback: full}", False),
+        ("{run: r1}", False),
+    ],
+)
+def test_a_fallback_of_what_is_full_already_is_warned_of(backup: str, warned: bool) -> None:
+    found = desired(LISTED.replace("{run: r1}", backup))
+    said = [one for one in found.diagnostics if "fallback" in one.summary]
+    assert [(one.severity, one.rule) for one in said] == [("warning", "no-effect")] * warned
+    for one in said:
+        assert one.place is not None
+        line = LISTED.replace("{run: r1}", backup).splitlines()[one.place.line - 1]
+        assert line[one.place.column - 1 :].startswith("full}")
+
+
 def test_an_incremental_does_not_build_on_another_repository() -> None:
     settings = a_settings(repositories={"local": "/backup", "far": "/far"})
     ledger = remembered(calls=[completed("r1", NOW)])

@@ -357,7 +357,53 @@ def test_of_a_config_what_is_meant_is_shown() -> None:
     assert "      |   ^^^^^^" in out
     assert "    3 |   max_delete: …" in out
     assert "      |               ^" in out
-    assert "    4 | … 1 …" in out
+    assert "    4 | … range: 1 …" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "line"),
+    [
+        ("vms:\n\t- name: a\n", 1, "→   - name: a"),
+        ("a:\n  b: 1\n  \tc: 2\n", 3, "  →   c: 2"),
+        ("a:\n  b:\n    \t- x\n", 5, "    →   - x"),
+        ("\ufeffa:\r\n\tb: c\r\n", 1, "→   b: c"),
+        ("a: |\n\ttext\n", 1, "→   text"),
+    ],
+)
+def test_a_tab_that_indents_is_shown_and_named(text: str, column: int, line: str) -> None:
+    number = 2 if text.count("\n") == 2 else 3
+    document, found = parse(text, "a.yaml")
+    assert document is None
+    assert [str(one.place) for one in found] == [f"a.yaml:{number}:{column}"]
+    out = findings(found, {"a.yaml": text}, colour=False)
+    assert "a tab stands where the line is indented, and YAML forbids tabs for that" in out[0]
+    assert out[1:] == [
+        f"    {number} | {line}", f"      | {' ' * (column - 1)}^^^^", "      = write spaces",
+    ]  # fmt: skip
+    out = findings(found, {"a.yaml": text}, colour=False, private={"a.yaml"})
+    assert out[1].endswith("→   …")  # which hides nothing but what is behind it
+
+
+@pytest.mark.parametrize("text", ["a: [\n\tb]\n", "a:\tb\n", 'a: "x\n\ty"\n'])
+def test_a_tab_between_words_is_none_of_our_business(text: str) -> None:
+    assert parse(text, "a.yaml")[1] == []
+
+
+def test_another_error_behind_a_tab_is_not_blamed_on_it() -> None:
+    (found,) = parse("a: [\n\tb: c: d]\n", "a.yaml")[1]
+    assert "tab" not in found.summary
+
+
+def test_a_value_of_a_config_with_a_tab_in_it_is_shown_as_the_finding_says_it() -> None:
+    text = 'snas: {a: {url: "\tx", timeout: 1s}}\n'
+    document, _ = parse(text, "reconciler.yaml")
+    with pytest.raises(ConfigError) as caught:
+        settings(document, {}, base="/", cwd="/", host_name="h", root=True)
+    out = findings(
+        caught.value.diagnostics, {"reconciler.yaml": text}, colour=False,
+        private={"reconciler.yaml"},
+    )  # fmt: skip
+    assert '    1 | … url: "→   x" …' in out
 
 
 def test_the_password_of_a_url_is_shown_nowhere() -> None:

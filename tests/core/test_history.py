@@ -68,7 +68,7 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         result=json.dumps(result),
         who="ann",
     )
-    value = document("ctx-1", [call], 7, HUB, NOW, {call.job_id: {"restore": found}})
+    value = document("ctx-1", [call], 7, HUB, NOW, {call.job_id: {"restore": found}}, {})
     expected: dict[str, Any] = {
         "run": "r1",
         "attempt": 1,
@@ -104,6 +104,6 @@ def test_the_document_has_everything_there_is_to_know() -> None:
         "total": 7,
         "runs": [expected],
     }
-    bare = document("ctx-1", [a_call(state=S.DUE)], 1, HUB, NOW, {})["runs"][0]
+    bare = document("ctx-1", [a_call(state=S.DUE)], 1, HUB, NOW, {}, {})["runs"][0]
     absent = ("called", "ended", "seconds", "nbd_targets", "who")
     assert [bare[name] for name in absent] == [None] * 5

@@ -10,10 +10,10 @@ from msgspec.structs import replace
 from reconciler.core.actions import Create
 from reconciler.core.call import CallState
 from reconciler.core.desired import Desired, Vm
-from reconciler.core.ledger import Proof
 from reconciler.core.onward import next_command
 from reconciler.core.parents import PARENTS, layers
 from reconciler.core.plan import Plan
+from reconciler.core.proofs import Finding, proof_of
 from reconciler.core.status import by_type, conditions
 from tests.core.builders import (
     GIB,
@@ -74,9 +74,14 @@ def image(run: str, position: int = 0) -> str:
     return an_export(position=position, run=run).image
 
 
-def verified(host: FakeHost, run: str, *, ok: bool) -> None:
-    found = Proof(job_id=job(host, run), kind="verify", at=NOW, ok=ok, result="{}", who="")
-    host.records.proofs[found.job_id, "verify"] = found
+def verified(host: FakeHost, run: str) -> None:
+    """The second disk of a run was found damaged, by its digest."""
+    found = [
+        Finding(key=str(2000 + n), image=image(run, n), deep=True, wrong=("it differs",) * n)
+        for n in range(DISKS)
+    ]
+    proof = proof_of(job(host, run), found, NOW, "")
+    host.records.proofs[proof.job_id, "verify"] = proof
 
 
 def damage(host: FakeHost, what: str) -> None:
@@ -90,7 +95,7 @@ def damage(host: FakeHost, what: str) -> None:
         case "corrupt":
             host.images[image("r2")] = replace(host.images[image("r2")], corrupt=True)
         case "found damaged":
-            verified(host, "r2", ok=False)
+            verified(host, "r2")
         case "no change id":
             del host.records.reports[job(host, "r2")]
         case "removed":
@@ -104,7 +109,7 @@ def damage(host: FakeHost, what: str) -> None:
         case "grandparent missing":
             del host.images[image("r1")]
         case "grandparent damaged":
-            verified(host, "r1", ok=False)
+            verified(host, "r1")
         case "another grandparent":
             host.images[image("r2")] = replace(host.images[image("r2")], backing="/other")
         case _:
@@ -115,13 +120,16 @@ CASES: Final = {
     "missing": ("ParentMissing", ["/backup/ctx-1/2001/r2.qcow2", "run r2", "is missing"]),
     "unreadable": ("ParentUnreadable", ["its qcow2 header is damaged"]),
     "corrupt": ("ParentDamaged", ["marked as corrupt"]),
-    "found damaged": ("ParentDamaged", ["run r2", "verify ctx-1 --run r2"]),
+    "found damaged": (
+        "ParentDamaged",
+        ["/2001/r2.qcow2", "disk 2001", "it differs", "verify ctx-1 --run r2 --digests"],
+    ),
     "no change id": ("NoChangeId", ["run r2", "copy the whole disk"]),
     "removed": ("ParentRemoved", ["(run r2) was removed at 2027-01-15T08:00:00Z"]),
     "outside": ("ParentOutside", ["/elsewhere"]),
     "raw": ("ParentUnfit", ["not qcow2"]),
     "grandparent missing": ("ChainBroken", ["/backup/ctx-1/2000/r1.qcow2 (run r1)", "missing"]),
-    "grandparent damaged": ("ChainBroken", ["run r1", "found damaged at"]),
+    "grandparent damaged": ("ChainBroken", ["run r1", "disk 2001 was found damaged at"]),
     "another grandparent": ("ChainBroken", ["built on /other by its header"]),
 }
 
@@ -164,7 +172,8 @@ def test_where_the_spec_says_so_all_disks_are_full_instead_and_that_is_told(what
     call = host.records.ledger().latest("ctx-1", "r3")
     assert call is not None
     assert (call.state, call.type) == (S.ACCEPTED, "full")
-    says(call.fallback, CASES[what][1][-1])
+    says(call.fallback, CASES[what][1][0])
+    assert "reconciler" not in call.fallback, "it is full already: there is nothing to get past"
     again = planned(host, wanted)  # it is what was asked for: nothing has changed
     assert again.actions == ()
     ledger = host.records.ledger()

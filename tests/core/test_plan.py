@@ -16,6 +16,7 @@ from reconciler.core.errors import HostError
 from reconciler.core.ledger import Applied
 from reconciler.core.plan import plan
 from reconciler.core.settings import Settings
+from reconciler.core.status import by_type, conditions
 from reconciler.core.units import stamp
 from reconciler.execute import Step, execute
 from tests.core.builders import (
@@ -1042,7 +1043,7 @@ def test_a_changed_run_is_refused_and_both_sides_are_shown() -> None:
     assert [process.identity for process in host.mine()] == before
 
 
-@pytest.mark.parametrize("state", [S.ACCEPTED, S.UNKNOWN, S.COMPLETED, S.FAILED])
+@pytest.mark.parametrize("state", [S.INTENDED, S.ACCEPTED, S.UNKNOWN])
 @pytest.mark.parametrize(
     "change", [{"image": f"{ROOT}/other"}, {"size": 2 * GIB}, {"name": "x-r1-disk0"}]
 )
@@ -1054,6 +1055,39 @@ def test_no_change_to_a_run_that_was_asked_for_is_followed(
     found = plan(wanting(changed(a_vm(), **change)), actual, ledger, NOW)
     assert ("refuse", None, "RunChanged") in brief(found)
     assert not any(isinstance(action, Start | Restart | Notify) for action in found.actions)
+
+
+@pytest.mark.parametrize("state", [S.COMPLETED, S.FAILED, S.CANCELLED])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": 2 * GIB}, f"its disk 2000 had the size {GIB}, the spec now says {2 * GIB}"),
+        ({"image": f"{ROOT}/other"}, f"the spec now says {ROOT}/other"),
+    ],
+)
+@pytest.mark.parametrize("release", ["on_completion", "keep"])
+def test_a_run_that_has_ended_stays_as_it_was_whatever_its_spec_says_now(
+    state: CallState, change: dict[str, Any], said: str, release: str
+) -> None:
+    ledger = remembered([a_lease()], [a_call(state=state)])
+    actual = seen([a_server()], [an_image()])
+    same, now = a_vm(release=release), changed(a_vm(release=release), **change)
+    before, after = (plan(wanting(vm), actual, ledger, NOW) for vm in (same, now))
+    assert brief(after) == brief(before), "the disk that grew matters to the next run alone"
+    old, new = (by_type(conditions(one.vms[0], actual, ledger)) for one in (before, after))
+    assert {name: one for name, one in new.items() if name != "SpecAhead"} == old
+    says(new["SpecAhead"].message, said, f"the run r1 is {state} and stays", "--run NEW")
+    following = plan(wanting(changed(a_vm(run="r2"), **change)), seen(), ledger, NOW)
+    assert ("create", 2000, "ImageMissing") in brief(following)
+    assert following.vms[0].ahead == ""
+
+
+def test_a_disk_that_came_after_the_end_of_a_run_takes_nothing_from_it() -> None:
+    ledger = remembered(calls=[a_call(state=S.COMPLETED)])
+    found = plan(wanting(a_vm(disks=2)), seen((), [an_image()]), ledger, NOW)
+    assert found.actions == ()
+    ready = by_type(conditions(found.vms[0], seen(), ledger))["Ready"]
+    assert (ready.status, ready.reason) == ("True", "Completed")
 
 
 def test_before_the_intent_a_run_is_what_the_spec_says_last() -> None:

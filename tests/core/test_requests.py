@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.core.asked import read as in_file
+from reconciler.core.asked import unbegun
 from reconciler.core.call import CallState
 from reconciler.core.desired import build
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import Applied, Ledger
 from reconciler.core.requests import (
     Verdict,
     keyed,
@@ -186,7 +188,43 @@ def test_a_request_is_read_back_as_it_was_asked_for(vm: str, run: str, who: str)
     back = read([], [document(text, "x.yaml")])
     assert back.diagnostics == ()
     assert [one.spec for one in back.runs] == [asked]
+    (light,) = in_file(text, "x.yaml", 1.0) or []
+    assert (light.vm, light.run, light.type, light.who) == (vm, run, "incremental", asked.by)
     assert text.startswith("# Written by `reconciler backup`, now.")
+
+
+EDITED: Final = """\
+runs:
+  - {vm: ctx-1, run: r1}
+  - {vm: ctx-2, run: 7, type: incremental, by: ann}
+"""
+
+
+def test_a_request_is_read_by_its_lines_and_one_that_was_edited_as_yaml(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = in_file(EDITED, "x.yaml", 5.0)
+    assert [(one.vm, one.run, one.type, one.who) for one in found or ()] == [
+        ("ctx-1", "r1", "full", ""), ("ctx-2", "7", "incremental", "ann"),
+    ]  # fmt: skip
+    assert in_file("runs: [", "x.yaml", 5.0) is None
+    assert in_file("vms: []", "x.yaml", 5.0) is None
+    monkeypatch.setattr("reconciler.core.document.parse", None)
+    tags = {"a": "{{ b }}", "d": "e"}
+    whole = RunSpec(vm="ctx-1", run="r", by="ann", policy="p", tags=tags)
+    (one,) = in_file(rendered(whole, "now"), "x.yaml", 5.0) or []
+    since = "since 1970-01-01T00:00:05Z, and not begun"
+    assert one.sentence == f"ctx-1: run r (full) is asked for by ann {since}"
+
+
+def test_a_run_is_begun_when_it_was_applied_or_called() -> None:
+    asked = in_file(EDITED, "x.yaml", 5.0) or []
+    assert unbegun(asked, None) == asked
+    assert unbegun(asked, remembered()) == asked
+    assert unbegun(asked, remembered(calls=[a_call(run="r1")])) == asked[1:]
+    assert unbegun(asked, remembered(calls=[a_call(run="r2")])) == asked
+    applied = {"ctx-2": Applied(vm={"run": "7"}, generation=1, at=1.0)}
+    assert unbegun(asked, remembered(applied=applied)) == asked[:1]
 
 
 def test_a_run_is_named_by_the_moment() -> None:

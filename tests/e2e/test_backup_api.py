@@ -228,13 +228,36 @@ def test_where_nothing_starts_servers_apply_makes_it_true(
     assert "reconciler apply" in found["current_phase"]
     assert "ctx-1" in site.run("backup", "--list")
     assert not site.pids()
+    (entry,) = site.json("backup", "--list")["requests"]
+    asked = f"ctx-1: run {entry['run']} (full) is asked for by the API since "
+    following = "and not begun\nnext: reconciler apply, or reconciler watch"
+    for command in (["status"], ["explain", "ctx-1"]):
+        said = site.run(*command)
+        assert asked in said, command
+        assert following in said, command
+        (told,) = site.json(*command)["asked"]
+        assert told == {
+            "vm": "ctx-1", "run": entry["run"], "type": "full", "who": "the API",
+            "at": told["at"], "file": entry["file"],
+        }, command  # fmt: skip
     site.apply()
+    assert asked not in site.run("status") + site.run("explain", "ctx-1")
+    assert site.json("status")["asked"] == site.json("explain", "ctx-1")["asked"] == []
     status, found = ask.start("ctx-1", key="k")
     assert (status, found["status"]) == (201, "running")
     assert found["disk_results"][0]["qemu_nbd_pid"] in site.pids().values()
     status, found = ask("DELETE", f"{BACKUPS}/{found['backup_id']}")
     assert (status, found["status"]) == (200, "cancelled")
     assert not site.pids()
+    job = ask.start("ctx-1")[1]["backup_id"]  # of a VM that was applied before
+    said = site.run("explain", "ctx-1")
+    assert "(full) is asked for by the API since " in said
+    assert said.endswith("next: reconciler apply, or reconciler watch, which begins it by itself\n")
+    assert "not begun" in site.run("status", "ctx-1")
+    status, refusal = ask.start("ctx-1")
+    assert (status, f"`DELETE {BACKUPS}/{job}` gives it up" in refusal["details"]) == (409, True)
+    assert ask("DELETE", f"{BACKUPS}/{job}")[1]["status"] == "cancelled"
+    assert "not begun" not in site.run("status")
     end(process)
 
 

@@ -19,7 +19,7 @@ DISK = "vm: {path: /q, vcenter: vc1}, backup: {run: r1}, disks: "
 
 BAD = [
     ("not YAML", "vms: [", "bad.yaml:2:1", "cannot read this as YAML"),
-    ("text", "hello", "bad.yaml:1:1", "include, defaults, vms, runs, found the text"),
+    ("text", "hello", "bad.yaml:1:1", "include, defaults, vms, runs, tunnels, found the text"),
     ("binary", "\x00\x01", "bad.yaml:1:1", "control characters are not allowed"),
     ("empty", "", "bad.yaml:1:1", "the file is empty"),
     ("wrong type", "vms: {a: b}", "bad.yaml:1:6", "expected a list of VMs"),
@@ -90,6 +90,22 @@ def test_a_directory_that_is_not_there(site: Site, appliance: Appliance) -> None
         assert "cannot read nowhere: there is no such file or directory" in said
     (site.folder / "hollow").mkdir()
     assert "no *.yaml or *.yml is there" in site.run("plan", "-f", "hollow", code=65)
+
+
+def test_a_hub_that_is_asked_at_its_api_has_no_specs_and_is_checked_all_the_same(
+    site: Site, appliance: Appliance
+) -> None:
+    assert "cannot find a spec in specs" in site.run("validate", code=65)
+    site.inventory({"ctx-1": {2000: 1 << 20, 2001: 1 << 20}, "ctx-2": {2000: 1 << 20}})
+    checked = "no VM is declared; inventory: 2 VMs, 3 disks; 0 errors, 0 warnings.\n"
+    assert site.run("validate") == checked
+    site.specs.rmdir()
+    assert site.run("validate") == checked
+    site.run("plan", code=65)  # with nothing asked for there is nothing to plan
+    (site.folder / "inventory.yaml").write_text("vms: [")
+    out = site.run("validate", code=65)
+    assert "inventory.yaml:2:" in out
+    assert "; inventory: " not in out
 
 
 def test_the_same_vm_in_two_files(site: Site, appliance: Appliance) -> None:

@@ -55,8 +55,12 @@ def test_a_chain_is_shown_verified_not_built_on_when_damaged_and_removed(
     assert "\n  r2 " in said  # below r1
     said = site.run("verify", "ctx-1", "--digests")
     assert said.count("digest: same") == 4
-    assert "run r2 of ctx-1 is whole: 4 images looked at" in said
-    assert "verified " in site.run("chain", "ctx-1")
+    assert "run r2 of ctx-1: digests verified: 4 images as published" in said
+    assert site.run("chain", "ctx-1").count("digests verified ") == 2
+    assert "what they hold was not compared" in site.run("verify", "ctx-1")
+    assert "no run 'r9' (its newest backups: r2, r1)" in site.run(
+        "verify", "ctx-1", "--run", "r9", code=64
+    )
 
     with image.open("r+b") as file:
         file.seek(os.path.getsize(image) - 1)
@@ -66,6 +70,11 @@ def test_a_chain_is_shown_verified_not_built_on_when_damaged_and_removed(
     found = site.json("verify", "ctx-1", "--digests", code=1)
     assert [(one["run"], one["ok"]) for one in found["backups"]] == [("r1", False), ("r2", True)]
     assert found["next"] == "reconciler backup ctx-1 --run NEW --type full"
+    said = site.run("verify", "ctx-1", code=1)  # by its tables, all is well
+    assert "(found with --digests at " in said
+    assert "where it was mended: reconciler verify ctx-1 --run r2 --digests" in said
+    assert site.run("history", "ctx-1").count("verify FAILED") == 2
+    assert "cannot be restored: disk 2000 was found damaged at" in site.run("chain", "ctx-1")
     assert "ChainBroken" in back_up(site, "r3", code=1, type="incremental")
     back_up(site, "r3", type="incremental", fallback="full")
 

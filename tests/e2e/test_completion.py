@@ -83,7 +83,7 @@ def offered(*words: str, shell: str = "bash") -> list[str]:
         (["watch", ""], ["<dirs>"]),
         (["state", ""], ["backup", "info", "restore"]),
         (["state", "backup", ""], ["<files>"]),
-        (["render", "s"], ["systemd"]),
+        (["render", "s"], ["sshd", "systemd"]),
         (["wait", "ctx-1", "--for", "R"], ["Ready"]),
         (["stop", "--", "-"], []),
         (["stop", "-y", "db"], ["db-1"]),

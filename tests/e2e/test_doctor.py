@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -395,6 +396,34 @@ def test_each_secret_is_read_and_none_is_shown(site: Site, appliance: Appliance)
     (site.folder / "password").unlink()
     checks = found(site, "secrets", code=1)
     assert checks["secrets.vcenter.vc1"]["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (("x" * 15,), "cannot use token t0 of `api`.*it has 15 characters"),
+        (("x" * 20, "x" * 20), "cannot use token t1 of `api`.*it is the same as t0's"),
+        ((None,), "t0.*No such file"),
+        (("x" * 19 + " x",), "cannot use token t0 of `api`.*no client can send"),
+    ],
+)
+def test_the_tokens_of_the_api_are_read_as_the_daemon_reads_them(
+    site: Site, texts: tuple[str | None, ...], said: str
+) -> None:
+    for number, text in enumerate(texts):
+        if text:
+            (site.folder / f"t{number}").write_text(text)
+    names = [f"t{number}" for number in range(len(texts))]
+    tokens = [{"name": one, "token": {"file": one}, "scopes": ["read"]} for one in names]
+    site.write_config(api={"tokens": tokens})
+    access = found(site, "api")["api.access"]
+    assert access["status"] == "failed"
+    assert re.search(said, access["observed"]), access
+    assert "x" * 15 not in str(access)
+    for one in names:
+        (site.folder / one).write_text(f"a-token-that-is-long-{one}")
+    access = found(site, "api")["api.access"]
+    assert (access["status"], names[0] in access["observed"]) == ("ok", True)
 
 
 def test_a_stranger_at_the_address_for_callbacks(site: Site) -> None:

@@ -240,6 +240,32 @@ def test_absent_holds_while_the_appliance_may_be_writing(site: Site, appliance: 
     assert site.listening() == set()
 
 
+def test_what_a_person_calls_completed_is_measured_as_at_any_other_end(
+    site: Site, appliance: Appliance
+) -> None:
+    site.spec(*(site.vm(f"ctx-{number}") for number in (1, 2, 3)))
+    site.apply()
+    by_vm = {mark.vm: identity for identity, mark in site.servers().items()}
+    site.kill(by_vm["ctx-2"].pid)  # nobody was connected: nothing is lost with it
+    port = site.status()["ctx-3"]["disks"][0]["port"]
+    said = {}
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        assert client.recv(8) == b"NBDMAGIC"
+        for vm in ("ctx-1", "ctx-2", "ctx-3"):
+            said[vm] = site.run("resolve", vm, "--completed", "--reason", "its log", "-y")
+    assert "known" not in said["ctx-1"] + said["ctx-2"]
+    assert "what its images take is not known, nor their digests" in said["ctx-3"]
+    site.apply()
+    assert site.servers() == {}
+    for vm in ("ctx-1", "ctx-2"):
+        (chain,) = site.json("chain", vm)["chains"]
+        (disk,) = chain["backups"][0]["disks"]
+        assert (chain["unmeasured"], disk["allocated"] > 0) == (0, True)
+        assert "digests verified: 1 image as published" in site.run("verify", vm, "--digests")
+    assert " unknown " in site.run("chain", "ctx-3")
+    assert "r1: size unknown; " in site.run("retain", "ctx-3", "--dry-run")
+
+
 def test_a_server_in_use_is_not_stopped(site: Site, appliance: Appliance) -> None:
     site.spec(site.vm("look", release="keep"))
     site.apply()

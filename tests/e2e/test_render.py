@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.cli.main import run
-from reconciler.cli.render import argument, literal, word
+from reconciler.cli.rendering import argument, literal, word
 from reconciler.core.errors import HostError
 from tests.e2e.site import ROOT
 

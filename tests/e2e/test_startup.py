@@ -52,7 +52,7 @@ def loaded(site: Site, *arguments: str) -> set[str]:
         (["version"], 100),
         (["status"], 100),
         (["status", "-o", "json"], 100),
-        (["state", "--help"], 100),
+        (["state", "--help"], 104),  # of which seven are what lays out a help text
         (["state", "info"], 100),
         (["events"], 100),
         (["events", "-o", "json"], 100),

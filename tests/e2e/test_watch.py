@@ -250,6 +250,36 @@ def test_a_run_of_which_nothing_is_heard_is_told_and_left_alone(
         assert daemon.end() == 143
 
 
+def test_what_stands_in_the_way_is_an_event_though_nothing_was_done(quick: Site) -> None:
+    quick.spec(quick.vm("ctx-1"))
+    repository = quick.folder / "repository"
+
+    def times(reason: str) -> list[int]:
+        found = quick.json("events", "ctx-1")["events"]
+        return [one["count"] for one in found if one["reason"] == reason]
+
+    with watching(quick):
+        settled(quick, "ctx-1")
+        quick.spec(quick.vm("ctx-1", (1 << 20, 1 << 20)))  # by a save
+        until(lambda: times("RunChanged") == [1], "that it is told")
+        quick.spec(quick.vm("ctx-1"))
+        until(lambda: quick.changes() == [], "that it is as it was")
+        ((identity, mark),) = quick.servers().items()
+        with socket.create_connection(("127.0.0.1", mark.port), 5) as client:
+            assert client.recv(8) == b"NBDMAGIC"
+            os.kill(identity.pid, signal.SIGSTOP)  # nothing tells of that but a look at everything
+            try:
+                until(lambda: times("NoAnswerInUse") == [1], "that it is told", 40)
+            finally:
+                os.kill(identity.pid, signal.SIGCONT)
+        until(lambda: quick.changes() == [], "that it answers again")
+        aside = repository.rename(quick.folder / "aside")
+        until(lambda: times("ImageReplaced") == [1], "that it is told")
+        time.sleep(2.2)  # two looks
+        assert times("ImageReplaced") == [1], "once, and not with every look"
+        aside.rename(repository)
+
+
 def test_a_silent_appliance_and_dead_storage_hold_nobody_else_up(
     quick: Site, appliance: Appliance
 ) -> None:

@@ -11,10 +11,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from reconciler import __version__
-from reconciler.core.actions import Notify, Restart, Start
+from reconciler.core.actions import Dial, Notify, Restart, Start
 from reconciler.core.call import CallEvent, CallState
 from reconciler.core.desired import Export, Vm
 from reconciler.core.ledger import Lease
+from reconciler.core.tunnel import Tunnel
+from reconciler.core.tunnel_seen import Dialled
 from reconciler.execute import Step
 from reconciler.meters import Meters
 from tests.e2e.site import ROOT
@@ -160,7 +162,7 @@ def test_alerts_are_written_as_prometheus_reads_them() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
         assert rule["expr"].count("(") == rule["expr"].count(")")
         for text in rule["annotations"].values():
-            known = r"\{\{ \$(labels\.(instance|sna)|value( \| humanize\w*)?) \}\}"
+            known = r"\{\{ \$(labels\.(instance|sna|tunnel)|value( \| humanize\w*)?) \}\}"
             left = re.sub(known, "", text)
             assert "{{" not in left and "$" not in left, rule["alert"]
 
@@ -184,3 +186,23 @@ def test_an_sna_has_a_figure_while_somebody_wants_to_know() -> None:
     for _ in range(2):
         meters.reached("site-a", None)
         assert key not in told(meters)
+
+
+def test_a_tunnel_has_a_figure_while_it_is_wanted_and_its_dials_are_no_starts_of_exports() -> None:
+    meters = Meters()
+    key = ("reconciler_tunnel_up", "hub-a")
+    meters.tunnel("tunnel/hub-a", True)
+    assert told(meters)[key] == 1
+    meters.tunnel("tunnel/hub-a", None)
+    meters.tunnel("tunnel/hub-a", None)
+    assert key not in told(meters)
+    known = Dialled(tunnel="tunnel/hub-a", part="whole")
+    tunnel = Tunnel(name="hub-a")
+    dial = Dial(
+        vm="tunnel/hub-a", cause="", why="", tunnel=tunnel, part="whole", argv=(), known=known
+    )
+    meters.stepped([Step(dial, True, "", "", took=2.0), Step(dial, False, "", "", took=2.0)])
+    found = told(meters)
+    assert found["reconciler_tunnel_dial_total", "success"] == 1
+    assert found["reconciler_tunnel_dial_total", "failure"] == 1
+    assert found["reconciler_export_start_seconds_count",] == 0

@@ -9,13 +9,20 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
+from reconciler.core.call import Call
+from reconciler.core.chains import broken, chains_of
+from reconciler.core.chains import document as chain_document
 from reconciler.core.errors import HostError, UsageError
+from reconciler.core.history import document
 from reconciler.core.ledger import RESTORE, Proof
+from reconciler.core.proofs import Finding, proof_of
+from reconciler.core.units import stamp
 from reconciler.handover import AnyOrder
 from reconciler.host.store import Store, events, proofs
 from reconciler.look import Observer
 from reconciler.orders import Pause, Prove, Resume
 from tests.core.builders import a_call
+from tests.core.test_chains import a_run
 
 NOW = 1_800_000_000.0
 
@@ -107,3 +114,64 @@ def test_what_was_found_of_a_run_is_kept_and_told(store: Store, tmp_path: Path) 
             call.run,
             f"run {call.run}, restore: 2 disks",
         )
+
+
+def looked(run: Call, *, wrong: str = "", deep: bool = False) -> Proof:
+    """A look at both disks of a run; `wrong`: of the second one."""
+    found = [
+        Finding(
+            key=str(one.key),
+            image=one.image,
+            wrong=(wrong,) if wrong and one.position else (),
+            digest="" if not deep else "differs" if wrong and one.position else "same",
+            deep=deep,
+        )
+        for one in run.exports
+    ]
+    return proof_of(run.job_id, found, NOW, "")
+
+
+def test_what_verify_found_is_said_alike_by_history_chain_and_events(
+    store: Store, tmp_path: Path
+) -> None:
+    full, above = a_run("f1", at=1), a_run("i1", "f1", at=2)
+    for call in (full, above):
+        store.remember(replace(call, hub="h"))
+
+    def told() -> list[tuple[str, str, bool, bool, str]]:
+        """By the event, the history and the chain, of each run."""
+        ledger = store.ledger()
+        chains = chains_of(ledger, "ctx-1")
+        kept = {
+            job: one.proofs for job, one in ledger.shelf.of([full.job_id, above.job_id]).items()
+        }
+        value = document("ctx-1", [full, above], 2, "h", NOW, kept, broken(chains))
+        (chain,) = chain_document("ctx-1", chains, "h")["chains"]
+        said = {one.run: one for one in reversed(events(tmp_path, "ctx-1"))}
+        return [
+            (
+                one["run"],
+                said[one["run"]].reason,
+                one["proofs"]["verify"]["ok"],
+                two["proofs"]["verify"]["ok"],
+                one["proofs"]["verify"]["summary"],
+            )
+            for one, two in zip(value["runs"], chain["backups"], strict=True)
+        ]
+
+    bad, well = looked(full, wrong="its digest differs", deep=True), looked(above, deep=True)
+    do(store, Prove(vms=("ctx-1",), proofs=(bad, well)))
+    damage = f"disk 2001 was found damaged at {stamp(NOW)}: its digest differs"
+    failed = [
+        ("f1", "VerifyFailed", False, False, "disk 2001: its digest differs"),
+        ("i1", "VerifyFailed", False, False, f"run f1: {damage}"),
+    ]
+    assert told() == failed
+    do(store, Prove(vms=("ctx-1",), proofs=(looked(full), looked(above))))
+    assert told() == failed, "a look at tables alone takes nothing back"
+    do(store, Prove(vms=("ctx-1",), proofs=(looked(full, deep=True), looked(above, deep=True))))
+    passed = "the digests of 2 images are those that were published"
+    assert told() == [
+        ("f1", "VerifyPassed", True, True, passed),
+        ("i1", "VerifyPassed", True, True, passed),
+    ]

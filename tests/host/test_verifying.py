@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from reconciler.core.call import Call
+from reconciler.core.call import Call, CallState
 from reconciler.core.chains import chains_of
-from reconciler.core.errors import HostError
+from reconciler.core.errors import HostError, UsageError
 from reconciler.core.ledger import Archived, Kept, Ledger, Shelf
 from reconciler.core.settings import Settings
 from reconciler.host import images
@@ -22,6 +22,7 @@ from tests.core.builders import a_settings, remembered
 from tests.core.test_chains import a_run
 
 MIB = 1 << 20
+S = CallState
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +77,14 @@ def site(made: Path, tmp_path: Path) -> tuple[Settings, Ledger, Path]:
         )
         for call in calls
     }
-    shelf = Shelf(lambda jobs: {job: kept[job] for job in jobs})
+    shelf = Shelf(lambda jobs: {job: kept[job] for job in jobs if job in kept})
     settings = a_settings(repositories={"local": str(root)})
     return settings, remembered(calls=calls, shelf=shelf), folder
 
 
 def looked(site: tuple[Settings, Ledger, Path], *, digests: bool = False) -> list[Verified]:
     settings, ledger, _ = site
-    backups = chosen(chains_of(ledger, "ctx-1"), "ctx-1", "")
+    backups = chosen(chains_of(ledger, "ctx-1"), ledger.runs("ctx-1"), "ctx-1", "")
     return list(verify(settings, backups, digests=digests))
 
 
@@ -93,10 +94,10 @@ def wrong(found: list[Verified]) -> dict[str, str]:
 
 def test_a_chain_is_looked_at_from_the_full_run_up(site: tuple[Settings, Ledger, Path]) -> None:
     found = looked(site, digests=True)
-    assert [(one.backup.run, one.ok, one.disks[0].digest) for one in found] == [
-        ("f1", True, "same"),
-        ("i1", True, "same"),
-        ("i2", True, "same"),
+    assert [(one.backup.run, one.disks[0].wrong, one.disks[0].digest) for one in found] == [
+        ("f1", (), "same"),
+        ("i1", (), "same"),
+        ("i2", (), "same"),
     ]
     proof = found[0].proof(5.0, "me")
     assert (proof.kind, proof.ok, proof.at) == ("verify", True, 5.0)
@@ -155,14 +156,28 @@ def test_a_byte_that_no_check_sees_is_seen_by_its_digest(
     data[-1] ^= 1  # in the cluster that was written last: the guest's data
     path.write_bytes(data)
     assert wrong(looked(site)) == {}
-    assert list(wrong(looked(site, digests=True))) == ["i1"]
+    found = looked(site, digests=True)
+    assert list(wrong(found)) == ["i1"]
+    kept = found[1].proof(5.0, "")
+    weaker = looked(site)[1]
+    remembered_too = replace(weaker, backup=replace(weaker.backup, proofs={"verify": kept}))
+    (still,) = remembered_too.known(9.0)
+    assert (still.digest, still.at) == ("differs", 5.0), "a look at tables takes nothing back"
 
 
 def test_a_run_that_is_no_backup_cannot_be_verified(site: tuple[Settings, Ledger, Path]) -> None:
     _, ledger, _ = site
-    found = chains_of(ledger, "ctx-1")
-    assert [one.run for one in chosen(found, "ctx-1", "i1")] == ["f1", "i1"]
-    with pytest.raises(HostError, match="'nothing' is no completed run; its newest backups: f1"):
-        chosen(found, "ctx-1", "nothing")
+    failed = a_run("torn", "f1", state=S.FAILED)
+    other = a_run("alone", at=-5.0, disks=1)  # of a chain of its own, and older
+    ledger = replace(ledger, calls=[*ledger.calls, failed, other])
+    found, calls = chains_of(ledger, "ctx-1"), ledger.runs("ctx-1")
+    assert [one.run for one in chosen(found, calls, "ctx-1", "i1")] == ["f1", "i1"]
+    with pytest.raises(UsageError) as none:
+        chosen(found, calls, "ctx-1", "alnoe")
+    assert str(none.value) == (
+        "ctx-1 has no run 'alnoe'; did you mean 'alone'? (its newest backups: i2, i1, f1, alone)"
+    )
+    with pytest.raises(HostError, match="run torn of ctx-1: it is FAILED, so it is no backup"):
+        chosen(found, calls, "ctx-1", "torn")
     with pytest.raises(HostError, match="no run of it is completed"):
-        chosen((), "ctx-1", "")
+        chosen((), (), "ctx-1", "")
