@@ -45,7 +45,7 @@ from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, plan
 from reconciler.core.queue import Item, Priority, Queue
-from reconciler.core.requests import asked_beside
+from reconciler.core.requests import unlike
 from reconciler.core.settings import Settings
 from reconciler.core.source import read_well, stale_told
 from reconciler.core.status import Condition
@@ -600,15 +600,10 @@ class Daemon:
         """VMs that the watched directory declares, and not as they were applied last."""
         ledger = self.store.ledger()
         declared = [name for name in names if self.is_declared(name)]
-        wanted = self.wanted(ledger, declared)
-        unlike = Work(self, lambda _: None).unnoted(wanted, ledger).keys() & ledger.applied.keys()
-        return sorted(
-            name
-            for name in unlike
-            if not asked_beside(
-                wanted.vms[name], Vm.from_json(ledger.applied[name].vm), self.settings.requests
-            )
-        )
+        wanted = self.wanted(ledger, declared).vms
+        known = {n: Vm.from_json(ledger.applied[n].vm) for n in wanted if n in ledger.applied}
+        requests = self.settings.requests
+        return sorted(name for name, vm in known.items() if unlike(wanted[name], vm, requests))
 
     # -- what is wanted, and what is planned
 

@@ -617,7 +617,7 @@ def listening(address: str, why_not: str, ours: str, holder: str, accepted: int 
     if not why_not and accepted:
         runs = f"{accepted} accepted runs are" if accepted > 1 else "an accepted run is"
         said = f"{address}: nobody listens, and what {runs} to report is lost"
-        return failed(id_, title, said, "reconciler watch (or reconciler serve)")
+        return warning(id_, title, said, "reconciler watch (or reconciler serve)")
     if not why_not:
         return ok(id_, title, f"{address}: free")
     if "(pid 1)" in holder:

@@ -239,12 +239,16 @@ def named(pattern: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(value, pattern)
 
 
-def asked_beside(declared: Vm, applied: Vm, requests: str) -> bool:
-    """Whether what was applied of a VM differs from its declaration by the run alone that a request
-    asks for, which who watches reads in a moment. `requests`: the directory of the requests."""
+def unlike(declared: Vm, applied: Vm, requests: str) -> bool:
+    """Whether what was applied of a VM is not what is declared of it, wherever that is written.
+
+    A run that a request asks for is no difference: who watches reads the request in a moment, too.
+    `requests`: the directory of the requests.
+    """
+    declared, applied = (replace(one, place="") for one in (declared, applied))
     if not applied.run_place.startswith(f"{requests}/"):
-        return False
-    return _without_run(declared) == _without_run(applied)
+        return replace(declared, run_place="") != replace(applied, run_place="")
+    return _without_run(declared) != _without_run(applied)
 
 
 def _without_run(vm: Vm) -> tuple[Vm, list[tuple[int, int, Bytes | None]]]:
