@@ -409,8 +409,8 @@ def rivals(owners: Mapping[tuple[str, str], Owner], state_id: str) -> dict[tuple
 
 
 def _has_store(pid: int, state: Path) -> bool:
-    """Whether a process has the store of this hub open; so has who takes callbacks for it."""
-    return proc.has_open(pid, str(state / STORE))
+    """Whether a process has this hub's store or its directory open; so has who takes callbacks."""
+    return any(proc.has_open(pid, str(path)) for path in (state / STORE, state))
 
 
 def _is_there(owner: Owner) -> bool:

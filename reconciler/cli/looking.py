@@ -308,18 +308,17 @@ def show_declared(ledger: Ledger, vm: str, holder: str, output: str) -> None:
     gone = f", and not any more since {stamp(declared.gone)}" if declared.gone else ""
     unread: dict[str, str] = ledger.source.get("unread") or {}
     wrong = unread.get(declared.file, "")
-    onward = f"reconciler validate -f {declared.file}" if wrong else "nothing"
-    if not (wrong or gone):
-        watched = holder and tables.kept_by(holder).startswith("kept true")
-        onward = f"reconciler {'events' if watched else 'apply'} {'' if watched else '-f '}"
-        onward += vm if watched else declared.file
+    file = os.path.join(ledger.source.get("directory", ""), declared.file)
+    # Who watches has not applied it, and plan says why; else nobody has tried.
+    command = "validate" if wrong else "plan" if holder else "apply"
+    onward = "nothing" if gone else f"reconciler {command} -f {file}"
     if output == "json":
         options.print_json(
             {
                 "format_version": FORMAT_VERSION,
                 "hub": ledger.hub,
                 "vm": None,
-                "declared": {"file": declared.file, "revision": declared.revision},
+                "declared": {"file": file, "revision": declared.revision},
                 "changed_by": holder or None,
                 "next": onward,
             }
@@ -327,7 +326,7 @@ def show_declared(ledger: Ledger, vm: str, holder: str, output: str) -> None:
         return
     click.echo(f"{vm}   never applied here")
     click.echo(
-        f"  {declared.file} declares it, as read at {stamp(declared.at)} (revision "
+        f"  {file} declares it, as read at {stamp(declared.at)} (revision "
         f"{declared.revision}){gone}"
     )
     if wrong:

@@ -120,3 +120,43 @@ def test_the_death_of_a_server_under_a_client_is_an_event_that_warns(
     assert "--completed" not in held
     assert "reconciler resolve ctx-1 --failed --reason WHY" in held
     site.run("resolve", "ctx-1", "--failed", "--reason", "it died", "-y")
+
+
+def test_a_command_that_stays_for_its_runs_hears_them(site: Site, appliance: Appliance) -> None:
+    site.spec(site.vm("ctx-1"))
+    waiting = site.start("apply", "-y", "--wait")
+    try:
+        until(lambda: accepted(site), "accepted")
+        # It takes the lock for a moment only, each time that it looks.
+        assert not any("Unheard" in conditions(site) for _ in range(8))
+    finally:
+        waiting.send_signal(signal.SIGTERM)
+        waiting.wait(30)
+        for stream in (waiting.stdout, waiting.stderr):
+            if stream:
+                stream.close()
+    assert "Unheard" in conditions(site)
+
+
+def test_a_vm_that_is_declared_and_was_never_applied_is_explained(
+    site: Site, appliance: Appliance
+) -> None:
+    site.write_config(loop={"resync": "1s"})
+    site.spec(site.vm("ctx-1"))
+    (site.specs / "new.yaml").write_text(
+        json.dumps({"vms": [site.vm("ctx-new", backup={"run": "r1", "type": "incremental"})]})
+    )
+    with watching(site):
+        until(lambda: accepted(site), "accepted")
+        until(lambda: "no completed run" in site.run("plan", code=65), "its refusal")
+        said = site.run("explain", "ctx-new")
+        assert "ctx-new   never applied here" in said
+        assert "new.yaml declares it" in said
+        assert "kept true by pid" in said
+        document = site.json("explain", "ctx-new")
+        assert document["vm"] is None
+        assert document["declared"]["file"].endswith("new.yaml")
+    said = site.run("explain", "ctx-new")
+    assert f"next: reconciler apply -f {site.specs}/new.yaml" in said
+    said = site.run("explain", "ctx-none", code=64)
+    assert "reconciler plan --vm ctx-none" in said
