@@ -319,7 +319,12 @@ def show_declared(ledger: Ledger, vm: str, holder: str, output: str) -> None:
                 "hub": ledger.hub,
                 "vm": None,
                 "declared": {"file": file, "revision": declared.revision},
+                "since": stamp(declared.at),
+                "asked": [],
+                "actions": [],
+                "retry_at": None,
                 "changed_by": holder or None,
+                "events": [],
                 "next": onward,
             }
         )
