@@ -80,7 +80,7 @@ def plan_text(
     parts = ["\n".join(lines)] if lines else []
     parts += blocks
     notes += [f"{one.name}: {one.lost_run}" for one in plan.vms if one.lost_run]
-    notes += [f"{one.name}: {said}" for one in plan.vms for said in standing(one)]
+    notes += standing(plan)
     quiet = [one for one in quiet if not one.lost_run]
     if quiet and blocks:
         also = f"{len(quiet)} other VM{'s are' if len(quiet) > 1 else ' is'}"
@@ -93,12 +93,17 @@ def plan_text(
     return "\n\n".join(parts)
 
 
-def standing(one: VmPlan) -> Iterator[str]:
-    """What is amiss with an accepted run although nothing of it is to be changed by us."""
-    if one.stale:
-        yield f"{one.stale}; next: reconciler explain {one.name}"
-    if one.unheard:
-        yield f"{one.unheard}; next: reconciler watch (or reconciler serve)"
+def standing(plan: Plan) -> Iterator[str]:
+    """What is amiss with accepted runs although nothing of them is to be changed by us."""
+    stale = [one for one in plan.vms if one.stale]
+    for one in stale[:MOST]:
+        yield f"{one.name}: {one.stale}; next: reconciler explain {one.name}"
+    if len(stale) > MOST:
+        yield f"and {len(stale) - MOST} more VMs of which the like is to be said: reconciler status"
+    deaf = [one for one in plan.vms if one.unheard]
+    if deaf:  # it is one thing, however many runs suffer from it
+        names = some([one.name for one in deaf])
+        yield f"{names}: {deaf[0].unheard}; next: reconciler watch (or reconciler serve)"
 
 
 def things(plan: Plan) -> str:

@@ -281,9 +281,9 @@ class Calls(Disks):
         until = (
             "ends with an apply at the earliest"
             if sna and sna.reports_end
-            else ("does not end by itself")
+            else "does not end by itself"
         )
-        return f"run {call.run} {until}, as {why}: what its client reports is lost"
+        return f"its run {until}, as {why}: what its client reports is lost"
 
     def signs(self, call: Call) -> str:
         """What can be seen of an active run: its servers, its clients, its images."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import Disk, Job, Phase
 from msgspec.structs import replace
+from wire import Start, Target
 
+from reconciler.cli.applying import Session
 from reconciler.cli.text import plan_text
+from reconciler.core.actions import Notify
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState, Report, ending, resolving
 from reconciler.core.desired import Vm
@@ -17,11 +23,14 @@ from reconciler.core.notices import trouble
 from reconciler.core.onward import next_command
 from reconciler.core.plan import Plan, plan
 from reconciler.core.status import Condition, by_type, conditions
+from reconciler.execute import Step
+from reconciler.loop import Outcome
 from tests.core.builders import (
     NOW,
     a_call,
     a_lease,
     a_server,
+    a_settings,
     a_vm,
     absent,
     an_image,
@@ -230,3 +239,52 @@ def test_what_pauses_a_watched_vm_says_so_before() -> None:
         assert ("reconciler resume ctx-1" in onward) is told
         stopped, _, _ = shown(up(), known, absent())
         assert ("reconciler resume ctx-1" in stopped.actions[0].why) is told
+
+
+def test_many_runs_that_suffer_from_one_thing_are_one_line() -> None:
+    vms = [a_vm(f"ctx-{n}") for n in range(12)]
+    servers = [a_server(vm.exports[0], 10100 + n) for n, vm in enumerate(vms)]
+    known = remembered(
+        [a_lease(vm.exports[0], 10100 + n) for n, vm in enumerate(vms)], [a_call(vm) for vm in vms]
+    )
+    reports = {call.job_id: Report(None, message="refused") for call in known.calls}
+    images = [an_image(vm.exports[0]) for vm in vms]
+    actual = seen(servers, images, unheard=NOBODY, reports=reports)
+    said = plan_text(plan(wanting(*vms), actual, known, NOW), width=1000).splitlines()
+    assert sum(NOBODY in line for line in said) == 1
+    assert sum("cannot be asked about it" in line for line in said) == 5
+    assert "and 7 more VMs of which the like is to be said: reconciler status" in said
+
+
+# -- who was quicker
+
+
+def test_a_run_that_who_watches_has_begun_is_told_to_who_asked(tmp_path: Path) -> None:
+    session = Session(a_settings(state=str(tmp_path)), "reconciler backup", 1.0)
+    for called, told in ((session.began + 1, True), (session.began - 1, False)):
+        found = plan(wanting(VM), up(), ledger(called=called), NOW)
+        said = list(session.begun_meanwhile(Outcome(found)))
+        assert said == (["ctx-1: run r1 was begun meanwhile: it is ACCEPTED"] if told else [])
+    (call,) = ledger(called=session.began + 1).calls
+    notify = Notify(vm="ctx-1", cause="RunDue", why="", target=VM)
+    ours = Step(notify, True, "CallAccepted", "", call=call)
+    session.steps.append(ours)
+    assert list(session.begun_meanwhile(Outcome(found, [ours]))) == []
+
+
+# -- the reference appliance
+
+
+def test_a_copy_that_has_only_begun_has_no_absurd_speed() -> None:
+    start = Start("job-1", "vm", "/p", "", "full", "", None)
+    target = Target("2000", "127.0.0.1", 10100, "ctx-1-r1-disk0", 0)
+    disk = Disk(target, Path("/none"), 96 << 20, phase=Phase.RUNNING)
+    job = Job(start, (disk,))
+    disk.add(48 << 20)
+    speed = job.progress()["throughput_bps"]
+    assert isinstance(speed, int)
+    assert speed <= 48 << 20
+    job.began -= timedelta(seconds=60)  # it is held half-way
+    speed = job.progress()["throughput_bps"]
+    assert isinstance(speed, int)
+    assert 0.7 * (1 << 20) < speed < 0.9 * (1 << 20)

@@ -32,7 +32,7 @@ def answers(port: Port, name: str) -> bool:
 
 def own(text: str) -> list[str]:
     """What is said of this hub: other tests' servers come and go, and a daemon is heard by."""
-    strange = ("not ours", "ctx-9: run r1 does not end")
+    strange = ("not ours", "ctx-9: its run does not end")
     return [line for line in text.splitlines() if not line.startswith(strange)]
 
 
