@@ -66,6 +66,10 @@ def test_a_daemon_asks_once_about_runs_that_were_accepted_before_it(
         assert onward.startswith("reconciler resolve ctx-1 --failed --reason WHY")
         told = "Stale: SNA site-a says that it has failed"
         until(lambda: told in site.run("events", "ctx-1"), "the event", 30)
+        appliance.end()
+        until(lambda: "cannot be asked about it" in conditions(site)["Stale"][1], "it is gone", 30)
+        assert "next: reconciler doctor --only sna; " in site.run("explain", "ctx-1")
+        assert "cannot be asked about it" in " ".join(site.run("plan").split())
     assert len(appliance.starts()) == 1
 
 
