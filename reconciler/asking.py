@@ -218,6 +218,8 @@ class Desk:
         self.listing = Listing(Path(settings().state))
         self._requests: dict[str, tuple[int, files.Signature, tuple[Asked, ...]]] = {}
         """File → when it was read, in ns, what it looked like, and what it asks for."""
+        self._bares: dict[str, tuple[Asked, Call]] = {}
+        """VM → its entry that counts, and the run that it asks for, as the ledger will have it."""
 
     def close(self) -> None:
         """Nobody asks any more."""
@@ -431,10 +433,15 @@ class Desk:
         entries = [one for path, seen in there.items() for one in self._entries(path, seen)]
         for path in self._requests.keys() - there.keys():
             self._requests.pop(path, None)
-        found = {}
-        for one in newest(entries).values():
-            call = self._bare(one.spec, there[one.document.file][3] / 1e9)
-            found[call.job_id] = call
+        bares = {}
+        for vm, one in newest(entries).items():
+            # Most are of runs that ended long ago, and every list asks for all of them.
+            kept = self._bares.get(vm)
+            if kept is None or kept[0] is not one:
+                kept = (one, self._bare(one.spec, there[one.document.file][3] / 1e9))
+            bares[vm] = kept
+        self._bares = bares
+        found = {call.job_id: call for _, call in bares.values()}
         return [*found.values(), *(one for one in self.wanted() if one.job_id not in found)]
 
     def _entries(self, path: str, seen: files.Signature) -> tuple[Asked, ...]:

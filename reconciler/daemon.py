@@ -43,7 +43,7 @@ from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
 from reconciler.core.ledger import Ledger
-from reconciler.core.plan import Plan, plan
+from reconciler.core.plan import Plan, news, plan
 from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.requests import unlike
 from reconciler.core.settings import Settings
@@ -757,20 +757,8 @@ class Daemon:
                 self.flights.pop(name, None)
 
     def news(self, planned: Plan) -> list[Action]:
-        """What stands in the way and did not when we looked last; of another run, that is news."""
-        found = []
-        for one in planned.all:
-            known: VmPlan | TunnelPlan | None = self.last.get(one.name)
-            known = known or self.tunnels.get(one.name)
-            same = known is not None and _run_of(known) == _run_of(one)
-            before = {(a.cause, a.disk) for a in known.actions} if known and same else set()
-            found += [
-                action
-                for action in one.actions
-                if action.kind in ("hold", "refuse", "wait")
-                and (action.cause, action.disk) not in before
-            ]
-        return found
+        """What stands in the way and did not when we looked last."""
+        return news(planned, {**self.last, **self.tunnels})
 
     # -- the source
 
@@ -1115,7 +1103,3 @@ class Daemon:
         self._over = True
         for _ in range(self._workers):
             self._jobs.put(None)
-
-
-def _run_of(one: VmPlan | TunnelPlan) -> str:
-    return one.vm.run if isinstance(one, VmPlan) else ""

@@ -306,6 +306,25 @@ def _with_places(plans: Sequence[VmPlan], desired: Desired, ledger: Ledger) -> l
     return [_waiting(one, *busy[one.name]) if one.name in busy else one for one in plans]
 
 
+def news(planned: Plan, before: Mapping[str, VmPlan | TunnelPlan]) -> list[Action]:
+    """What stands in the way and did not in the plans before. Of another run, it is news."""
+    found = []
+    for one in planned.all:
+        known = before.get(one.name)
+        same = known is not None and _run_of(known) == _run_of(one)
+        told = {(a.cause, a.disk) for a in known.actions} if known and same else set()
+        found += [
+            action
+            for action in one.actions
+            if action.kind in ("hold", "refuse", "wait") and (action.cause, action.disk) not in told
+        ]
+    return found
+
+
+def _run_of(one: VmPlan | TunnelPlan) -> str:
+    return one.vm.run if isinstance(one, VmPlan) else ""
+
+
 def _waiting(one: VmPlan, cause: str, why: str) -> VmPlan:
     """The same plan, with a wait where its call was."""
     actions = tuple(

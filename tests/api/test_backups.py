@@ -569,6 +569,26 @@ def test_what_is_only_asked_for_stands_first_and_counts(hub: Played) -> None:
     assert hub.get().body["total"] == 4
 
 
+def test_a_request_that_has_not_moved_is_not_made_out_again(
+    hub: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every list asks for all requests, and most are of runs that have ended long ago."""
+    monkeypatch.setattr("reconciler.asking.YOUNG", -(10**12))  # also what was written just now
+    hub.played.up, hub.played.waits = False, "not now"
+    jobs = {hub.start(vm).body["backup_id"] for vm in ("ctx-1", "ctx-2")}
+    first, again = hub.desk.pending(), hub.desk.pending()
+    assert {call.job_id for call in first} == jobs
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    path = Path(hub.settings.requests) / "ctx-1.yaml"
+    path.write_text(path.read_text().replace("run: ", "run: r-").replace('r-"', '"r-'))
+    moved = {call.vm: call for call in hub.desk.pending()}
+    assert moved["ctx-1"].run.startswith("r-api-")
+    assert moved["ctx-2"] in first
+    path.unlink()
+    assert [call.vm for call in hub.desk.pending()] == ["ctx-2"]
+    assert hub.desk.listing.known([]) == set()
+
+
 def test_a_page_of_many_runs_reads_no_more_than_it_shows(
     hub: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:

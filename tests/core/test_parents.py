@@ -12,7 +12,7 @@ from reconciler.core.call import CallState
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.onward import next_command
 from reconciler.core.parents import PARENTS, layers
-from reconciler.core.plan import Plan
+from reconciler.core.plan import Plan, news
 from reconciler.core.proofs import Finding, proof_of
 from reconciler.core.status import by_type, conditions
 from tests.core.builders import (
@@ -157,6 +157,15 @@ def test_nothing_is_built_on_what_is_not_whole(what: str) -> None:
     says(why, "reconciler backup ctx-1 --run NEW --type full")
     settle(host, wanted)
     assert host.records.ledger().latest("ctx-1", "r3") is None, "not even claimed"
+
+
+def test_the_same_refusal_of_another_run_is_news_and_of_the_same_it_is_none() -> None:
+    host = a_chain()
+    damage(host, "grandparent missing")
+    third, fourth = (planned(host, wanting(overlay(run, "r2"))) for run in ("r3", "r4"))
+    assert [one.cause for one in news(third, {})] == ["ChainBroken"]
+    assert news(third, {"ctx-1": third.vms[0]}) == []
+    assert [one.cause for one in news(fourth, {"ctx-1": third.vms[0]})] == ["ChainBroken"]
 
 
 @pytest.mark.parametrize("what", CASES)

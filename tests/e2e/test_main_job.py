@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -240,6 +241,12 @@ def test_absent_holds_while_the_appliance_may_be_writing(site: Site, appliance: 
     assert site.listening() == set()
 
 
+def torn(image: bytes) -> bytes:
+    """A qcow2 file whose table of the first level leads beyond its end."""
+    (table,) = struct.unpack_from("!Q", image, 40)
+    return image[:table] + struct.pack("!Q", (1 << 63) | (1 << 40)) + image[table + 8 :]
+
+
 def test_what_a_person_calls_completed_is_measured_as_at_any_other_end(
     site: Site, appliance: Appliance
 ) -> None:
@@ -251,6 +258,12 @@ def test_what_a_person_calls_completed_is_measured_as_at_any_other_end(
     said = {}
     with socket.create_connection(("127.0.0.1", port)) as client:
         assert client.recv(8) == b"NBDMAGIC"
+        image = site.image("ctx-1")
+        whole = image.read_bytes()
+        image.write_bytes(torn(whole))
+        order = ("resolve", "ctx-1", "--completed", "--reason", "its log", "-y")
+        assert "completed: its images are damaged: disk 2000 (" in site.run(*order, code=1)
+        image.write_bytes(whole)
         for vm in ("ctx-1", "ctx-2", "ctx-3"):
             said[vm] = site.run("resolve", vm, "--completed", "--reason", "its log", "-y")
     assert "known" not in said["ctx-1"] + said["ctx-2"]

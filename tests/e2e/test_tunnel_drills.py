@@ -176,13 +176,13 @@ def test_a_long_cut_is_said_and_fails_the_backup_and_nothing_is_sent_twice(
 def test_a_hub_that_was_rebooted_is_found_again(tmp_path: Path) -> None:
     """Its side of the session is gone without a word, and ours still holds its ports."""
     with drill(tmp_path) as one:
+        before = tunnel(one.sna)["connections"][0]["pid"]
         one.lab.cut()
         one.lab.sshd.stop()
         one.lab.sshd.kill_sessions()
         one.lab.sshd.start()
         one.lab.mend()
         began = time.monotonic()
-        before = tunnel(one.sna)["connections"][0]["pid"]
         until(lambda: tunnel(one.sna)["connections"][0]["pid"] not in (before, None), "a new ssh")
         one.healthy()
         print(f"hub rebooted: healthy again after {time.monotonic() - began:.1f} s")
@@ -253,3 +253,35 @@ def test_a_log_that_cannot_be_written_holds_nothing_up(tmp_path: Path) -> None:
         one.hub.spec(one.hub.vm("ctx-1", sizes=[SIZE, SIZE]))
         assert one.ended("r1") == "COMPLETED"
         assert one.same("r1")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seconds", [5, 120])
+def test_a_cut_with_the_keep_alives_that_are_the_default(tmp_path: Path, seconds: int) -> None:
+    """45 s on both sides lie between these two."""
+    with drill(tmp_path, slow=10) as one:
+        one.lab.tunnel(one.sna, keepalive={"interval": "15s", "count": 3}, connect_timeout="10s")
+        until(lambda: "ServerAliveInterval=15" in _argv(one.sna), "the other keep-alive")
+        one.healthy()
+        before = tunnel(one.sna)["connections"][0]["pid"]
+        one.begin("r1")
+        one.lab.cut()
+        began, said = time.monotonic(), dict[str, float]()
+        while time.monotonic() < began + seconds:
+            status, reason = one.state()
+            said.setdefault(f"{status} {reason}", round(time.monotonic() - began, 1))
+            time.sleep(0.5)
+        one.lab.mend()
+        took = one.healthy(120)
+        print(f"cut for {seconds} s: status said {said}; healthy again after {took:.1f} s")
+        end = one.ended("r1")
+        print(f"the backup: {end}; calls: {one.starts('r1')}")
+        assert one.starts("r1") == 1
+        after = tunnel(one.sna)["connections"][0]["pid"]
+        if seconds < 45:
+            assert (end, after) == ("COMPLETED", before)
+            assert one.same("r1")
+        else:
+            assert end == "FAILED"
+            one.begin("r2")
+            assert (one.ended("r2"), one.starts("r2")) == ("COMPLETED", 1)

@@ -125,8 +125,8 @@ class Listing(Window):
         with self.read() as db:
             if db is None:
                 return set()
-            one = "SELECT 1 FROM calls WHERE job_id = ?"
-            return {job for job in jobs if db.execute(one, (job,)).fetchone()}
+            some = "SELECT job_id FROM calls WHERE job_id IN (SELECT value FROM json_each(?))"
+            return {job for (job,) in db.execute(some, (json.dumps(list(jobs)),))}
 
     def vms(self, name: str) -> list[str]:
         """The VM contexts that a name means: the context itself, else those of that name in
