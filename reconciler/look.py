@@ -263,7 +263,8 @@ class Observer:
         to come, or whose the listener is is not ours to see."""
         to_come = (CallState.ACCEPTED, CallState.UNKNOWN)
         to_hear = any(call.state in to_come and call.vm in desired.vms for call in ledger.open)
-        if self.hears or not to_hear:
+        # A store of before the address was written down does not say where to look.
+        if self.hears or not to_hear or "listen" not in ledger.settings:
             return ""
         listen = self.settings.listen
         there = [one for one in seen if one.listening and one.port == listen.port]

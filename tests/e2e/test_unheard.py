@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 from contextlib import closing
 
 from tests.e2e.site import Appliance, Site, until
@@ -43,6 +44,11 @@ def test_a_daemon_that_was_killed_leaves_runs_unheard_and_everybody_says_so(
         with closing(socket.create_server(("127.0.0.1", site.api))):
             told = f"pid {os.getpid()}) listens on 127.0.0.1:{site.api}, which is not of this hub"
             assert told in conditions(site)["Unheard"][1]
+        with closing(sqlite3.connect(site.folder / "state" / "state.db")) as db, db:
+            db.execute(
+                "UPDATE meta SET value = json_remove(value, '$.listen') WHERE name = 'settings'"
+            )
+        assert "Unheard" not in conditions(site), "an older store does not say where it would be"
 
 
 def test_a_daemon_asks_once_about_runs_that_were_accepted_before_it(
