@@ -45,6 +45,7 @@ from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, news, plan
 from reconciler.core.queue import Item, Priority, Queue
+from reconciler.core.requests import unlike
 from reconciler.core.settings import Settings
 from reconciler.core.source import read_well, stale_told
 from reconciler.core.status import Condition
@@ -213,6 +214,9 @@ class Daemon:
         self._resynced = self._beaten = time.monotonic()
         self._polls: dict[str, Seconds] = {}
         self._polling: set[str] = set()
+        self._inherited: set[str] | None = None
+        """Jobs that were accepted before we began, and that their SNA was not asked about since: it
+        may have said while nobody listened how they ended. None: we have only begun."""
         self._failure: BaseException | None = None
         self._over = False
         self._signals: list[int] = []
@@ -596,8 +600,10 @@ class Daemon:
         """VMs that the watched directory declares, and not as they were applied last."""
         ledger = self.store.ledger()
         declared = [name for name in names if self.is_declared(name)]
-        work = Work(self, lambda _: None)
-        return sorted(work.unnoted(self.wanted(ledger, declared), ledger))
+        wanted = self.wanted(ledger, declared).vms
+        known = {n: Vm.from_json(ledger.applied[n].vm) for n in wanted if n in ledger.applied}
+        requests = self.settings.requests
+        return sorted(name for name, vm in known.items() if unlike(wanted[name], vm, requests))
 
     # -- what is wanted, and what is planned
 
@@ -943,8 +949,13 @@ class Daemon:
         """Ask each SNA for which it is time, in a thread of its own."""
         if not self.ready:
             return
-        asked = questions(self.settings, self.store.ledger())
+        ledger = self.store.ledger()
         with self._mutex:
+            if self._inherited is None:
+                accepted = (call for call in ledger.open if call.state is CallState.ACCEPTED)
+                self._inherited = {call.job_id for call in accepted}
+            asking = {one.call.job_id for one in self.last.values() if one.asks and one.call}
+            asked = questions(self.settings, ledger, also=asking | self._inherited)
             for sna in [sna for sna in self._polls if sna not in asked]:
                 del self._polls[sna]
             for sna, calls in asked.items():
@@ -995,6 +1006,8 @@ class Daemon:
                 report = found.get(call.job_id)
                 if report is None:
                     continue
+                if report.known is not None and self._inherited:
+                    self._inherited.discard(call.job_id)
                 before = self.reports.get(call.job_id)
                 self.reports[call.job_id] = report
                 if call.state is not CallState.ACCEPTED or report != before:

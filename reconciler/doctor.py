@@ -407,6 +407,7 @@ class Doctor:
             hub=facts.hub,
             wrong=facts.wrong,
             calls=sum(facts.calls.values()),
+            accepted=sum(facts.calls.get(state, 0) for state in ("ACCEPTED", "UNKNOWN")),
             newest=max(facts.newest, events[-1].last if events else 0.0),
         )
 
@@ -499,7 +500,11 @@ class Doctor:
             said = f"{listen}: held, and what pid {hidden[0]} of this hub has is not ours to see"
             yield doctor.unknown("api", "callbacks", said, "run this as its user, or as root")
             return
-        yield doctor.listening(str(listen), why_not, ours, holder)
+        accepted = 0
+        if not why_not:
+            with contextlib.suppress(ReconcilerError):  # the store has a check of its own
+                accepted = asked(self.settings.state, self._remembered).accepted
+        yield doctor.listening(str(listen), why_not, ours, holder, accepted)
 
     def _access(self) -> Check:
         api = self.settings.api

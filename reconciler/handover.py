@@ -303,8 +303,9 @@ def permitted(sock: socket.socket) -> bool:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The keys in which two settings differ."""
-    return sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    """The keys in which two settings differ, without those that make no difference to the work."""
+    keys = {*ours, *theirs} - {"listen"}  # a daemon keeps to its own until it is started again
+    return sorted(key for key in keys if ours.get(key) != theirs.get(key))
 
 
 def failed(error: ReconcilerError) -> Failed:

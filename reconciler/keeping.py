@@ -291,6 +291,8 @@ class Hands(Hub):
     """Eyes and hands for one apply in a daemon: it looks at what is in scope, and trusts the
     roster for the rest, which the next whole look checks."""
 
+    hears = True
+
     def __init__(
         self,
         settings: Settings,

@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from msgspec.structs import replace
 
@@ -14,6 +14,7 @@ from reconciler import reaching, repositories
 from reconciler.core.actual import Actual, Foreign, Handshake, Identity, Listener, Server
 from reconciler.core.appliances import Health, needed
 from reconciler.core.call import Call, CallState, Report
+from reconciler.core.call_plan import silent
 from reconciler.core.desired import Desired, Export
 from reconciler.core.errors import HostError
 from reconciler.core.ledger import Ledger
@@ -23,6 +24,7 @@ from reconciler.core.tunnel_seen import Ssh, TunnelSeen
 from reconciler.core.units import Port, Seconds
 from reconciler.host import lock, nbd, proc
 from reconciler.host.images import Owner
+from reconciler.host.store import NAME as STORE
 from reconciler.host.store import StoreError, state_id_of
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ SETTLE: Final[Seconds] = 0.3
 
 class Observer:
     """Looks at one hub. Needs its settings and nothing else; changes nothing."""
+
+    hears: ClassVar[bool] = False
+    """This process takes the callbacks itself, and ends when it cannot any more."""
 
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
         self.settings = settings
@@ -94,6 +99,7 @@ class Observer:
             own_inodes |= {inode for line in lines for inode in proc.socket_inodes(line.pid)}
             strangers = [one for one in strangers if one.inode not in own_inodes]
         found = repositories.look(self.settings, desired, ledger, servers)
+        reports = self._reports(desired, ledger, servers) if ask else {}
         claimed, served = found.owners.keys(), {(one.mark.vm, one.mark.run) for one in servers}
         wanted = needed(desired.vms.values(), ledger, claimed, served, self.now())
         return Actual(
@@ -112,11 +118,12 @@ class Observer:
             hangs=found.hangs,
             file_systems=found.file_systems,
             others=found.others,
-            reports=self._reports(desired, ledger) if ask else {},
+            reports=reports,
             appliances=self._reached(wanted) if secrets else None,
             secrets=self._secrets(desired, ledger) if secrets else {},
             tunnels=tunnels,
             lines=tuple(lines),
+            unheard=self._unheard(desired, ledger, sockets_seen),
             unbindable=frozenset(self.unbindable),
         )
 
@@ -251,10 +258,45 @@ class Observer:
                 what = "a restore test"
             yield Foreign(pid=pid, what=what, image=served.image, ports=tuple(sorted(ports)))
 
-    def _reports(self, desired: Desired, ledger: Ledger) -> dict[str, Report]:
-        """What the SNAs say of calls whose outcome or end they may know."""
+    def _unheard(self, desired: Desired, ledger: Ledger, seen: Sequence[proc.Socket]) -> str:
+        """Why nobody of this hub takes callbacks that are to come; empty: somebody does, or none is
+        to come, or whose the listener is is not ours to see."""
+        to_come = (CallState.ACCEPTED, CallState.UNKNOWN)
+        to_hear = any(call.state in to_come and call.vm in desired.vms for call in ledger.open)
+        # A store of before the address was written down does not say where to look.
+        if self.hears or not to_hear or "listen" not in ledger.settings:
+            return ""
+        listen = self.settings.listen
+        there = [one for one in seen if one.listening and one.port == listen.port]
+        there = [one for one in there if proc.meets(one.address, listen.host)]
+        if not there:
+            return f"nothing listens on {listen}"
+        inodes, state = {one.inode for one in there}, Path(self.settings.state)
+        ours = [one.pid for name in ("lock", "serve.lock") if (one := lock.holder(state / name))]
+        if any(proc.socket_inodes(pid) & inodes for pid in ours):
+            return ""
+        # A command that stays for its runs takes callbacks too, and holds neither lock.
+        held = proc.holders(inodes)
+        pids = set(held.values())
+        if held.keys() < inodes or 1 in pids or any(_has_store(pid, state) for pid in pids):
+            return ""
+        who = " and ".join(f"{proc.name_of(pid)} (pid {pid})" for pid in sorted(pids))
+        return f"{who} listens on {listen}, which is not of this hub"
+
+    def _reports(
+        self, desired: Desired, ledger: Ledger, servers: Sequence[Server]
+    ) -> dict[str, Report]:
+        """What the SNAs say of calls whose outcome or end they may know, or that nobody seems to
+        work on any more."""
         found: dict[str, Report] = {}
-        for name, calls in questions(self.settings, ledger, desired.vms).items():
+        busy = {server.mark.key[:1] + server.mark.key[2:] for server in servers if server.clients}
+        now = self.now()
+        also = {
+            call.job_id
+            for call in ledger.open
+            if call.key not in busy or silent(call, ledger, self.settings, now)
+        }
+        for name, calls in questions(self.settings, ledger, desired.vms, also).items():
             found |= self.asked(name, calls)
         return found
 
@@ -341,15 +383,21 @@ class Observer:
 
 
 def questions(
-    settings: Settings, ledger: Ledger, vms: Collection[str] | None = None
+    settings: Settings,
+    ledger: Ledger,
+    vms: Collection[str] | None = None,
+    also: Collection[str] = (),
 ) -> dict[str, list[Call]]:
-    """SNA → the calls, of some VMs or of all, whose outcome or end it may know."""
+    """SNA → the calls, of some VMs or of all, whose outcome or end it may know.
+
+    `also`: jobs that are asked about although they are accepted, and their client is to speak.
+    """
     asked: dict[str, list[Call]] = defaultdict(list)
     for call in ledger.open:
         sna = settings.snas.get(call.sna)
         if not call.state.active or sna is None or (vms is not None and call.vm not in vms):
             continue
-        if call.state is not CallState.ACCEPTED or sna.reports_end:
+        if call.state is not CallState.ACCEPTED or sna.reports_end or call.job_id in also:
             asked[call.sna].append(call)
     return asked
 
@@ -359,6 +407,11 @@ def rivals(owners: Mapping[tuple[str, str], Owner], state_id: str) -> dict[tuple
     others = {key: one for key, one in owners.items() if one.state_id != state_id and one.directory}
     there = {one: _is_there(one) for one in set(others.values())}
     return {key: one.directory for key, one in others.items() if there[one]}
+
+
+def _has_store(pid: int, state: Path) -> bool:
+    """Whether a process has this hub's store or its directory open; so has who takes callbacks."""
+    return any(proc.has_open(pid, str(path)) for path in (state / STORE, state))
 
 
 def _is_there(owner: Owner) -> bool:

@@ -433,6 +433,7 @@ class Applier:
                     self.note_inventory()
                 if not fresh:
                     self.note_clients(store, desired, ledger, actual, hub.now())
+                    self.note_words(store, ledger, actual, hub.now())
                 planned = self.planned(desired, actual, remembered, hub.now())
                 if promise and not fresh:
                     planned = promise.kept(planned, done_before)
@@ -570,6 +571,15 @@ class Applier:
         if gone or seen.keys() - known:
             store.sightings(seen, gone, now)
 
+    def note_words(self, store: Store, ledger: Ledger, actual: Actual, now: Seconds) -> None:
+        """What SNAs say, for who looks and does not ask. How far they are is told by telemetry."""
+        active = {call.job_id for call in ledger.open if call.state.active}
+        said = {j: replace(r, percent=None) for j, r in actual.reports.items() if j in active}
+        known = ledger.words
+        fresh = {j: r for j, r in said.items() if j not in known or known[j].report != r}
+        if fresh:
+            store.words(fresh, now)
+
     def write_down(
         self, store: Store, hub: Hub, planned: Plan, steps: Sequence[Step], told: set[Told]
     ) -> None:
@@ -616,6 +626,19 @@ class Applier:
             )
             for step in steps
             if isinstance(step.action, Restart) and step.action.lease.deaths >= CRASH_LOOP
+        ]
+        events += [
+            Event(
+                vm=step.action.vm,
+                disk=step.action.disk,
+                run=runs.get(step.action.vm, ""),
+                severity="Warning",
+                reason="ServerDied",
+                message="its server died under a client: acknowledged writes may be gone, and "
+                "the run can only fail",
+            )
+            for step in steps
+            if isinstance(step.action, Restart) and step.action.taints
         ]
         events += [
             Event(

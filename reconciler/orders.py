@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from reconciler import retaining
 from reconciler.core.actual import Server
-from reconciler.core.call import Call, CallEvent, CallState, verdict
+from reconciler.core.call import Call, CallEvent, CallState, ending, resolving, verdict
 from reconciler.core.call_plan import LOST
 from reconciler.core.chains import broken, chains_of
 from reconciler.core.desired import Desired, Vm
@@ -68,11 +68,10 @@ class Retry(Order, frozen=True, kw_only=True):
         ready = [c for c in calls if c.state in (CallState.REJECTED, CallState.DUE)]
         if not ready:
             newest = calls[-1]
-            help_ = (
-                f"reconciler resolve {vm} --accepted | --completed | --failed | --resend"
-                if newest.state.active
-                else f"a run that has ended is not asked for again; for another: {new_run(vm)}"
-            )
+            help_ = f"a run that has ended is not asked for again; for another: {new_run(vm)}"
+            if newest.state.active:
+                known = newest.state is CallState.ACCEPTED
+                help_ = ending(newest) if known else resolving(newest)
             raise HostError(f"cannot retry run {newest.run} of {vm}: it is {newest.state}; {help_}")
         call = ready[-1]
         store.advance(call, CallEvent.REARM, now, retry_at=0.0, failures=0, message="")
@@ -401,8 +400,8 @@ def answerable(call: Call, verdict: Verdict) -> None:
     if call.reason == LOST:
         why = "its record was lost, and a server may have died under a client meanwhile"
     raise HostError(
-        f"cannot call run {call.run} of {call.vm} completed: {why}; say --failed, and ask for "
-        f"a new run: {new_run(call.vm)}"
+        f"cannot call run {call.run} of {call.vm} completed: {why}; say so: {ending(call)}, "
+        f"and ask for a new run: {new_run(call.vm)}"
     )
 
 
@@ -468,7 +467,7 @@ def _nobody_connected(eyes: Observer, ledger: Ledger, call: Call) -> None:
         if server.mark.vm == call.vm and server.clients:
             raise HostError(
                 f"cannot resend run {call.run} of {call.vm}: {server.clients} clients are "
-                f"connected to port {server.mark.port}, so the first attempt is alive; say "
-                f"--accepted, or cut them off: reconciler stop {call.vm} --kill-clients "
-                "--cancel-run"
+                f"connected to port {server.mark.port}, so the first attempt is alive: "
+                f"reconciler resolve {call.vm} --accepted --reason WHY, or cut them off: "
+                f"reconciler stop {call.vm} --kill-clients --cancel-run"
             )

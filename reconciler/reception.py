@@ -240,8 +240,8 @@ class Conversation:
         self.daemon.store.record(events, who, now)
         names = " ".join(declared)
         told = (
-            f"paused, as the watched directory declares them: {names}; to have them as declared "
-            f"again: reconciler resume {names}"
+            f"paused, as they would be started again at once: {names}; to have that: "
+            f"reconciler resume {names}"
         )
         self.say(Said((told,)))
 

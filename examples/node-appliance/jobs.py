@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from modes import Mode
 from wire import Json, Start, Target, rfc3339
@@ -56,6 +57,10 @@ class Disk:
         return max(told, min(bytes_read(self.pid), self.size * 99 // 100))
 
 
+SPAN: Final = 1.0
+"""Seconds over which the speed of a copy is reckoned at least: of less it says nothing."""
+
+
 @dataclass(slots=True)
 class Job:
     """One accepted start."""
@@ -94,13 +99,14 @@ class Job:
         copied, total = sum(d.copied for d in self.disks), sum(d.size for d in self.disks)
         done = sum(d.phase is Phase.COMPLETED for d in self.disks)
         errors = [f"; cannot copy disk {d.target.key}: {d.error}" for d in self.disks if d.error]
-        seconds = (self.updated - self.began).total_seconds()
+        until = self.updated if self.phase in (Phase.COMPLETED, Phase.FAILED) else datetime.now(UTC)
+        seconds = (until - self.began).total_seconds()
         return {
             "stage": f"{self.phase}: {done} of {len(self.disks)} disks arrived{''.join(errors)}",
             "status": self.phase,
             "bytes_transferred": copied,
             "total_bytes": total,
-            "throughput_bps": int(copied / seconds) if seconds else 0,
+            "throughput_bps": int(copied / max(seconds, SPAN)),
             "percent": share(copied, total, self.phase),
         }
 

@@ -66,7 +66,7 @@ def holder(endpoint: Endpoint, local: str = "") -> Holder:
     inodes = [
         one.inode
         for one in proc.tcp_sockets(established=False)
-        if one.port == endpoint.port and one.listening and _meets(one.address, endpoint.host)
+        if one.port == endpoint.port and one.listening and proc.meets(one.address, endpoint.host)
     ]
     pids = sorted(set(proc.holders(inodes).values()))
     if about is None and local:
@@ -77,12 +77,6 @@ def holder(endpoint: Endpoint, local: str = "") -> Holder:
     if pids:
         return Holder(" and ".join(f"{proc.name_of(pid)} (pid {pid})" for pid in pids))
     return Holder("a process of another user")
-
-
-def _meets(address: str, host: str) -> bool:
-    """Whether a listener at `address` keeps us from listening at `host`."""
-    mine = "127.0.0.1" if host == "localhost" else host
-    return address in (mine, f"::ffff:{mine}", "0.0.0.0", "::")  # noqa: S104 seen, not bound
 
 
 class _Local(http.client.HTTPConnection):

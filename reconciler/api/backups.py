@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Final, TypeVar
@@ -313,13 +314,14 @@ class BackupApi:
     def _views(self, shown: Sequence[Shown]) -> list[Backup]:
         up = [one.call for one in shown if one.leases]
         pids = self.desk.pids(up) if up else {}
-        settings = self.desk.settings
+        settings, now = self.desk.settings, time.time()
         return [
             view(
                 one,
                 settings,
                 pids.get(one.call.key, {}),
                 self.desk.standing(one.call) if one.call.state is CallState.DUE else "",
+                now,
             )
             for one in shown
         ]

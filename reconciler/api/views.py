@@ -8,10 +8,11 @@ from typing import Final
 from reconciler.api.models import Backup, DiskResult, Status
 from reconciler.asking import tags_of
 from reconciler.core.call import Call, CallState, targets
+from reconciler.core.call_plan import heard_at, silent_since
 from reconciler.core.desired import Export
 from reconciler.core.history import ended
 from reconciler.core.settings import Settings
-from reconciler.core.units import Port, stamp
+from reconciler.core.units import Port, Seconds, stamp
 from reconciler.host.store.listing import Shown
 
 STATUS: Final[Mapping[CallState, Status]] = {
@@ -42,8 +43,15 @@ _PHASE: Final = {
 """What is said while the appliance's client has not said anything."""
 
 
-def view(shown: Shown, settings: Settings, pids: Mapping[int, int], standing: str = "") -> Backup:
-    """One run. `pids`: disk key → its server; `standing`: what keeps it from going on."""
+def view(
+    shown: Shown,
+    settings: Settings,
+    pids: Mapping[int, int],
+    standing: str = "",
+    now: Seconds = 0.0,
+) -> Backup:
+    """One run. `pids`: disk key → its server; `standing`: what keeps it from going on; `now`: for
+    how long it may be silent is reckoned from then."""
     call, heard, reports = shown.call, shown.telemetry, shown.reports
     active, done = call.state.active, call.state is CallState.COMPLETED
     disks = list(_disks(shown, pids))
@@ -68,7 +76,7 @@ def view(shown: Shown, settings: Settings, pids: Mapping[int, int], standing: st
         total_bytes=(heard.total if heard else 0) or size,
         disks_count=len(call.exports),
         change_id=reports[0].change_id if whole and 0 in reports else "",
-        error_message=standing if waits else _error(shown),
+        error_message=standing if waits else _error(shown, settings, now),
         fell_back=call.fallback,
         current_phase=f"waiting: {standing}" if waits else phase,
         transfer_speed_bps=heard.speed if heard and active else 0,
@@ -138,11 +146,20 @@ def _targets(call: Call, ports: Mapping[int, Port], host: str) -> str:
     return targets(call.exports, ports, host)
 
 
-def _error(shown: Shown) -> str:
+def _error(shown: Shown, settings: Settings, now: Seconds) -> str:
     """What went wrong, in the words of who knows it best."""
     call, heard = shown.call, shown.telemetry
     if call.state in (CallState.FAILED, CallState.CANCELLED, CallState.REJECTED):
         return call.message or call.reason
+    if call.tainted and call.state.active:
+        return (
+            "a server died under a client: acknowledged writes may be gone, and the run can only "
+            "fail"
+        )
     if heard and heard.error and call.state.active:
         return heard.error
+    whole = len(shown.reports) == len(call.exports) > 0
+    since = silent_since(call, heard_at(heard, shown.reports), settings, now)
+    if since is not None and not whole:
+        return f"nothing was heard of it since {stamp(since)}; whether it goes on is not known"
     return call.message if call.state in (CallState.UNKNOWN, CallState.DUE) else ""

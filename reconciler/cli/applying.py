@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from reconciler.cli import options, tables, text
 from reconciler.cli.progress import Display
 from reconciler.cli.saving import Question, Renewed, read
-from reconciler.core.actions import Conclude
+from reconciler.core.actions import Conclude, Notify
 from reconciler.core.actual import Actual
 from reconciler.core.call import CallState
 from reconciler.core.errors import Exit, HostError, ReconcilerError
@@ -530,6 +530,7 @@ class Session:
                             err=True,
                             error=True,
                         )
+                        options.say(f"next: reconciler explain {min(waits)}", err=True, error=True)
                         return outcome, True
                     if self.applier.stopping.is_set():
                         return outcome, False
@@ -573,6 +574,15 @@ class Session:
             if vm in vms and vm not in ours and call.state.terminal and call.ended >= self.began:
                 self.display.ended(call)
 
+    def begun_meanwhile(self, outcome: Outcome) -> Iterator[str]:
+        """Runs that somebody else, who watches, has begun since we began: no changes were ours."""
+        ours = {step.action.vm for step in self.steps if isinstance(step.action, Notify)}
+        for vm, call in sorted(outcome.calls().items()):
+            if vm not in ours and call.state.active and call.called >= self.began:
+                holder = lock.holder(Path(self.settings.state) / "lock")
+                who = f" by {holder}" if holder else ""
+                yield f"{vm}: run {call.run} was begun meanwhile{who}: it is {call.state}"
+
     def open_runs(self, outcome: Outcome) -> Mapping[str, str]:
         """VM → SNA of the runs that may still end by themselves."""
         found = {}
@@ -595,12 +605,12 @@ class Session:
             return (
                 f"{names} by its status, so one ends when the client has reported every disk to "
                 f"http://{ears.endpoint}; if it falls silent: `reconciler explain VM`, and "
-                "`reconciler resolve VM --completed | --failed`"
+                "`reconciler resolve VM --failed --reason WHY` (or --completed)"
             )
         return (
             f"{names} (`reports_end: true` in the config says that one does), and callbacks are "
-            "not heard, so this goes on until `reconciler resolve VM --completed | --failed` or "
-            "--timeout"
+            "not heard, so this goes on until `reconciler resolve VM --failed --reason WHY` (or "
+            "--completed) or --timeout"
         )
 
     def report(self, outcome: Outcome, output: str) -> None:
@@ -641,6 +651,8 @@ class Session:
                 lines.append(f"{one.name}: {one.lost_run}")
         for line in dict.fromkeys(lines):
             options.say(line, error=True)
+        for line in self.begun_meanwhile(outcome):
+            options.say(line)
         fine = sum(verdict is Exit.OK for verdict in verdicts.values())
         total = len(outcome.plan.all)
         if done or failed or lines:

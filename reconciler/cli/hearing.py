@@ -144,6 +144,8 @@ class WaitingEars(Ears):
         self.others: Holder | None = None
         """Who takes the callbacks of our store instead."""
         self._told = ""
+        self._directory: int | None = None
+        """A descriptor of the state directory, by which others see whose callbacks we take."""
 
     def __enter__(self) -> WaitingEars:
         self.listen()
@@ -156,6 +158,9 @@ class WaitingEars(Ears):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
 
     @property
     def hears(self) -> bool:
@@ -164,6 +169,9 @@ class WaitingEars(Ears):
 
     def listen(self) -> None:
         """Take the address, also when who had it has let go of it."""
+        if self._directory is None:
+            with contextlib.suppress(FileNotFoundError):  # before the first apply there is none
+                self._directory = os.open(self.settings.state, os.O_PATH | os.O_DIRECTORY)
         try:
             if self.listener:
                 self.listener.check()

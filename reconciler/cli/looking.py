@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec.structs import replace
@@ -17,20 +17,18 @@ from msgspec.structs import replace
 from reconciler import __version__
 from reconciler.cli import options, tables
 from reconciler.core.actual import Actual
-from reconciler.core.appliances import UNREACHABLE, next_of
-from reconciler.core.call import Call
+from reconciler.core.call import Call, Report
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import ConfigError, Diagnostic, nearest
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
-from reconciler.core.parents import PARENTS
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import REQUESTS, Settings, state_directory
 from reconciler.core.status import by_type, conditions, disks, document, progress_text, since
 from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import format_duration, stamp
-from reconciler.core.vm_plan import VmPlan, new_run
+from reconciler.core.vm_plan import VmPlan
 from reconciler.host import files, lock, proc, store
 from reconciler.look import Observer
 
@@ -189,8 +187,14 @@ def explain(config: str | None, vm: str, output: str) -> None:
         if asked and asked.requests:
             asked.explain(ledger.hub if ledger else None, holder, output)
             return
+        if ledger and vm in ledger.declared:
+            show_declared(ledger, vm, holder, output)
+            return
         hint = nearest(vm, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
-        raise click.UsageError(f"this hub never applied a VM {vm!r}{hint}")
+        raise click.UsageError(
+            f"this hub never applied a VM {vm!r}{hint}; where a spec declares it: reconciler plan "
+            f"--vm {vm}"
+        )
     plan, actual, now = looked(ledger, [vm])
     if plan.tunnels:
         from reconciler.cli import tunnels
@@ -241,7 +245,7 @@ def explain(config: str | None, vm: str, output: str) -> None:
         where = f"disk {action.disk}" if action.disk is not None else "VM"
         click.echo(f"  {tables.SYMBOL[action.kind]:>3} {where}: {action.what()}: {action.why}")
     if holder:
-        click.echo(f"  being changed now by {holder}")
+        click.echo(f"  {tables.kept_by(holder)}")
     past = store.events(state, vm, 5)
     if past:
         click.echo("  last events:")
@@ -252,17 +256,20 @@ def explain(config: str | None, vm: str, output: str) -> None:
             click.echo(f"    {ago} ago{disk}: {event.reason}: {event.message}{times}")
     for request in asked.requests if asked else ():
         click.echo(f"  {request.sentence}")
-    requests = Settings.from_json(ledger.settings).requests
-    click.echo(f"next: {_next(one, plan, ready.reason, requests, asked, holder)}")
+    click.echo(f"next: {onward(one, plan, ready.reason, ledger, asked, holder)}")
 
 
-def _next(
-    one: VmPlan, plan: Plan, reason: str, requests: str, asked: Waiting | None, holder: str
+def onward(
+    one: VmPlan, plan: Plan, reason: str, ledger: Ledger, asked: Waiting | None, holder: str
 ) -> str:
     """The one command that goes on from here: where nothing is to be done, what is asked for."""
-    if asked and asked.requests and not one.actions:
+    from reconciler.core.onward import next_command  # nobody else needs it
+
+    amiss = one.tainted_run or one.stale or one.unheard
+    if asked and asked.requests and not one.actions and not amiss:
         return asked.following(holder)
-    return next_command(one, plan, reason, requests)
+    requests = Settings.from_json(ledger.settings).requests
+    return next_command(one, plan, reason, requests, ledger)
 
 
 def explained(
@@ -280,7 +287,6 @@ def explained(
     one = plan.vms[0]
     whole = document(plan, actual, ledger, now)
     ready = by_type(conditions(one, actual, ledger))["Ready"]
-    requests = Settings.from_json(ledger.settings).requests
     changes = plan.to_json()["changes"]
     return {
         "format_version": FORMAT_VERSION,
@@ -292,8 +298,47 @@ def explained(
         "retry_at": stamp(one.call.retry_at) if one.call and one.call.retry_at > now else None,
         "changed_by": holder or None,
         "events": [to_json(event) for event in store.events(state, one.name, 5)],
-        "next": _next(one, plan, ready.reason, requests, asked, holder),
+        "next": onward(one, plan, ready.reason, ledger, asked, holder),
     }
+
+
+def show_declared(ledger: Ledger, vm: str, holder: str, output: str) -> None:
+    """`explain` of a VM that the watched directory declares, and that was never applied."""
+    declared = ledger.declared[vm]
+    gone = f", and not any more since {stamp(declared.gone)}" if declared.gone else ""
+    unread: dict[str, str] = ledger.source.get("unread") or {}
+    wrong = unread.get(declared.file, "")
+    file = os.path.join(ledger.source.get("directory", ""), declared.file)
+    # Who watches has not applied it, and plan says why; else nobody has tried.
+    command = "validate" if wrong else "plan" if holder else "apply"
+    onward = "nothing" if gone else f"reconciler {command} -f {file}"
+    if output == "json":
+        options.print_json(
+            {
+                "format_version": FORMAT_VERSION,
+                "hub": ledger.hub,
+                "vm": None,
+                "declared": {"file": file, "revision": declared.revision},
+                "since": stamp(declared.at),
+                "asked": [],
+                "actions": [],
+                "retry_at": None,
+                "changed_by": holder or None,
+                "events": [],
+                "next": onward,
+            }
+        )
+        return
+    click.echo(f"{vm}   never applied here")
+    click.echo(
+        f"  {file} declares it, as read at {stamp(declared.at)} (revision "
+        f"{declared.revision}){gone}"
+    )
+    if wrong:
+        click.echo(f"  it cannot be read now: {wrong}")
+    if holder:
+        click.echo(f"  {tables.kept_by(holder)}")
+    click.echo(f"next: {onward}")
 
 
 def heard(call: Call, one: VmPlan, actual: Actual, ledger: Ledger, now: float) -> Iterator[str]:
@@ -302,12 +347,27 @@ def heard(call: Call, one: VmPlan, actual: Actual, ledger: Ledger, now: float) -
         return
     if said := ledger.telemetry.get(call.job_id):
         yield f"progress: {progress_text(said, now)}"
+    if word := ledger.words.get(call.job_id):
+        ago = format_duration(max(0.0, now - word.since))
+        yield f"SNA {call.sna} {told(word.report)} (first heard {ago} ago)"
     if one.stale:
         yield f"stale: {one.stale}"
+    if one.unheard:
+        yield f"unheard: {one.unheard}"
     views = disks(one, actual, ledger)
     arrived = [str(view.export.key) for view in views if view.reported]
     if arrived:
         yield f"reported complete: {len(arrived)} of {len(views)} disks ({', '.join(arrived)})"
+
+
+def told(report: Report) -> str:
+    """`says: running`, or why it says nothing: what its status came to when it was asked."""
+    if report.known is None:
+        return f"cannot be asked: {report.message}"
+    if not report.known:
+        return "says: it does not know the job"
+    said = f": {report.message}" if report.message else ""
+    return f"says: {report.status or 'no status'}{said}"
 
 
 def unremembered() -> list[str]:
@@ -324,80 +384,6 @@ def unremembered() -> list[str]:
         f"hub {hub}"
         for (hub, vm, run), count in sorted(found.items())
     ]
-
-
-_STORAGE: Final = frozenset(
-    {
-        "RepositoryFull",
-        "RepositoryReadOnly",
-        "SpaceShort",
-        "StorageHangs",
-        "StorageUnreadable",
-    }
-)
-"""Causes that are mended at the storage, by no edit of a spec."""
-
-
-def next_command(one: VmPlan, plan: Plan, reason: str, requests: str) -> str:
-    """The one command that goes on from here. `requests`: the directory of what `backup` wrote."""
-    vm, name = one.vm, one.name
-    actions = plan.actions
-    causes = {action.cause for action in actions}
-    specs = "".join(f" -f {file}" for file in spec_files(vm, requests))
-    apply = f"reconciler apply{specs}"
-    place = vm.place if vm.run_place.startswith(f"{requests}/") else vm.run_place or vm.place
-    another = f"{new_run(name)} --apply{specs}"
-    if not place.startswith(f"{requests}/"):
-        another += f"; or write another `run:` into {place or 'the spec'}, then {apply}"
-    if "CallUnknown" in causes:
-        return (
-            f"look at the appliance, then reconciler resolve {name} "
-            "--accepted | --completed | --failed | --resend --reason WHY"
-        )
-    if "Paused" in causes:
-        why = next(action.why for action in actions if action.cause == "Paused")
-        return why.rpartition("to go on: ")[2]
-    if "ClaimedElsewhere" in causes:
-        return "work in the state directory that is named above, or move it away if it is not used"
-    if "Renamed" in causes:
-        return f"write the old name into {vm.place or 'the spec'}, or reconciler stop OLD-NAME"
-    if "CallRejected" in causes:
-        return f"mend what it says, then reconciler retry {name} and {apply}"
-    if causes & _STORAGE:
-        return f"see to that storage, as said above, then {apply}"
-    if causes & PARENTS:
-        return f"{new_run(name)} --type full --apply{specs}; see reconciler chain {name}"
-    if any(action.kind == "hold" for action in actions):
-        return "see what holds it, above; nothing is destroyed meanwhile"
-    if "RunChanged" in causes:
-        return f"put back what was asked for, or {another}"
-    if any(action.kind == "refuse" for action in actions):
-        return f"edit {vm.place or 'the spec'}, then {apply}"
-    unreachable = next((action for action in one.actions if action.cause == UNREACHABLE), None)
-    if unreachable:
-        return f"{next_of(unreachable.why)}; then {apply}"
-    if "RunActive" in causes and one.call and not plan.changes:
-        return f"let run {one.call.run} end, then {apply}"
-    if plan.changes or any(action.kind == "wait" for action in actions):
-        return apply
-    if one.stale:
-        return (
-            f"look at the appliance; when its run is over: reconciler resolve {name} --completed | "
-            f"--failed --reason WHY; to end it unfinished: reconciler stop {name} --cancel-run"
-        )
-    if reason == "ServerDied":
-        return f"let the appliance end, then {another}"
-    if reason in ("RunFailed", "RunCancelled"):
-        return another
-    if reason == "Completed":
-        return f"nothing; for another backup: {another}"
-    return "nothing"
-
-
-def spec_files(vm: Vm, requests: str) -> list[str]:
-    """What `-f` has to name so that a VM is what it is; requests are read without being named."""
-    files = [place.rsplit(":", 2)[0] for place in (vm.place, vm.run_place) if place]
-    return [file for file in dict.fromkeys(files) if not file.startswith(f"{requests}/")]
 
 
 def read(state: Path) -> tuple[Ledger | None, str]:

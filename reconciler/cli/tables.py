@@ -195,7 +195,7 @@ def status_text(
         out.extend(
             f"    {kind}: {found[kind]['message']}"
             for found in [{one["type"]: one for one in vm["conditions"]}]
-            for kind in ("Stale", *TOLD)
+            for kind in ("Stale", "Unheard", *TOLD)
             if kind in found and found[kind]["status"] == "True"
         )
         if vm["call"] and (said := progress.get(vm["call"]["job_id"])):

@@ -30,7 +30,7 @@ MOST: Final = 10_000
 @click.command()
 @click.argument("vms", nargs=-1, metavar="[VM…]")
 @click.option("-w", "--watch", "watching", is_flag=True, help="Go on telling, until Ctrl-C.")
-@click.option("--since", type=options.Duration(), help="Those of the last 1h, 30m …")
+@click.option("--since", type=options.Duration(), help="Those of the last 30s, 5m, 1h30m …")
 @click.option(
     "-n", "limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many."
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from reconciler.cli.findings import EACH as EACH
@@ -80,6 +80,7 @@ def plan_text(
     parts = ["\n".join(lines)] if lines else []
     parts += blocks
     notes += [f"{one.name}: {one.lost_run}" for one in plan.vms if one.lost_run]
+    notes += standing(plan)
     quiet = [one for one in quiet if not one.lost_run]
     if quiet and blocks:
         also = f"{len(quiet)} other VM{'s are' if len(quiet) > 1 else ' is'}"
@@ -90,6 +91,19 @@ def plan_text(
         notes = ["\n    ".join(_wrapped(one, width - 4)) for one in notes]
     parts.append("\n".join(notes).lstrip("\n"))
     return "\n\n".join(parts)
+
+
+def standing(plan: Plan) -> Iterator[str]:
+    """What is amiss with accepted runs although nothing of them is to be changed by us."""
+    stale = [one for one in plan.vms if one.stale]
+    for one in stale[:MOST]:
+        yield f"{one.name}: {one.stale}; next: reconciler explain {one.name}"
+    if len(stale) > MOST:
+        yield f"and {len(stale) - MOST} more VMs of which the like is to be said: reconciler status"
+    deaf = [one for one in plan.vms if one.unheard]
+    if deaf:  # it is one thing, however many runs suffer from it
+        names = some([one.name for one in deaf])
+        yield f"{names}: {deaf[0].unheard}; next: reconciler watch (or reconciler serve)"
 
 
 def things(plan: Plan) -> str:

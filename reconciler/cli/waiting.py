@@ -78,6 +78,8 @@ def wait(
                 err=True,
                 error=True,
             )
+            name = next(name for name, one in found.items() if not one.met)
+            options.say(f"next: reconciler explain {name}", err=True, error=True)
             _document(found, wish, output)
             return Exit.TIMED_OUT
         time.sleep(min(EVERY, left))

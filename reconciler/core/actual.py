@@ -168,5 +168,8 @@ class Actual(Struct, frozen=True, kw_only=True):
     """`tunnel/NAME` → what was seen of it."""
     lines: tuple[Ssh, ...] = ()
     """Every ssh of ours, also of tunnels that are not in scope."""
+    unheard: str = ""
+    """Why nobody takes the callbacks of the active runs in scope; empty: somebody does, or there is
+    no such run."""
     unbindable: frozenset[Port] = frozenset()
     """Ports that could not be bound although nobody is seen there."""

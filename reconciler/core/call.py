@@ -167,6 +167,19 @@ class Call(Struct, frozen=True, kw_only=True):
         return (self.vm, self.run, self.attempt)
 
 
+def ending(call: Call) -> str:
+    """The command by which a person says how a run has ended: a shell takes it as it stands, the
+    other answer is behind it in brackets, and nothing is offered that would be refused."""
+    other = "" if call.tainted else " (or --completed)"
+    return f"reconciler resolve {call.vm} --failed --reason WHY{other}"
+
+
+def resolving(call: Call) -> str:
+    """The same of a call of which it is not even known whether an appliance acts on it."""
+    others = ["--failed", "--resend"] if call.tainted else ["--completed", "--failed", "--resend"]
+    return f"reconciler resolve {call.vm} --accepted --reason WHY (or {', '.join(others)})"
+
+
 def job_id(hub: str, vm: str, run: str, attempt: int) -> str:
     """The id that every witness can be asked about: at most 64 of `[A-Za-z0-9._-]`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -10,11 +10,11 @@ from msgspec.structs import replace
 
 from reconciler.core.actions import Conclude, Hold, Witness
 from reconciler.core.actual import Actual, Server
-from reconciler.core.call import Call, CallEvent, CallState, Report, job_id
+from reconciler.core.call import Call, CallEvent, CallState, Report, job_id, resolving
 from reconciler.core.desired import Export, at_attempt
 from reconciler.core.disk_plan import Disks, export_key
 from reconciler.core.guards import in_use, unfit
-from reconciler.core.ledger import Ledger
+from reconciler.core.ledger import DiskReport, Ledger, Telemetry
 from reconciler.core.mark import export_of
 from reconciler.core.settings import Settings
 from reconciler.core.units import Bytes, Seconds, format_duration, format_size, stamp
@@ -29,6 +29,12 @@ NOT_AGAIN: Final = ". It is not called again by itself"
 
 class Calls(Disks):
     """The planning of one VM's call, on top of its disks."""
+
+    @property
+    def declared(self) -> bool:
+        """The watched directory declares this VM, as far as is remembered."""
+        known = self.ledger.declared.get(self.vm.name)
+        return known is not None and not known.gone
 
     def remembered(self) -> Call | None:
         """The call that rules this VM now: the active one, else that of the wanted run."""
@@ -199,29 +205,85 @@ class Calls(Disks):
                 vm=self.vm.name,
                 call=call,
                 cause="CallUnknown",
-                why=f"{said}{NOT_AGAIN}; when you know: "
-                f"reconciler resolve {self.vm.name} --accepted | --completed | --failed | --resend",
+                why=f"{said}{NOT_AGAIN}; when you know: {resolving(call)}",
                 subject="the outcome of the call is unknown",
                 event=event,
                 remember=call not in self.ledger.open,
             )
         )
 
-    def silence(self) -> str:
-        """What is known of a run of which nothing was heard for too long; empty: it was heard of.
+    def silence(self) -> tuple[str, str]:
+        """(cause, why) for which a run seems to be given up, or is only silent for too long; empty:
+        neither.
 
         It is no verdict: a client may be slow, or its way to us shut.
         """
         call = self.call
-        if call is None or self.all_reported(call):
-            return ""
+        if call is None or call.state is not CallState.ACCEPTED or self.all_reported(call):
+            return "", ""
+        if given_up := self.given_up(call):
+            cause, why = given_up
+            return cause, f"{why}: {self.signs(call)}"
         if not silent(call, self.ledger, self.desired.settings, self.now):
-            return ""
+            return "", ""
         words = words_of(call, self.ledger)
         since = stamp(max(words, default=call.changed))
+        said = f"not a word has come of it since {since}, when it was accepted"
         if words:
-            return f"nothing was heard of it since {since}: {self.signs(call)}"
-        return f"not a word has come of it since {since}, when it was accepted: {self.signs(call)}"
+            said = f"nothing was heard of it since {since}"
+        return "NoTelemetry", f"{said}: {self.signs(call)}"
+
+    def given_up(self, call: Call) -> tuple[str, str] | None:
+        """(cause, why) for which nobody works on an accepted run any more, as far as its SNA says
+        and can be seen; None: nothing speaks for that."""
+        known = self.ledger.words.get(call.job_id)
+        report = self.actual.reports.get(call.job_id) or (known.report if known else None)
+        if report is None or not self.idle(call):
+            return None
+        sna = f"SNA {call.sna}"
+        if report.known is None:
+            return "ApplianceGone", f"{sna} cannot be asked about it ({report.message})"
+        if not report.known:
+            return "ApplianceForgot", f"{sna} does not know it any more"
+        said = f": {report.message}" if report.message else ""
+        if report.status == "failed":
+            return "ApplianceFailed", f"{sna} says that it has failed{said}"
+        if report.status == "completed":
+            arrived = len(self.ledger.reports.get(call.job_id, {}))
+            return "ApplianceCompleted", (
+                f"{sna} says that it has completed{said}, and its client reported "
+                f"{arrived} of {len(call.exports)} disks here"
+            )
+        return None
+
+    def idle(self, call: Call) -> bool:
+        """Nobody is connected to any disk of a run."""
+        servers = [self.server_for(export) for export in call.exports]
+        return bool(servers) and not any(server and server.clients for server in servers)
+
+    def worth_asking(self) -> bool:
+        """Whether the SNA of an accepted run should be asked, although it is for its client to
+        speak: nobody is connected to any disk, or nothing was heard for too long."""
+        call = self.call
+        if call is None or call.state is not CallState.ACCEPTED or self.all_reported(call):
+            return False
+        return self.idle(call) or silent(call, self.ledger, self.desired.settings, self.now)
+
+    def unheard(self) -> str:
+        """Why what its client reports is lost; empty: it is taken, or nothing is to come."""
+        call = self.call
+        if call is None or not call.state.active or self.all_reported(call):
+            return ""
+        why = self.actual.unheard
+        if not why:
+            return ""
+        sna = self.desired.settings.snas.get(call.sna)
+        until = (
+            "ends with an apply at the earliest"
+            if sna and sna.reports_end
+            else "does not end by itself"
+        )
+        return f"its run {until}, as {why}: what its client reports is lost"
 
     def signs(self, call: Call) -> str:
         """What can be seen of an active run: its servers, its clients, its images."""
@@ -335,9 +397,12 @@ class Calls(Disks):
 
 def words_of(call: Call, ledger: Ledger) -> list[Seconds]:
     """When its client was heard of a run that is under way; empty: never yet."""
-    told = ledger.telemetry.get(call.job_id)
-    reports = ledger.reports.get(call.job_id, {}).values()
-    return [*(report.at for report in reports), *([told.at] if told else [])]
+    return heard_at(ledger.telemetry.get(call.job_id), ledger.reports.get(call.job_id, {}))
+
+
+def heard_at(told: Telemetry | None, reports: Mapping[int, DiskReport]) -> list[Seconds]:
+    """When a client was heard, by its telemetry and by its reports of disks."""
+    return [*(report.at for report in reports.values()), *([told.at] if told else [])]
 
 
 def silent(call: Call, ledger: Ledger, settings: Settings, now: Seconds) -> bool:
@@ -345,11 +410,18 @@ def silent(call: Call, ledger: Ledger, settings: Settings, now: Seconds) -> bool
 
     With `reports_end` it is the SNA that is asked, with every look.
     """
+    return silent_since(call, words_of(call, ledger), settings, now) is not None
+
+
+def silent_since(
+    call: Call, words: Sequence[Seconds], settings: Settings, now: Seconds
+) -> Seconds | None:
+    """Since when, if it is `silent`. `words`: when its client was heard."""
     sna = settings.snas.get(call.sna)
     if call.state is not CallState.ACCEPTED or (sna and sna.reports_end):
-        return False
-    last = max(words_of(call, ledger), default=call.changed)
-    return now - last >= settings.loop.stale_after
+        return None
+    last = max(words, default=call.changed)
+    return last if now - last >= settings.loop.stale_after else None
 
 
 def sighted(call: Call, actual: Actual) -> Bytes | None:

@@ -494,6 +494,8 @@ class Remembered(Struct, frozen=True, kw_only=True):
     wrong: str = ""
     """What SQLite finds wrong with it."""
     calls: int = 0
+    accepted: int = 0
+    """Calls of which an appliance may be acting, and its client reporting."""
     newest: Seconds = 0.0
     """When anything in it was last written; 0: nothing was."""
 
@@ -606,11 +608,16 @@ def secret(what: str, where: str, error: str) -> Check:
     return failed(id_, title, error, fix)
 
 
-def listening(address: str, why_not: str, ours: str, holder: str) -> Check:
-    """Whether callbacks can be taken. `ours`: the process of this hub that has the address."""
+def listening(address: str, why_not: str, ours: str, holder: str, accepted: int = 0) -> Check:
+    """Whether callbacks can be taken. `ours`: the process of this hub that has the address.
+    `accepted`: runs whose callbacks are to come."""
     id_, title = "api", "callbacks"
     if ours:
         return ok(id_, title, f"{address}: held by {ours}, which is ours")
+    if not why_not and accepted:
+        runs = f"{accepted} accepted runs are" if accepted > 1 else "an accepted run is"
+        said = f"{address}: nobody listens, and what {runs} to report is lost"
+        return warning(id_, title, said, "reconciler watch (or reconciler serve)")
     if not why_not:
         return ok(id_, title, f"{address}: free")
     if "(pid 1)" in holder:

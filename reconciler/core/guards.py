@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reconciler.core.actual import Image, Server
-from reconciler.core.call import Call
+from reconciler.core.call import Call, ending
 from reconciler.core.desired import Export
 from reconciler.core.units import Seconds, format_duration, format_size
 
@@ -18,6 +18,17 @@ def in_use(server: Server) -> str | None:
     return f"{server.clients} client{many} connected to port {server.mark.port}"
 
 
+def cancelling(vm: str, *, declared: bool) -> str:
+    """The command that ends an active run unfinished. `declared`: a watched directory declares the
+    VM, so that who watches it pauses the VM with that, or it would be started again at once."""
+    command = f"reconciler stop {vm} --cancel-run"
+    return (
+        f"{command}; under watch that pauses it, so then: reconciler resume {vm}"
+        if declared
+        else command
+    )
+
+
 def keeps(
     server: Server,
     call: Call | None,
@@ -25,10 +36,11 @@ def keeps(
     protect: bool,
     kill_clients: bool,
     drained: Seconds | None = None,
+    declared: bool = False,
 ) -> tuple[str, str] | None:
     """(cause, why) for which a server is not stopped; None: nothing speaks against it.
 
-    `drained`: how long its clients were already given to leave.
+    `drained`: how long its clients were already given to leave. `declared`: see `cancelling`.
     """
     vm = server.mark.vm
     if protect:
@@ -38,8 +50,8 @@ def keeps(
     if call and call.state.active and (call.run, call.attempt) == server.mark.key[2:]:
         return "RunActive", (
             f"its run {call.run} is {call.state}, so the appliance may be writing; "
-            f"when it is not: reconciler resolve {vm} --completed | --failed --reason WHY; to end "
-            f"the run unfinished: reconciler stop {vm} --cancel-run"
+            f"when it is not: {ending(call)}; to end the run unfinished: "
+            f"{cancelling(vm, declared=declared)}"
         )
     busy = in_use(server)
     if busy and not kill_clients:

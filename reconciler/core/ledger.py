@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias, overload
 from msgspec import Struct, field
 from msgspec.structs import force_setattr, replace
 
-from reconciler.core.call import Call, CallState
+from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Export
 from reconciler.core.tunnel_seen import Dialled
 from reconciler.core.units import Bytes, Port, Seconds
@@ -107,6 +107,14 @@ class Telemetry(Struct, frozen=True, kw_only=True):
     """Bytes per second."""
     percent: float
     error: str
+
+
+class Word(Struct, frozen=True, kw_only=True):
+    """What an SNA's status said last of a job; it ends a run only with `reports_end`."""
+
+    report: Report
+    since: Seconds
+    """When it said so first."""
 
 
 class Archived(Struct, frozen=True, kw_only=True):
@@ -342,6 +350,8 @@ class Ledger(Struct, frozen=True, kw_only=True):
     """Job id of an open call, or of a VM's newest → position → what was reported."""
     telemetry: Mapping[str, Telemetry] = field(default_factory=dict)
     """Job id of an open call → the last word about it."""
+    words: Mapping[str, Word] = field(default_factory=dict)
+    """Job id of an active call → what its SNA said of it last, if it was asked."""
     sightings: Mapping[str, Sighting] = field(default_factory=dict)
     """Job id of a call whose outcome is unknown → when clients were first seen on all disks."""
     pauses: Mapping[str, Pause] = field(default_factory=dict)

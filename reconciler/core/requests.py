@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core.call import CallState
-from reconciler.core.desired import Desired
+from reconciler.core.desired import Desired, Vm
 from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic
 from reconciler.core.inventory import Inventory
@@ -21,6 +21,7 @@ from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import Selector
 from reconciler.core.spec import MAX_WHO, Declared, RunSpec, Specs
 from reconciler.core.spec_files import read
+from reconciler.core.units import Bytes
 from reconciler.core.vm_plan import new_run
 
 # -- who is meant
@@ -236,3 +237,23 @@ def named(pattern: str, values: Mapping[str, str]) -> str:
         return values[word]
 
     return _PLACEHOLDER.sub(value, pattern)
+
+
+def unlike(declared: Vm, applied: Vm, requests: str) -> bool:
+    """Whether what was applied of a VM is not what is declared of it, wherever that is written.
+
+    A run that a request asks for is no difference: who watches reads the request in a moment, too.
+    `requests`: the directory of the requests.
+    """
+    declared, applied = (replace(one, place="") for one in (declared, applied))
+    if not applied.run_place.startswith(f"{requests}/"):
+        return replace(declared, run_place="") != replace(applied, run_place="")
+    return _without_run(declared) != _without_run(applied)
+
+
+def _without_run(vm: Vm) -> tuple[Vm, list[tuple[int, int, Bytes | None]]]:
+    rest = replace(
+        vm, run="", type="", fallback="", fell_back="", exports=(), asked="", policy="", tags={},
+        run_place="",
+    )  # fmt: skip
+    return rest, [(one.key, one.position, one.size) for one in vm.exports]

@@ -364,6 +364,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             },
             "healthy_after": self.loop.healthy_after,
             "stale_after": self.loop.stale_after,
+            "listen": str(self.listen),
         }
 
     @classmethod
@@ -383,6 +384,7 @@ class Settings(Struct, frozen=True, kw_only=True):
                 healthy_after=value.get("healthy_after", Loop().healthy_after),
                 stale_after=value.get("stale_after", Loop().stale_after),
             ),
+            listen=Endpoint.parse(value["listen"]) if "listen" in value else LISTEN,
         )
 
 

@@ -98,7 +98,9 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
         found.append(said("Ready", False, f"Run{call.state.capitalize()}", message))
     elif tainted and not faults:
         assert call is not None
-        found.append(said("Ready", False, "ServerDied", one.lost_run))
+        waits_too = f"; run {vm.run} has its turn then" if vm.exported and vm.run else ""
+        message = one.lost_run or f"{one.tainted_run}{waits_too}"
+        found.append(said("Ready", False, "ServerDied", message))
     elif failure and blocked and not faults:
         found.append(said("Ready", False, *failure))
     elif blocked:
@@ -162,9 +164,13 @@ def conditions(one: VmPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
     if vm.purpose == "backup":
         found.append(notified(call))
     if call and one.stale:
-        found.append(said("Stale", True, "NoTelemetry", f"run {call.run}: {one.stale}"))
+        found.append(said("Stale", True, one.stale_cause, f"run {call.run}: {one.stale}"))
     elif (one.name, "Stale") in ledger.transitions:  # it was so once
         found.append(said("Stale", False, "Heard", "no run of it is silent for too long"))
+    if one.unheard:
+        found.append(said("Unheard", True, "NobodyListens", one.unheard))
+    elif (one.name, "Unheard") in ledger.transitions:
+        found.append(said("Unheard", False, "Heard", "what is reported of its runs is taken"))
     if call and call.run == vm.run and (why := call.fallback or vm.fell_back):
         message = f"run {call.run} is full instead of incremental: {why}"
         found.append(said("FellBack", True, "NoParent", message))

@@ -84,7 +84,10 @@ def parse_duration(text: str | int | float) -> Seconds:
     compact = text.strip().lower()
     parts = list(_DURATION.finditer(compact))
     if not parts or "".join(part.group(0) for part in parts) != compact:
-        raise ValueError(f"cannot read duration {text!r}: write it like 10s, 5m or 1h30m")
+        bare = compact.isascii() and compact.isdigit() and len(compact) <= 12
+        like = f"{compact}s, {compact}m or {compact}h" if bare else "10s, 5m or 1h30m"
+        unit = " without a unit" if bare else ""
+        raise ValueError(f"cannot read duration {text!r}{unit}: write it like {like}")
     return sum(float(part.group(1)) * _SECONDS[part.group(2)] for part in parts)
 
 

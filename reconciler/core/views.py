@@ -65,6 +65,7 @@ def views(
             ledger.failures.get(name),
             ledger.reports.get(call.job_id) if call else None,
             reports.get(call.job_id) if call else None,
+            ledger.words.get(call.job_id) if call else None,
             [
                 image and replace(image, allocated=0, written=0.0)
                 for image in map(actual.images.get, images)

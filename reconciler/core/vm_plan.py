@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from reconciler.core.actions import Action, Conclude, Hold, Notify, Release, Stop, Wait, Witness
 from reconciler.core.actual import Actual, Server
 from reconciler.core.appliances import UNREACHABLE, refusal, unbegun
-from reconciler.core.call import Call, CallEvent, CallState, difference
+from reconciler.core.call import Call, CallEvent, CallState, difference, ending
 from reconciler.core.call_plan import LOST, Calls
 from reconciler.core.desired import Desired, Export, Vm
 from reconciler.core.disk_plan import export_key
@@ -42,7 +42,14 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     ahead: str = ""
     """What its spec says otherwise than its run was, which has ended; empty: nothing."""
     stale: str = ""
-    """For how long nothing was heard of its run, and what can be seen of it; empty: it was."""
+    """For how long nothing was heard of its run, or by what it seems to be given up, and what can
+    be seen of it; empty: nothing speaks for that."""
+    stale_cause: str = ""
+    """The reason of that."""
+    asks: bool = False
+    """Its run is accepted, and its SNA is worth a question all the same."""
+    unheard: str = ""
+    """Why what the client of its run reports is lost; empty: it is taken."""
 
     @property
     def again_at(self) -> Seconds:
@@ -59,17 +66,24 @@ class VmPlan(Struct, frozen=True, kw_only=True):
         return [wait for wait in waits if wait.cause != "ClientsConnected"]
 
     @property
+    def tainted_run(self) -> str:
+        """What died under the run that is active, whichever is wanted by now; empty: nothing."""
+        call = self.call
+        if call is None or not call.tainted or not call.state.active:
+            return ""
+        return (
+            f"a server of run {call.run} died under a client: acknowledged writes may be gone, and "
+            f"the run can only fail; when the appliance has ended: {ending(call)}"
+        )
+
+    @property
     def lost_run(self) -> str:
         """Why the run that is wanted can never be a backup; empty: it can."""
         call = self.call
         if call is None or not self.vm.exported or call.run != self.vm.run:
             return ""
         if call.tainted and call.state.active:
-            return (
-                f"a server of run {call.run} died under a client: acknowledged writes may be "
-                "gone, and the run can only fail; when the appliance has ended, ask for a new "
-                f"run: {new_run(self.name)}"
-            )
+            return f"{self.tainted_run}, then ask for a new run: {new_run(self.name)}"
         if call.state not in (CallState.FAILED, CallState.CANCELLED):
             return ""
         said = f": {call.message}" if call.message else ""
@@ -101,6 +115,7 @@ class OneVm(Calls):
         else:
             self.absent()
         self.suffers()
+        cause, stale = self.silence() if self.over is None else ("", "")
         return VmPlan(
             name=self.vm.name,
             vm=self.vm,
@@ -108,7 +123,10 @@ class OneVm(Calls):
             call=self.call,
             ports=self.ports,
             ahead=self.ahead,
-            stale=self.silence() if self.over is None else "",
+            stale=stale,
+            stale_cause=cause,
+            asks=self.over is None and self.worth_asking(),
+            unheard=self.unheard() if self.over is None else "",
         )
 
     def rival(self) -> str:
@@ -171,7 +189,7 @@ class OneVm(Calls):
                     vm=self.vm.name,
                     cause="RunActive",
                     why=f"its run {call.run} is {call.state}; when the appliance is not writing: "
-                    f"reconciler resolve {self.vm.name} --completed | --failed --reason WHY",
+                    f"{ending(call)}",
                     subject="its ports stay leased",
                 )
             )
@@ -189,6 +207,7 @@ class OneVm(Calls):
                 protect=self.vm.protect,
                 kill_clients=self.desired.kill_clients,
                 drained=self.desired.drained,
+                declared=self.declared,
             )
             base: dict[str, Any] = {"vm": self.vm.name, "disk": server.mark.disk}
             if held:

@@ -218,6 +218,12 @@ def _holds(name: str, wanted: os.stat_result, inode: str | None, *, writing: boo
     return False
 
 
+def meets(address: str, host: str) -> bool:
+    """Whether a listener at `address` is the one that `host` leads to."""
+    mine = "127.0.0.1" if host == "localhost" else host
+    return address in (mine, f"::ffff:{mine}", "0.0.0.0", "::")  # noqa: S104 seen, not bound
+
+
 _DUMP: Final = 0x300 | 0x1  # NLM_F_DUMP | NLM_F_REQUEST
 _BY_FAMILY: Final = 20  # SOCK_DIAG_BY_FAMILY
 _ESTABLISHED: Final = 1

@@ -12,21 +12,25 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from reconciler import desk
 from reconciler.api import backups as backup_api
 from reconciler.api.models import Backup
+from reconciler.api.views import view
 from reconciler.asking import Desk, RefusedError, Why, Wish
 from reconciler.core.call import Call, CallEvent, CallState, job_id
 from reconciler.core.errors import HostError
+from reconciler.core.ledger import DiskReport
 from reconciler.core.requests import keyed
 from reconciler.desk import DaemonDesk
 from reconciler.host import lock
 from reconciler.host.store import StoreError, events
+from reconciler.host.store.listing import Shown
 from reconciler.host.store.rows import call_of
 from reconciler.orders import Cancel
 from tests.api.played import BACKUPS, PID, PORT, Answer, Played
-from tests.core.builders import HUB, wanting
+from tests.core.builders import HUB, a_settings, wanting
 from tests.core.test_parents import a_chain, damage, overlay
 from tests.fakes import planned
 from tests.host.test_inbox import ACCEPTED, ENDED, OPEN, UNASKED
@@ -840,3 +844,27 @@ def test_the_description_names_every_route_with_its_errors(hub: Played) -> None:
     schemas = found["components"]["schemas"]
     assert all(one.get("examples") for name, one in schemas.items() if name not in ("DiskResult",))
     assert "HTTPValidationError" not in schemas
+
+
+def test_a_run_that_can_only_fail_or_is_silent_says_why_it_is_still_running(hub: Played) -> None:
+    job = hub.start().body["backup_id"]
+    hub.accepted(job)
+    assert hub.get(f"/{job}").body.get("error_message", "") == ""
+    call, settings = hub.call(job), a_settings()
+    for one, now, words in (
+        (call, call.changed + 299, ""),
+        (call, call.changed + 300, "nothing was heard of it since "),
+        (replace(call, tainted=True), call.changed, "a server died under a client: "),
+    ):
+        shown = Shown(call=one, telemetry=None, reports={}, leases=())
+        found = view(shown, settings, {}, now=now)
+        assert (found.status, bool(found.error_message)) == ("running", bool(words))
+        assert found.error_message.startswith(words)
+    reports = {
+        export.position: DiskReport(
+            job_id=job, position=export.position, change_id="c", bytes=1, at=call.changed
+        )
+        for export in call.exports
+    }
+    whole = Shown(call=call, telemetry=None, reports=reports, leases=())
+    assert view(whole, settings, {}, now=call.changed + 999).error_message == ""

@@ -250,6 +250,17 @@ def test_the_address_for_callbacks(why_not: str, ours: str, holder: str, status:
     assert check.status is status
 
 
+@pytest.mark.parametrize(("accepted", "words"), [(1, "an accepted run is"), (2, "2 accepted runs")])
+def test_a_free_address_is_no_good_sign_while_runs_report_to_it(accepted: int, words: str) -> None:
+    check = doctor.listening("127.0.0.1:8082", "", "", "", accepted)
+    assert (check.status, check.fix) == (
+        Status.WARNING, "reconciler watch (or reconciler serve)"
+    )  # fmt: skip
+    assert words in check.observed
+    ours = doctor.listening("127.0.0.1:8082", "in use", "pid 3", "pid 3", accepted)
+    assert ours.status is Status.OK
+
+
 def test_the_inventory() -> None:
     assert doctor.inventory("", False, (), None, 0).status is Status.WARNING
     assert doctor.inventory("", True, (), None, 0).status is Status.FAILED

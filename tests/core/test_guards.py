@@ -63,7 +63,11 @@ def test_an_order_to_cut_clients_off_does_not_end_a_run() -> None:
 def test_a_kept_server_says_how_it_can_be_let_go() -> None:
     active = keeps(a_server(), a_call(), protect=False, kill_clients=False)
     assert active
-    says(active[1], "r1 is ACCEPTED", "reconciler resolve ctx-1 --completed | --failed --reason")
+    says(
+        active[1],
+        "r1 is ACCEPTED",
+        "reconciler resolve ctx-1 --failed --reason WHY (or --completed)",
+    )
     busy = keeps(a_server(clients=1), None, protect=False, kill_clients=False)
     assert busy
     says(busy[1], "1 client is connected", "reconciler stop ctx-1 --kill-clients")

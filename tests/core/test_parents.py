@@ -7,10 +7,10 @@ from typing import Any, Final
 import pytest
 from msgspec.structs import replace
 
-from reconciler.cli.looking import next_command
 from reconciler.core.actions import Create
 from reconciler.core.call import CallState
 from reconciler.core.desired import Desired, Vm
+from reconciler.core.onward import next_command
 from reconciler.core.parents import PARENTS, layers
 from reconciler.core.plan import Plan, news
 from reconciler.core.proofs import Finding, proof_of
@@ -149,7 +149,9 @@ def test_nothing_is_built_on_what_is_not_whole(what: str) -> None:
     assert set(refusals(found)) == {cause}
     assert {action.kind for action in found.actions} == {"refuse"}, "one disk cannot: none does"
     assert cause in PARENTS
-    assert "--type full" in next_command(found.vms[0], found, cause, "/state/runs")
+    assert "--type full" in next_command(
+        found.vms[0], found, cause, "/state/runs", host.records.ledger()
+    )
     why = next(action.why for action in found.actions if action.kind == "refuse")
     says(why, *words)
     says(why, "reconciler backup ctx-1 --run NEW --type full")

@@ -768,7 +768,7 @@ def test_an_unclear_answer_is_held_for_a_person() -> None:
         "it answered 500: failed to start backup",
         "its status says: it does not know the job",
         "not called again by itself",
-        "reconciler resolve ctx-1 --accepted | --completed | --failed | --resend",
+        "reconciler resolve ctx-1 --accepted --reason WHY (or --completed, --failed, --resend)",
     )
     assert len(host.mine()) == 1
 

@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from reconciler.core.asked import read as in_file
 from reconciler.core.asked import unbegun
@@ -24,6 +25,7 @@ from reconciler.core.requests import (
     rendered,
     select,
     under_way,
+    unlike,
     weigh,
     with_requests,
 )
@@ -34,6 +36,7 @@ from tests.core.builders import (
     a_call,
     a_settings,
     a_vm,
+    changed,
     document,
     known,
     lines,
@@ -285,3 +288,15 @@ def test_a_run_is_under_way_until_it_has_ended(state: CallState | None, found: s
     active = remembered(calls=[*calls, a_call(a_vm(run="other"), S.ACCEPTED)])
     assert under_way("ctx-1", read_specs(OWN), known(INVENTORY), active) in (found, "other")
     assert under_way("ctx-2", read_specs(OWN), known(INVENTORY), ledger) == ""
+
+
+def test_what_a_request_asks_for_is_not_unlike_what_is_declared() -> None:
+    declared = a_vm(place="/srv/specs/a.yaml:2:5")
+    asked = a_vm(run="new", type="incremental", place="specs/a.yaml:2:5", asked="ada",
+                 run_place="/state/runs/ctx-1.yaml:3:5")  # fmt: skip
+    assert not unlike(declared, replace(declared, place="specs/a.yaml:2:5"), "/state/runs")
+    assert not unlike(declared, asked, "/state/runs")
+    by_hand = replace(asked, run_place="/elsewhere/runs.yaml:3:5")
+    assert unlike(declared, by_hand, "/state/runs"), "no request that who watches would read"
+    for other in (replace(asked, labels={"tier": "gold"}), changed(asked, size=512)):
+        assert unlike(declared, other, "/state/runs")

@@ -255,3 +255,10 @@ def test_a_moment_is_a_span_from_now_or_a_date(text: str, seconds: float) -> Non
 def test_no_moment_or_one_that_is_over_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"cannot (read|use)"):
         parse_moment(text, 1000.0)
+
+
+def test_a_bare_number_is_no_duration_and_the_units_are_named() -> None:
+    with pytest.raises(ValueError, match="'90' without a unit: write it like 90s, 90m or 90h"):
+        parse_duration("90")
+    with pytest.raises(ValueError, match="'x': write it like 10s"):
+        parse_duration("x")

@@ -100,7 +100,10 @@ def test_a_call_that_was_only_intended_is_unknown_and_a_person_says_how_it_goes_
         assert appliance.starts() == []
         assert site.pids() == pids
     explained = crashes.look(site, "explain", "ctx-1")
-    assert "reconciler resolve ctx-1 --accepted | --completed | --failed | --resend" in explained
+    assert (
+        "reconciler resolve ctx-1 --accepted --reason WHY (or --completed, --failed, --resend)"
+        in explained
+    )
 
 
 @pytest.mark.parametrize("point", ["POST:after:1", "ANSWER:after:1", "OUTCOME:before:1"])

@@ -112,7 +112,8 @@ def test_a_new_run_waits_for_its_turn_and_history_shows_both(
         assert re.search(r"n2 has its turn when that has ended, and has waited since 20", said)
     explained = fleet.run("explain", "ctx-1")
     assert re.search(r"waits: run n2, for \d+ \w+, until run n1 ends", explained)
-    assert "next: let run n1 end, then reconciler apply -f specs/vms.yaml" in explained
+    given_up = "reconciler resolve ctx-1 --failed --reason WHY"  # the appliance had no disk to copy
+    assert f"next: {given_up}, then reconciler apply -f specs/vms.yaml" in explained
     settle(fleet, "ctx-1")
     fleet.apply("-f", "specs/vms.yaml")
     assert calls(appliance) == [("ctx-1", "full")] * 2
@@ -199,7 +200,7 @@ def test_a_spec_that_is_edited_after_a_run_has_ended_has_its_turn(
 ) -> None:
     fleet.run("backup", "ctx-1", "--run", "n1", "--apply", "-y")
     declare(fleet, "ctx-1", backup={"run": "edited"})
-    assert "edited" not in fleet.run("plan")  # the request is what is going on
+    assert "run edited" not in fleet.run("plan")  # the request is what is going on
     settle(fleet, "ctx-1")
     fleet.apply()
     assert len(calls(appliance)) == 2

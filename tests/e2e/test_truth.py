@@ -101,7 +101,7 @@ def test_a_tainted_run_cannot_be_called_complete_and_is_shown(
     assert site.condition("ctx-1", "Ready")[:2] == ("False", "ServerDied")
     assert "acknowledged writes may be gone" in site.run("explain", "ctx-1")
     text = site.run("resolve", "ctx-1", "--completed", "--reason", "x", "-y", code=1)
-    assert "say --failed, and ask for a new run" in text
+    assert "reconciler resolve ctx-1 --failed --reason WHY, and ask for a new run" in text
     site.run("resolve", "ctx-1", "--failed", "--reason", "x", "-y")
 
 

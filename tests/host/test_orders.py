@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from reconciler.core.call import Call
+from reconciler.core.call import Call, CallEvent, CallState
 from reconciler.core.chains import broken, chains_of
 from reconciler.core.chains import document as chain_document
 from reconciler.core.errors import HostError, UsageError
@@ -20,11 +20,12 @@ from reconciler.core.units import stamp
 from reconciler.handover import AnyOrder
 from reconciler.host.store import Store, events, proofs
 from reconciler.look import Observer
-from reconciler.orders import Pause, Prove, Resume
-from tests.core.builders import a_call
+from reconciler.orders import Pause, Prove, Resume, Retry
+from tests.core.builders import a_call, a_vm
 from tests.core.test_chains import a_run
 
 NOW = 1_800_000_000.0
+E = CallEvent
 
 
 @pytest.fixture
@@ -175,3 +176,23 @@ def test_what_verify_found_is_said_alike_by_history_chain_and_events(
         ("f1", "VerifyPassed", True, True, passed),
         ("i1", "VerifyPassed", True, True, passed),
     ]
+
+
+@pytest.mark.parametrize(
+    ("events", "hint"),
+    [
+        ([E.INTEND, E.ACCEPT], "reconciler resolve ctx-1 --failed --reason WHY (or --completed)"),
+        ([E.INTEND, E.UNCLEAR], "reconciler resolve ctx-1 --accepted --reason WHY (or "),
+        ([E.INTEND, E.ACCEPT, E.END], "for another: reconciler backup ctx-1 --run NEW"),
+    ],
+)
+def test_what_cannot_be_asked_for_again_says_what_can_be_done(
+    store: Store, events: list[CallEvent], hint: str
+) -> None:
+    run = replace(a_call(a_vm(), CallState.DUE), hub="h")
+    store.hold([], run)
+    for event in events:
+        run = store.advance(run, event, 2.0)
+    with pytest.raises(HostError) as refused:
+        do(store, Retry(vms=("ctx-1",)))
+    assert hint in str(refused.value)

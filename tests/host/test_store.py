@@ -14,9 +14,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from reconciler.core.call import Call, CallEvent, CallState, ImpossibleStepError, job_id
+from reconciler.core.call import (
+    Call,
+    CallEvent,
+    CallState,
+    ImpossibleStepError,
+    Report,
+    job_id,
+)
 from reconciler.core.desired import Export
-from reconciler.core.ledger import Archived, Lease, Ledger, Proof
+from reconciler.core.ledger import Archived, Lease, Ledger, Proof, Word
 from reconciler.host.store import (
     Event,
     Store,
@@ -435,3 +442,30 @@ def test_an_event_that_comes_again_between_others_only_counts_up(
     store.record(again[:1], "watch", 2700.0 + 3601)
     assert len(events(tmp_path, "ctx-1")) == 4  # another story
     store.close()
+
+
+def test_what_an_appliance_said_is_kept_until_its_run_has_ended(
+    store: Store, tmp_path: Path
+) -> None:
+    store.hold([], call())
+    store.hold([], call("ctx-2"))
+    for one in (call(), call("ctx-2")):
+        due = store.advance(one, CallEvent.INTEND, 2.0)
+        store.advance(due, CallEvent.ACCEPT, 3.0)
+    first, second = job_id("h", "ctx-1", "r1", 1), job_id("h", "ctx-2", "r1", 1)
+    store.words({first: Report(True, "running"), second: Report(None, message="refused")}, 4.0)
+    store.words({first: Report(True, "failed", "full")}, 5.0)
+    for ledger in (store.ledger(), read(tmp_path)):
+        assert ledger is not None
+        assert ledger.words == {
+            first: Word(report=Report(True, "failed", "full"), since=5.0),
+            second: Word(report=Report(None, message="refused"), since=4.0),
+        }
+    ended = store.ledger().active("ctx-2")
+    assert ended
+    store.advance(ended, CallEvent.FAIL, 6.0)
+    assert store.ledger().words.keys() == {first}
+    store.words({first: Report(False)}, 7.0)
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        (text,) = db.execute("SELECT value FROM meta WHERE name = 'words'").fetchone()
+    assert second not in text, "of what has ended nothing stays"

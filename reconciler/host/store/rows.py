@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -30,6 +30,7 @@ from reconciler.core.ledger import (
     Shelf,
     Sighting,
     Telemetry,
+    Word,
     head_of,
 )
 from reconciler.core.tunnel_seen import Dialled
@@ -235,6 +236,12 @@ def identity(db: sqlite3.Connection, path: Path) -> Mapping[str, str]:
     return meta
 
 
+def _words(meta: Mapping[str, str], jobs: Collection[str]) -> Mapping[str, Word]:
+    """What the SNAs said last of some jobs."""
+    known = msgspec.json.decode(meta.get("words", "{}"), type=dict[str, Word])
+    return {job: word for job, word in known.items() if job in jobs}
+
+
 _DIALLED: Final = ", ".join(Dialled.__struct_fields__)
 
 
@@ -263,6 +270,7 @@ def ledger_of(path: Path, load: Load, kept: LoadKept, db: sqlite3.Connection) ->
             calls=calls,
             reports={job: found for job in told if (found := reports_of(db, job))},
             telemetry={one.job_id: one for job in open_jobs if (one := telemetry_of(db, job))},
+            words=_words(meta, open_jobs),
             sightings={
                 job: Sighting(at, allocated)
                 for job, at, allocated in db.execute("SELECT job_id, at, allocated FROM sightings")

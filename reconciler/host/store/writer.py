@@ -12,11 +12,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from msgspec import to_builtins
 from msgspec.structs import astuple
 
-from reconciler.core.call import Call, CallEvent, job_id, step
-from reconciler.core.ledger import Archived, Declaration, Head, Kept, Lease, Ledger, Pause, Proof
+from reconciler.core.call import Call, CallEvent, CallState, Report, job_id, step
+from reconciler.core.ledger import (
+    Archived,
+    Declaration,
+    Head,
+    Kept,
+    Lease,
+    Ledger,
+    Pause,
+    Proof,
+    Word,
+)
 from reconciler.core.notices import Notice, Turn
 from reconciler.core.tunnel_seen import Dialled
 from reconciler.core.units import Bytes, Seconds
@@ -212,6 +223,25 @@ class Store:
                 "INSERT INTO sightings VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 [(job, now, allocated) for job, allocated in seen.items()],
             )
+
+    def words(self, said: Mapping[str, Report], now: Seconds) -> None:
+        """Note what SNAs say of jobs, for who looks and does not ask; forget it of ended ones.
+
+        Beside the settings, in no table of its own: a handful of lines that are never looked up.
+        """
+        with self._write() as db:
+            row = db.execute("SELECT value FROM meta WHERE name = 'words'").fetchone()
+            known = msgspec.json.decode(row[0], type=dict[str, Word]) if row else {}
+            known |= {job: Word(report=report, since=now) for job, report in said.items()}
+            question = "SELECT state FROM calls WHERE job_id = ?"
+            states = {job: db.execute(question, (job,)).fetchone() for job in known}
+            left = {
+                job: word
+                for job, word in known.items()
+                if (state := states[job]) and CallState(state[0]).active
+            }
+            text = msgspec.json.encode(left).decode()
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('words', ?)", (text,))
 
     def release(self, leases: Sequence[Lease]) -> None:
         """Give ports back, those that are still these leases'."""
