@@ -16,7 +16,10 @@ clean_up() {
     status=$?
     trap - EXIT
     cd "$work"
-    [ "$status" -eq 0 ] || reconciler stop ctx-101 ctx-102 look-into-ctx-101 --cancel-run --kill-clients -y || true
+    [ "$status" -eq 0 ] || for vm in ctx-101 ctx-102 look-into-ctx-101; do
+        # One by one: what was never applied is refused, and would keep the others up.
+        reconciler stop "$vm" --cancel-run --kill-clients -y >/dev/null 2>&1 || true
+    done
     for process in $serve $appliance; do
         kill "$process" 2>/dev/null || true
         wait "$process" 2>/dev/null || true
