@@ -166,6 +166,7 @@ def next_command(one: TunnelPlan, reason: str) -> str:
         return f"ssh-keyscan -T 5 -p {tunnel.port} {tunnel.host}; when it answers: {apply}"
     if reason in (
         "IdentityUnusable",
+        "LocalPortUnusable",
         "SshMissing",
         "SshUsage",
         "NoCommonCipher",

@@ -26,11 +26,21 @@ class Fault(Struct, frozen=True):
     port: Port | None = None
 
 
+IN_USE: Final = "Address already in use"
 _Say: TypeAlias = Callable[[re.Match[str], Tunnel], tuple[str, str]]
 
 
-def _local_busy(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
-    port = found["port"]
+def _local(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
+    port, why = found["port"], found["why"].strip()
+    if why != IN_USE:
+        hint = {
+            "Cannot assign requested address": "no interface has that address: see `ip address`",
+            "Permission denied": "ports below 1024 are for root alone",
+        }.get(why, "")
+        return (
+            "LocalPortUnusable",
+            f"ssh cannot listen on {tunnel.bind}:{port}: {why}" + (f" ({hint})" if hint else ""),
+        )
     return (
         "LocalPortBusy",
         (
@@ -71,19 +81,35 @@ def _unreachable(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
     )
 
 
+def _silent(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
+    return (
+        "HubNotSsh",
+        (
+            f"{tunnel.host} port {tunnel.port} takes the connection and says nothing "
+            f"({found[0].strip()}): another service listens there, a firewall holds it back, or "
+            "its sshd hangs; on the hub: systemctl status ssh"
+        ),
+    )
+
+
 def _not_ssh(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
     return (
         "HubNotSsh",
         (
             f"{tunnel.host} port {tunnel.port} takes the connection and ends it before it says "
             f"who it is ({found[0].strip()}): another service listens there, a firewall cuts it, "
-            "or sshd has as many unauthenticated clients as MaxStartups allows"
+            "or sshd turns us away (MaxStartups; since OpenSSH 9.8 PerSourcePenalties too, after "
+            "logins that failed); on the hub: journalctl -u ssh"
         ),
     )
 
 
-def _host_key(_found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
+def _host_key(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
     pinned = f"; pinned is {tunnel.host_key.fingerprint}" if tunnel.host_key else ""
+    # ssh says it of a key of the pinned kind only.
+    theirs = re.search(r"sent by the remote host is\s+(SHA256:[A-Za-z0-9+/]+)", found.string)
+    if theirs:
+        pinned += f", it has {theirs[1]}" if pinned else f"; it has {theirs[1]}"
     return (
         "HostKeyMismatch",
         (
@@ -126,8 +152,8 @@ def _usage(found: re.Match[str], _tunnel: Tunnel) -> tuple[str, str]:
 
 
 _RULES: Final[Sequence[tuple[str, _Say]]] = (
-    (r"cannot listen to port: (?P<port>\d+)", _local_busy),
-    (r"bind \[[^\]]*\]:(?P<port>\d+): Address already in use", _local_busy),
+    (r"bind \[[^\]]*\]:(?P<port>\d+): (?P<why>[^\n]+)", _local),
+    (r"(?P<why>cannot listen to port): (?P<port>\d+)", _local),
     (r"remote port forwarding failed for listen port (?P<port>\d+)", _reverse),
     (r"Could not resolve hostname [^:]*: (?P<why>[^\n]+)", _unresolved),
     (
@@ -143,14 +169,14 @@ _RULES: Final[Sequence[tuple[str, _Say]]] = (
     ),
     (
         (
-            r"WARNING: UNPROTECTED PRIVATE KEY FILE!|Load key [^\n]*|no such identity: [^\n]*|"
+            r"Load key [^\n]*|no such identity: [^\n]*|"
             r"Identity file [^\n]* not accessible[^\n]*|Permissions \d+ for [^\n]* are too open"
         ),
         _identity,
     ),
     (r"Permission denied \([^)]*\)|Too many authentication failures", _denied),
     (
-        r"no matching (?P<what>[a-z ]+) found\. Their offer: (?P<theirs>[^\n]+)",
+        r"no matching (?P<what>[A-Za-z ]+) found\. Their offer: (?P<theirs>[^\n]+)",
         _cipher,
     ),
     (
@@ -160,6 +186,7 @@ _RULES: Final[Sequence[tuple[str, _Say]]] = (
         ),
         _usage,
     ),
+    (r"Connection timed out during banner exchange", _silent),
     (
         (
             r"kex_exchange_identification: [^\n]*|banner exchange: [^\n]*|"

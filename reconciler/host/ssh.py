@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import stat
@@ -15,6 +16,8 @@ from reconciler.core.errors import HostError
 MOST: Final = 1 << 16
 """Bytes of a log, or of a key, that are read at a time."""
 LINES: Final = 12
+STARTED: Final = b"-- ssh is started --\n"
+"""In a log before the words of each ssh, so that none is judged by what one before it said."""
 LINE: Final = 300
 """Characters of a line that is kept; what a terminal would obey is not among them."""
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -43,6 +46,8 @@ def spawn(binary: str, argv: Sequence[str], log: Path) -> int:
     except OSError:
         words = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     try:
+        with contextlib.suppress(OSError):  # a full disk: ssh's words are lost with it
+            os.write(words, STARTED)
         return os.posix_spawn(
             binary,
             list(argv),
@@ -69,11 +74,11 @@ def size(log: Path) -> int:
 
 
 def words(log: Path, since: int = 0) -> str:
-    """The last lines that an ssh wrote after byte `since` of its log."""
+    """The last lines that the newest ssh wrote after byte `since` of its log."""
     try:
         with log.open("rb") as file:
-            file.seek(since)
-            text = file.read(MOST).decode("utf-8", "replace")
+            file.seek(max(since, size(log) - MOST))
+            text = file.read(MOST).rpartition(STARTED)[2].decode("utf-8", "replace")
     except OSError:
         return ""
     lines = [re.sub(r"[^\x20-\x7e -\uffff]", "?", line) for line in text.strip().splitlines()]

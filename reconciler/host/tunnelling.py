@@ -25,6 +25,8 @@ MOST: Final = 1 << 20
 """Bytes of an answer. A list of 100 backups of ten disks has 300 KiB."""
 SETTLE: Final[Seconds] = 0.05
 """ssh writes its line and ends the connection at the same time; this is for a busy machine."""
+TRIES: Final = 8
+"""Of a forward, until nobody else fails at the same time."""
 _FAILED: Final = b": open failed: "
 _PROHIBITED: Final = b": open failed: administratively prohibited"
 """What ssh says of each forward that leads nowhere, and of one that the hub's policy refuses."""
@@ -161,13 +163,13 @@ def refused_ports(ends: Sequence[Endpoint], log: Path, timeout: Seconds) -> list
     """The forwards which the hub's sshd does not permit, by what ssh says when they are tried.
 
     It does not say which connection it speaks of. So if it said so at all, each that was closed is
-    tried by itself, twice, as other clients may be refused meanwhile.
+    tried by itself.
     """
     count, answers = _tried(ends, log, timeout)
     if not count:
         return []
     closed = [end for end, answer in zip(ends, answers, strict=True) if not answer]
-    return [end.port for end in closed if all(_alone(end, log, timeout) for _ in range(2))]
+    return [end.port for end in closed if _alone(end, log, timeout)]
 
 
 def refused_api(end: Endpoint, log: Path, timeout: Seconds = 1.0) -> bool:
@@ -178,8 +180,19 @@ def refused_api(end: Endpoint, log: Path, timeout: Seconds = 1.0) -> bool:
 
 
 def _alone(end: Endpoint, log: Path, timeout: Seconds) -> bool:
-    count, answers = _tried([end], log, timeout)
-    return bool(count) and answers == [b""]
+    """Whether the policy refuses this one, though other clients come and go meanwhile.
+
+    ssh writes its line before it ends the connection, so ours is among those that came until then:
+    if all are refusals, it is one. Where there are both kinds, it is tried again.
+    """
+    for _ in range(TRIES):
+        before = _size(log)
+        refused, answers = _tried([end], log, timeout)
+        if not refused or answers != [b""]:
+            return False
+        if refused == _said(log, before, _FAILED):
+            return True
+    return False
 
 
 def _tried(
