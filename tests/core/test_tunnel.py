@@ -274,77 +274,69 @@ def test_each_wording_is_a_layer(words: str, reason: str) -> None:
     assert fault(words, a_tunnel()).reason == reason
 
 
+SILENT = """
+Connection timed out during banner exchange
+Connection to 198.51.100.2 port 444 timed out
+"""
+TURNED_AWAY = """
+kex_exchange_identification: read: Connection reset by peer
+Connection reset by 198.51.100.2 port 443
+"""
+TLS = """
+kex_exchange_identification: banner line contains invalid characters
+banner exchange: Connection to 198.51.100.2 port 448: invalid format
+"""
+NO_ADDRESS = """
+bind [192.0.2.99]:10100: Cannot assign requested address
+channel_setup_fwd_listener_tcpip: cannot listen to port: 10100
+Could not request local forwarding.
+"""
+BUSY = """
+bind [127.0.0.1]:10150: Address already in use
+channel_setup_fwd_listener_tcpip: cannot listen to port: 10150
+Could not request local forwarding.
+"""
+MAC = """
+Unable to negotiate with 198.51.100.2: no matching MAC found. Their offer: hmac-sha2-256
+"""
+KEX = """
+no matching key exchange method found. Their offer: curve25519-sha256
+"""
+CHANGED = """
+The fingerprint for the ED25519 key sent by the remote host is
+SHA256:i9V6t8uPNTj9+YUvx9MRKzlfM3k+vMTORCDosGZFXpU.
+Please contact your system administrator.
+Host key verification failed.
+"""
+UNKNOWN = """
+No ED25519 host key is known for hub-a and you have requested strict checking.
+Host key verification failed.
+"""
+OPEN = """
+Permissions 0644 for '/keys/id' are too open.
+This private key will be ignored.
+Load key "/keys/id": bad permissions
+tunnel@h: Permission denied (publickey).
+"""
+"""Words of OpenSSH 9.2, each provoked at a real sshd or at what stood in its place."""
+
+
 @pytest.mark.parametrize(
     ("words", "reason", "said"),
     [
-        (
-            "Connection timed out during banner exchange\nConnection to 198.51.100.2 port 444 timed "
-            "out",
-            "HubNotSsh",
-            "takes the connection and says nothing",
-        ),
-        (
-            "kex_exchange_identification: read: Connection reset by peer\nConnection reset by "
-            "198.51.100.2 port 443",
-            "HubNotSsh",
-            "PerSourcePenalties",
-        ),
-        (
-            "kex_exchange_identification: banner line contains invalid characters\nbanner exchange: "
-            "Connection to 198.51.100.2 port 448: invalid format",
-            "HubNotSsh",
-            "invalid characters",
-        ),
-        (
-            "bind [192.0.2.99]:10100: Cannot assign requested address\n"
-            "channel_setup_fwd_listener_tcpip: cannot listen to port: 10100\n"
-            "Could not request local forwarding.",
-            "LocalPortUnusable",
-            "no interface has that address",
-        ),
-        (
-            "bind [127.0.0.1]:10150: Address already in use\n"
-            "channel_setup_fwd_listener_tcpip: cannot listen to port: 10150\n"
-            "Could not request local forwarding.",
-            "LocalPortBusy",
-            "127.0.0.1:10150 is in use",
-        ),
-        (
-            "Unable to negotiate with 198.51.100.2 port 443: no matching MAC found. Their offer: "
-            "hmac-sha2-256",
-            "NoCommonCipher",
-            "no MAC in common; the hub offers hmac-sha2-256",
-        ),
-        (
-            "Unable to negotiate with 198.51.100.2 port 443: no matching key exchange method found. "
-            "Their offer: curve25519-sha256,kex-strict-s-v00@openssh.com",
-            "NoCommonCipher",
-            "no key exchange method in common",
-        ),
-        (
-            "The fingerprint for the ED25519 key sent by the remote host is\n"
-            "SHA256:i9V6t8uPNTj9+YUvx9MRKzlfM3k+vMTORCDosGZFXpU.\n"
-            "Please contact your system administrator.\nHost key verification failed.",
-            "HostKeyMismatch",
-            f"pinned is {KEY.fingerprint}, it has SHA256:i9V6t8uPNTj9+YUvx9MRKzlfM3k+vMTORCDosGZFXpU"
-            ":",
-        ),
-        (
-            "No ED25519 host key is known for hub-a and you have requested strict checking.\n"
-            "Host key verification failed.",
-            "HostKeyMismatch",
-            f"pinned is {KEY.fingerprint}: another machine answers",
-        ),
-        (
-            "Permissions 0644 for '/keys/id' are too open.\nThis private key will be ignored.\n"
-            'Load key "/keys/id": bad permissions\ntunnel@h: Permission denied (publickey).',
-            "IdentityUnusable",
-            "Permissions 0644 for '/keys/id' are too open",
-        ),
+        (SILENT, "HubNotSsh", "takes the connection and says nothing"),
+        (TURNED_AWAY, "HubNotSsh", "PerSourcePenalties"),
+        (TLS, "HubNotSsh", "invalid characters"),
+        (NO_ADDRESS, "LocalPortUnusable", "no interface has that address"),
+        (BUSY, "LocalPortBusy", "127.0.0.1:10150 is in use"),
+        (MAC, "NoCommonCipher", "no MAC in common; the hub offers hmac-sha2-256"),
+        (KEX, "NoCommonCipher", "no key exchange method in common"),
+        (CHANGED, "HostKeyMismatch", f"pinned is {KEY.fingerprint}, it has SHA256:i9V6t8uPNTj9"),
+        (UNKNOWN, "HostKeyMismatch", f"pinned is {KEY.fingerprint}: another machine answers"),
+        (OPEN, "IdentityUnusable", "Permissions 0644 for '/keys/id' are too open"),
     ],
 )
 def test_a_fault_says_what_was_seen(words: str, reason: str, said: str) -> None:
-    """Wordings of OpenSSH 9.2, each provoked at a real sshd."""
     found = fault(words, a_tunnel())
     assert (found.reason, said in found.message) == (reason, True), found.message
 

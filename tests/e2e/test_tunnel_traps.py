@@ -199,7 +199,10 @@ def test_a_hub_that_asks_often_keeps_a_dead_session_and_its_port(lab: Lab, sna: 
         ("name", "HubUnresolved", "has no address"),
         ("port", "HubUnreachable", "nobody listens there"),
         ("service", "HubNotSsh", "another service listens there"),
+        ("silence", "HubNotSsh", "takes the connection and says nothing"),
         ("cipher", "NoCommonCipher", "aes256-gcm"),
+        ("address", "LocalPortUnusable", "no interface has that address"),
+        ("damaged key", "IdentityUnusable", "Load key"),
         ("mode", "IdentityUnusable", "chmod 600"),
         ("no key", "IdentityUnusable", "ssh-keygen -t ed25519"),
         ("public key", "IdentityUnusable", "a public key, not the private one"),
@@ -228,6 +231,20 @@ def test_each_layer_that_fails_is_named(
             assert other.stdout is not None
             other.stdout.read(1)
             lab.tunnel(sna, hub={"host": HUB, "port": 444})
+        case "silence":
+            line = f"import socket, time\ns = socket.create_server(({HUB!r}, 444)); print(1)"
+            line += "\ntime.sleep(600)"
+            other = lab.run_in(lab.hub_ns, [sys.executable, "-uSc", line], stdout=subprocess.PIPE)
+            assert other.stdout is not None
+            other.stdout.read(1)
+            lab.tunnel(sna, hub={"host": HUB, "port": 444}, connect_timeout="1s")
+        case "address":
+            lab.tunnel(sna, forward={"bind": "192.0.2.99"})
+        case "damaged key":
+            text = (folder / "id").read_text().splitlines()
+            (folder / "damaged").write_text("\n".join([*text[:2], "A" * 70, *text[3:]]) + "\n")
+            (folder / "damaged").chmod(0o600)
+            lab.tunnel(sna, identity={"file": str(folder / "damaged")})
         case "cipher":
             lab.sshd.policy = "Ciphers aes256-gcm@openssh.com\n" + lab.sshd.policy
             lab.sshd.restart()
@@ -245,6 +262,25 @@ def test_each_layer_that_fails_is_named(
     assert help in said, said
     assert ready(sna)[1] == reason
     assert help in sna.run("explain", "tunnel/hub-a")
+
+
+def test_a_cause_that_is_over_is_not_told_of_an_ssh_that_was_killed(lab: Lab, sna: Site) -> None:
+    """Told as today's it would send somebody after the hub's keys, and wait five minutes."""
+    lab.sshd.host = "other-host"
+    lab.sshd.restart()
+    sna.apply(code=1)
+    assert ready(sna)[1] == "HostKeyMismatch"
+    other, pinned = lab.sshd.key("other-host").fingerprint, lab.sshd.key().fingerprint
+    assert f"pinned is {pinned}, it has {other}" in sna.run("explain", "tunnel/hub-a")
+    lab.sshd.host = "host"
+    lab.sshd.restart()
+    sna.apply(code=3)
+    assert connected(sna)
+    (row,) = tunnel(sna)["connections"]
+    os.kill(row["pid"], signal.SIGKILL)
+    until(lambda: tunnel(sna)["connections"][0]["pid"] is None, "the end of ssh")
+    assert ready(sna) == ("False", "SshEnded")
+    assert "its ssh ended and said nothing; dialled again" in sna.run("explain", "tunnel/hub-a")
 
 
 def test_ssh_of_a_smaller_range_is_a_restart_in_the_plan(lab: Lab, sna: Site) -> None:
