@@ -496,3 +496,9 @@ def test_somebody_is_told_of_what_does_not_end_by_itself(
     told = {c.type: c for c in conditions(found.tunnels[0], Actual(), ledger)}
     assert (told["Ready"].status, told["Ready"].reason) == ("False", reason)
     assert (told["Stalled"].status == "True") is stalled
+
+
+def test_another_host_key_is_said_to_be_the_reason() -> None:
+    tunnel = a_tunnel()
+    found = planned(tunnel, a_line(tunnel), records=(a_record(),), known="/state/other")
+    assert kinds(found) == [("restart", "HostKeyChanged")]
