@@ -19,9 +19,10 @@ from reconciler.cli import options, tables
 from reconciler.core.actual import Actual
 from reconciler.core.call import Call, Report
 from reconciler.core.desired import Desired, Vm
-from reconciler.core.errors import ConfigError, Diagnostic, nearest
+from reconciler.core.errors import ConfigError, Diagnostic
 from reconciler.core.ledger import Ledger
 from reconciler.core.mark import parse as served_by
+from reconciler.core.names import hint
 from reconciler.core.plan import FORMAT_VERSION, Plan
 from reconciler.core.plan import plan as planned
 from reconciler.core.settings import REQUESTS, Settings, state_directory
@@ -190,9 +191,9 @@ def explain(config: str | None, vm: str, output: str) -> None:
         if ledger and vm in ledger.declared:
             show_declared(ledger, vm, holder, output)
             return
-        hint = nearest(vm, known) or f" (known here: {', '.join(sorted(known)) or 'none'})"
+        near = hint(vm, known, {}) or f" (known here: {', '.join(sorted(known)) or 'none'})"
         raise click.UsageError(
-            f"this hub never applied a VM {vm!r}{hint}; where a spec declares it: reconciler plan "
+            f"this hub never applied a VM {vm!r}{near}; where a spec declares it: reconciler plan "
             f"--vm {vm}"
         )
     plan, actual, now = looked(ledger, [vm])
@@ -444,8 +445,8 @@ def looked(
     unknown = [name for name in vms if name not in names and name not in asked]
     if unknown:
         known = ", ".join(sorted(names)) or "none"
-        hint = nearest(unknown[0], names) or f" (known here: {known})"
-        raise click.UsageError(f"this hub never applied a VM {unknown[0]!r}{hint}")
+        near = hint(unknown[0], names, {}) or f" (known here: {known})"
+        raise click.UsageError(f"this hub never applied a VM {unknown[0]!r}{near}")
     settings = Settings.from_json(ledger.settings)
     leased = {lease.vm for lease in ledger.leases}
     wanted = {}

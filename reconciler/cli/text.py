@@ -130,7 +130,8 @@ def total(plan: Plan) -> str:
         count = sum(not one.actions and not one.lost_run for one in plan.vms)
         tunnels = sum(not one.actions for one in plan.tunnels)
         fine = counted(count, tunnels) if count or tunnels or not plan.tunnels else "nothing"
-        fine += f" {'is' if count + tunnels == 1 else 'are'} as declared"
+        one = count + tunnels == 1 or fine == "nothing"
+        fine += f" {'is' if one else 'are'} as declared"
         rest = f"; {', '.join(said)}" if said else ""
         return f"No changes: {fine}{rest}.{tail}"
     return f"Plan: {', '.join(said)}.{tail}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from reconciler.core.errors import UsageError, nearest
+from reconciler.core.tunnel import PREFIX
 
 
 def meant(name: str, contexts: Collection[str], shown: Mapping[str, str]) -> list[str]:
@@ -29,9 +30,11 @@ def resolved(name: str, contexts: Collection[str], shown: Mapping[str, str]) -> 
 
 def hint(name: str, contexts: Collection[str], shown: Mapping[str, str]) -> str:
     """What to say behind a name that no context has; empty: nothing is like it."""
+    if PREFIX + name in contexts:
+        return f"; did you mean {PREFIX + name!r}?"
     found = meant(name, (), shown)
     if len(found) > 1:
         return f"; {', '.join(found)} are called so in vCenter: name the VM context"
     if found:
         return f"; did you mean {found[0]!r} ({name})?"
-    return nearest(name, contexts)
+    return nearest(name, [one for one in contexts if one != name])

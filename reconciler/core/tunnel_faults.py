@@ -217,13 +217,3 @@ def fault(words: str, tunnel: Tunnel) -> Fault:
     lines = [line for line in lines if not re.match(r"channel \d+: open failed", line)]
     said = f"its ssh ended: {lines[-1]}" if lines else "its ssh ended and said nothing"
     return Fault("SshEnded", said)
-
-
-PROHIBITED: Final = "open failed: administratively prohibited"
-"""What ssh says at LogLevel INFO when the hub's policy does not permit a forward that somebody
-connects to. It does not say which one. Seen with 9.2."""
-
-
-def prohibited(words: str) -> int:
-    """How many connections the hub's policy refused, by a piece of a log."""
-    return words.count(PROHIBITED)

@@ -140,7 +140,8 @@ class _One:
             vm=self.name,
             cause="InUse",
             why=f"{many} connected through its {line.mark.part} connection (pid {line.pid}); when "
-            f"they have left it goes on by itself, or: reconciler stop {self.name} --kill-clients",
+            "they have left, the same again, which a daemon does by itself; or: reconciler stop "
+            f"{self.name} --kill-clients",
             subject=f"keep pid {line.pid}",
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from reconciler.core.actions import CHANGES
 from reconciler.core.actual import Actual
@@ -12,8 +12,22 @@ from reconciler.core.tunnel_plan import TunnelPlan
 from reconciler.core.tunnel_seen import Dialled, TunnelSeen
 from reconciler.core.units import Seconds, stamp
 
-_NO_TROUBLE = frozenset({"Paused", "InUse"})
+_NO_TROUBLE: Final = frozenset({"Paused", "InUse"})
 """Holds that are the ordinary way of things and not a fault."""
+_PERSON: Final = frozenset(
+    {
+        "AuthenticationFailed",
+        "ForwardRefused",
+        "HostKeyMismatch",
+        "IdentityUnusable",
+        "LocalPortBusy",
+        "NoCommonCipher",
+        "SshUsage",
+    }
+)
+"""Waits that no time ends: a person is needed."""
+OFTEN: Final = 3
+"""Failures in a row after which somebody is to be told, whatever the layer: half a minute."""
 
 
 def conditions(one: TunnelPlan, actual: Actual, ledger: Ledger) -> list[Condition]:
@@ -46,6 +60,12 @@ def conditions(one: TunnelPlan, actual: Actual, ledger: Ledger) -> list[Conditio
         else said("Reconciling", False, "NothingToDo", "nothing is to be changed")
     )
     stalled = [action for action in faults if action.cause not in _NO_TROUBLE]
+    often = {
+        known.reason
+        for (name, _), known in ledger.dialled.items()
+        if name == one.name and known.failures >= OFTEN
+    }
+    stalled += [wait for wait in one.waits if wait.cause in _PERSON | often]
     found.append(
         said("Stalled", True, stalled[0].cause, stalled[0].why)
         if stalled

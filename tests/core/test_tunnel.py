@@ -542,3 +542,30 @@ def test_a_tunnel_comes_back_from_the_store_as_it_went_in() -> None:
     tunnel = a_tunnel(split=True, ciphers=("aes128-gcm@openssh.com",))
     assert Tunnel.from_json(tunnel.to_json()) == tunnel
     assert Applied(vm=tunnel.to_json(), generation=1, at=NOW).vm == tunnel.to_json()
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason", "stalled"),
+    [
+        (1, "HubUnreachable", False),
+        (2, "HubUnreachable", False),
+        (3, "HubUnreachable", True),
+        (1, "HostKeyMismatch", True),
+        (1, "AuthenticationFailed", True),
+    ],
+)
+def test_somebody_is_told_of_what_does_not_end_by_itself(
+    failures: int, reason: str, stalled: bool
+) -> None:
+    record = a_record(up=0.0, failures=failures, rest=NOW + 2, reason=reason, message="it failed")
+    found = planned(a_tunnel(), records=(record,))
+    ledger = Ledger(hub=HUB, state_id="s", dialled={(NAME, WHOLE): record})
+    told = {c.type: c for c in conditions(found.tunnels[0], Actual(), ledger)}
+    assert (told["Ready"].status, told["Ready"].reason) == ("False", reason)
+    assert (told["Stalled"].status == "True") is stalled
+
+
+def test_another_host_key_is_said_to_be_the_reason() -> None:
+    tunnel = a_tunnel()
+    found = planned(tunnel, a_line(tunnel), records=(a_record(),), known="/state/other")
+    assert kinds(found) == [("restart", "HostKeyChanged")]
