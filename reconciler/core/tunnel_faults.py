@@ -106,7 +106,7 @@ def _not_ssh(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
 
 def _host_key(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
     pinned = f"; pinned is {tunnel.host_key.fingerprint}" if tunnel.host_key else ""
-    # ssh says it of a key of the pinned kind only.
+    # Of a key of another kind too; not where its file names no key at all. Seen with 9.2.
     theirs = re.search(r"sent by the remote host is\s+(SHA256:[A-Za-z0-9+/]+)", found.string)
     if theirs:
         pinned += f", it has {theirs[1]}" if pinned else f"; it has {theirs[1]}"
