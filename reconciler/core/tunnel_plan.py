@@ -122,15 +122,13 @@ class _One:
     # -- what is to be gone
 
     def unwanted(self, lines: Sequence[Ssh], cause: str, why: str) -> bool:
-        """Hang up; False if a client is in the way."""
-        free = True
-        for line in lines:
-            if held := self.held(line):
-                free = False
-                self.actions.append(held)
-            else:
-                self.actions.append(HangUp(vm=self.name, cause=cause, why=why, ssh=line))
-        return free
+        """Hang up all of them; none, and False, if a client is in the way of one: half a tunnel
+        would cut off a backup's reports and leave its data."""
+        held = [found for line in lines if (found := self.held(line))]
+        self.actions += held or [
+            HangUp(vm=self.name, cause=cause, why=why, ssh=line) for line in lines
+        ]
+        return not held
 
     def held(self, line: Ssh) -> Hold | None:
         if not line.clients or self.kill_clients:
@@ -140,7 +138,7 @@ class _One:
             vm=self.name,
             cause="InUse",
             why=f"{many} connected through its {line.mark.part} connection (pid {line.pid}); when "
-            "they have left, the same again, which a daemon does by itself; or: reconciler stop "
+            "they have left, the same again; or now: reconciler stop "
             f"{self.name} --kill-clients",
             subject=f"keep pid {line.pid}",
         )

@@ -569,3 +569,10 @@ def test_another_host_key_is_said_to_be_the_reason() -> None:
     tunnel = a_tunnel()
     found = planned(tunnel, a_line(tunnel), records=(a_record(),), known="/state/other")
     assert kinds(found) == [("restart", "HostKeyChanged")]
+
+
+def test_of_a_split_tunnel_in_use_no_half_is_hung_up() -> None:
+    tunnel = a_tunnel(split=True, up=False)
+    lines = (a_line(tunnel, CONTROL), a_line(tunnel, DATA, pid=101, clients=2))
+    assert kinds(planned(tunnel, *lines)) == [("hold", "InUse")]
+    assert kinds(planned(tunnel, *lines, kill_clients=True)) == [("stop", "Down")] * 2
