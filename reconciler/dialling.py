@@ -18,7 +18,7 @@ from reconciler.core.tunnel import DATA, MARK, HostKey, Tunnel, known_hosts, mar
 from reconciler.core.tunnel_faults import fault
 from reconciler.core.tunnel_plan import STARTING
 from reconciler.core.tunnel_seen import Check, Ssh, TunnelSeen
-from reconciler.core.units import Endpoint, Port, Seconds
+from reconciler.core.units import Endpoint, Port, Seconds, format_duration
 from reconciler.host import host_keys, proc, processes, qemu_nbd, ssh, tunnelling
 from reconciler.host.effects import Effect, effect
 
@@ -181,7 +181,15 @@ class Dialler:
         """The questions whose answers mean something; a TCP connect through ssh always succeeds."""
         api = Endpoint(tunnel.bind, tunnel.reach.api)
         answer = tunnelling.http_get(api, ALIVE, ASK)
-        if answer.error or answer.status >= 500:
+        if answer.silent:
+            alive = format_duration(tunnel.alive_interval * (tunnel.alive_count + 1))
+            yield Check(
+                "TunnelSilent",
+                f"nothing comes back through the tunnel: {answer.error} from the hub's API through "
+                f"{api}; the link, the hub, or its API. A connection that stays so is given up "
+                f"after {alive} and dialled again",
+            )
+        elif answer.error or answer.status >= 500:
             yield Check(
                 "HubApiSilent",
                 f"the hub's API does not answer through {api}: "
@@ -213,9 +221,18 @@ class Dialler:
             yield Check("TokenUnreadable", str(error))
             return
         answer = tunnelling.http_get(api, RUNNING, ASK, token)
+        if answer.status in (401, 403) and token is not None:
+            yield Check(
+                "TokenRefused",
+                f"the hub's API does not take the token of this tunnel (HTTP {answer.status}), so "
+                f"its exports are not checked: see {tunnel.token}, and `api: tokens:` of the hub",
+            )
+            return
         if answer.error or answer.status != 200:
             why = answer.error or f"HTTP {answer.status}"
-            yield Check("", f"which exports are up is not known: {why}")
+            if answer.status in (401, 403):
+                why += ": the hub's API asks for a token: write `token: {file: …}` into the spec"
+            yield Check("", f"exports are not checked: {why}", skipped=True)
             return
         up = [port for port in exports_in(answer.body) if port in tunnel.reach.ports]
         asked = [Endpoint(tunnel.bind, port) for port in up if not clients.get(port)]

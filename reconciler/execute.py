@@ -269,7 +269,8 @@ class _OneTunnel(_Of):
         if refused:
             return Step(action, False, found.reason, found.message)
         reason = "Dialled" if isinstance(action, Dial) else "DialledAgain"
-        return Step(action, True, reason, f"pid {ssh.pid}: {action.connection()}")
+        before = "" if isinstance(action, Dial) else f"; before: {action.why}"
+        return Step(action, True, reason, f"pid {ssh.pid}: {action.connection()}{before}")
 
 
 class _OneVm(_Of):

@@ -282,6 +282,8 @@ class Source:
             shelf.moved = False
         decision = decide(replace(last.found, settled=still), ledger, self.settings.loop, now)
         told = {**decision.source, **self._fetching()}
+        if last.specs.tunnels or ledger.tunnels:
+            told["tunnels"] = sorted({one.spec.name for one in last.specs.tunnels})
         if self._answer.inventory:
             told["inventory"] = self._answer.inventory.to_source()
         decision = replace(decision, source=told)

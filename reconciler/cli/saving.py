@@ -79,6 +79,7 @@ def labels(source: Source, pruned: Ledger | None) -> dict[str, dict[str, str] | 
         found[name] = dict(applied.vm.get("labels") or {})
     found |= {one.spec.vm: {} for one in specs.runs if not one.aside}
     found |= {one.spec.name: dict(one.spec.labels) for one in specs.vms}
+    found |= {one.subject: {} for one in specs.tunnels}
     return found | dict.fromkeys(specs.refused)
 
 

@@ -118,12 +118,13 @@ def show(
     good = "ready" if ready.status == "True" else "not ready"
     click.echo(f"  {good}: {ready.reason}, for {format_duration(now - began)}")
     click.echo(f"    {ready.message}")
-    if kept := found.get("SourceUnreadable"):
+    for kept in (found[kind] for kind in tables.KEPT if kind in found):
         click.echo(f"  {tables.kept_line(kept.type, kept.reason, kept.message)}")
     for row in tunnel_json(one, actual, ledger, now)["connections"]:
         click.echo(f"  {_connection(row)}")
     for check in actual.tunnels.get(one.name, TunnelSeen()).checks:
-        click.echo(f"  {'no' if check.reason else 'ok'}: {check.message}")
+        said = "--" if check.skipped else "no" if check.reason else "ok"
+        click.echo(f"  {said}: {check.message}")
     for action in one.actions:
         click.echo(f"  {tables.SYMBOL[action.kind]:>3} {action.what()}: {action.why}")
     if holder:
@@ -148,10 +149,12 @@ def next_command(one: TunnelPlan, reason: str) -> str:
     if reason == "Paused":
         return f"reconciler resume {one.name}"
     if reason in ("HostKeyUnknown", "HostKeyMismatch"):
-        more = " --replace" if reason == "HostKeyMismatch" else ""
-        return f"reconciler tunnel trust {name}{more}, then {apply}"
+        over = reason == "HostKeyMismatch" or any("--replace" in a.why for a in one.actions)
+        return f"reconciler tunnel trust {name}{' --replace' * over}; then {apply}"
     if reason in _ON_HUB:
         return f"on the hub: reconciler doctor --only tunnel; then {apply}"
+    if reason == "TunnelSilent":
+        return "nothing, if the link is down; else on the hub: reconciler doctor"
     if reason == "HubApiSilent":
         return "on the hub: reconciler status, and systemctl status reconciler"
     if reason == "ExportSilent":
@@ -170,6 +173,7 @@ def next_command(one: TunnelPlan, reason: str) -> str:
         "SshMissing",
         "SshUsage",
         "NoCommonCipher",
+        "TokenRefused",
         "TokenUnreadable",
     ):
         return f"mend what it says, then {apply}"

@@ -197,9 +197,13 @@ def reverse(
         took = format_duration(health.took)
         yield ok(id_, title, f"{end} is held by {held}; {reply} after {took}")
         return
-    what = "what answers is no appliance that is well" if health.status else "nobody answers"
-    said = f"{end} is held by {held}; {reply}: the tunnel stands, and {what}"
-    fix = f"start the appliance's own service; if that session is a dead one: kill {held.pid}"
+    said = f"{end} is held by {held}; {reply}: "
+    fix = f"at the appliance: reconciler status; if that session is a dead one: kill {held.pid}"
+    if health.status:
+        said += "the tunnel stands, and what answers is no appliance that is well"
+        fix = "start the appliance's own service"
+    else:
+        said += "nobody answers: the appliance is down, or the link to it, or the session is dead"
     yield failed(id_, title, said, fix)
 
 
@@ -258,7 +262,7 @@ def _identity(one: Tunnel, seen: TunnelSeen, owner: str, id_: str, title: str) -
 
 _HELPS: Final = {
     "HubUnresolved": "getent hosts {host}; mend the name, or write an address",
-    "HubUnreachable": "ip route get {host}; at the hub: systemctl status ssh, ss -ltn",
+    "HubUnreachable": "getent hosts {host}; ip route; at the hub: systemctl status ssh, ss -ltn",
     "HubNotSsh": "at the hub: ss -ltnp 'sport = :{port}'",
     "SshMissing": "apt-get install openssh-client",
 }

@@ -125,9 +125,9 @@ def _denied(found: re.Match[str], tunnel: Tunnel) -> tuple[str, str]:
     return (
         "AuthenticationFailed",
         (
-            f"the hub knows {tunnel.user}'s key not ({found[0].strip()}): the authorized_keys of "
-            f"{tunnel.user} there has no line for it, or its file has wrong owners; on the hub: "
-            "reconciler doctor --only tunnel, journalctl -u ssh"
+            f"the hub does not take the key of {tunnel.user} ({found[0].strip()}): the "
+            f"authorized_keys of {tunnel.user} there has no line for it, or wrong owners; on the "
+            "hub: reconciler doctor --only tunnel, journalctl -u ssh"
         ),
     )
 

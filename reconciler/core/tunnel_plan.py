@@ -100,6 +100,8 @@ class _One:
         self.tunnel, self.seen, self.dials, self.now, self.hub = tunnel, seen, dials, now, hub
         self.kill_clients, self.healthy_after = kill_clients, healthy_after
         self.actions: list[Action] = []
+        self.moving: list[Hold] = []
+        """Why connections with other options are left alone."""
         self.name = tunnel.subject
 
     def paused(self, pause: Pause) -> None:
@@ -147,6 +149,7 @@ class _One:
 
     def wanted(self) -> None:
         chosen = {part: self.choose(part) for part in self.tunnel.parts}
+        free = True
         kept = {(line.pid, line.started) for line in chosen.values() if line}
         for line in self.seen.lines:
             if (line.pid, line.started) in kept:
@@ -158,14 +161,18 @@ class _One:
                 if double
                 else f"the tunnel has no {part} connection any more"
             )
-            self.unwanted([line], "Double" if double else "PartNotDeclared", why)
+            free &= self.unwanted([line], "Double" if double else "PartNotDeclared", why)
+        if not free:  # it has the ports that its successors need
+            return
         if self.seen.key is None:
+            why = self.seen.key_error or "no host key of the hub is pinned"
+            over = " --replace" if why.startswith("cannot use") else ""
             self.refuse(
-                "HostKeyUnknown",
-                f"{self.seen.key_error or 'no host key of the hub is pinned'}: "
-                f"reconciler tunnel trust {self.tunnel.name}",
+                "HostKeyUnknown", f"{why}: reconciler tunnel trust {self.tunnel.name}{over}"
             )
             return
+        self.moving = [held for line in chosen.values() if line and (held := self.moved(line))]
+        self.actions += self.moving
         up = [self.part(part, line) for part, line in chosen.items()]
         if all(up) and not self.actions:
             for check in self.seen.checks:
@@ -182,15 +189,14 @@ class _One:
 
     def part(self, part: str, line: Ssh | None) -> bool:
         """Plan one connection; True if it is up and as declared."""
-        tunnel, seen = self.tunnel, self.seen
-        wanted = argv(tunnel, part, self.hub, seen.identity, seen.known)
+        tunnel = self.tunnel
+        wanted = self.argv(part)
         known = self.dials.get(part) or Dialled(tunnel=tunnel.subject, part=part)
         if line is None:
             return self.missing(part, wanted, known)
         if line.argv != wanted:
-            if held := self.held(line):
-                self.actions.append(held)
-            elif self.can_dial(part, line):
+            # A hub that moved must not have one half of a tunnel, and the old one the other.
+            if not self.moving and self.can_dial(part, line):
                 cause, why = drift(line.argv, wanted)
                 self.redial(part, wanted, known, line, cause, why)
             return False
@@ -201,10 +207,10 @@ class _One:
                 why = f"pid {line.pid} does not listen after {format_duration(line.age)}"
                 self.redial(part, wanted, known, line, "NotListening", why)
             return False
-        if (known.pid, known.started) != (line.pid, line.started) and line.age < YOUNG:
+        if not known.is_of(line) and line.age < YOUNG:
             self.wait("Starting", f"its {part} connection (pid {line.pid}) is being tried")
             return False
-        if (known.pid, known.started) != (line.pid, line.started):
+        if not known.is_of(line):
             self.actions.append(
                 TakeOver(
                     vm=self.name,
@@ -219,6 +225,13 @@ class _One:
         if known.refused:
             return self.refused(part, wanted, known, line)
         return True
+
+    def argv(self, part: str) -> tuple[str, ...]:
+        return argv(self.tunnel, part, self.hub, self.seen.identity, self.seen.known)
+
+    def moved(self, line: Ssh) -> Hold | None:
+        """What keeps a connection with other options from being dialled anew."""
+        return self.held(line) if line.argv != self.argv(line.mark.part) else None
 
     def can_dial(self, part: str, line: Ssh | None) -> bool:
         """Say what is in the way of an ssh that is to be started."""
@@ -255,8 +268,7 @@ class _One:
             if soon and known.failures and not known.hurried:
                 until = known.up + pause(reason, known.failures + 1, self.name, part)
         if until > self.now:
-            left = format_duration(until - self.now)
-            self.wait(reason or "BackOff", f"{message}; dialled again in {left}", until)
+            self.wait(reason or "BackOff", f"{message}; dialled again at {stamp(until)}", until)
             return False
         if known.up:
             self.redial(part, wanted, known, None, reason, message)
@@ -283,8 +295,7 @@ class _One:
         if known.rest <= self.now and not line.clients:
             self.redial(part, wanted, known, line, "ForwardRefused", known.message)
             return False
-        left = format_duration(max(0.0, known.rest - self.now))
-        again = f"; dialled again in {left}" if known.rest > self.now else ""
+        again = f"; dialled again at {stamp(known.rest)}" if known.rest > self.now else ""
         self.wait("ForwardRefused", known.message + again, max(known.rest, self.now + 1.0))
         return False
 

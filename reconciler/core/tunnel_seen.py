@@ -31,6 +31,8 @@ class Check(Struct, frozen=True):
     reason: str
     """A CamelCase word for the layer that fails; empty: it answers as it should."""
     message: str
+    skipped: bool = False
+    """It could not be asked, which is no fault of the tunnel."""
 
 
 class TunnelSeen(Struct, frozen=True, kw_only=True):
@@ -76,6 +78,10 @@ class Dialled(Struct, frozen=True, kw_only=True):
     refused: tuple[Port, ...] = ()
     """Forwards of that ssh which the hub's sshd does not permit."""
     restarts: int = 0
+
+    def is_of(self, line: Ssh) -> bool:
+        """Whether this is remembered of that very process."""
+        return (self.pid, self.started) == (line.pid, line.started)
 
     @property
     def hurried(self) -> bool:

@@ -82,6 +82,12 @@ def conditions(one: TunnelPlan, actual: Actual, ledger: Ledger) -> list[Conditio
     held = (ledger.source.get("held") or {}).get(one.name)
     if held:
         found.append(Condition("SourceUnreadable", "True", *held))
+    if one.tunnel.up and one.tunnel.name not in ledger.source.get("tunnels", (one.tunnel.name,)):
+        message = (
+            "the watched directory declares no such tunnel any more; it stays as it was applied, "
+            f"and is dialled again: to end it: reconciler stop {one.name}"
+        )
+        found.append(Condition("PruneHeld", "True", "NoSpec", message))
     return found
 
 
@@ -106,6 +112,7 @@ def tunnel_json(one: TunnelPlan, actual: Actual, ledger: Ledger, now: Seconds) -
     for part in tunnel.parts if tunnel.up else sorted(lines):
         known = ledger.dialled.get((one.name, part), Dialled(tunnel=one.name, part=part))
         line = lines.get(part)
+        again = known.rest if known.rest > now else one.again_at
         rows.append(
             {
                 "part": part,
@@ -113,12 +120,12 @@ def tunnel_json(one: TunnelPlan, actual: Actual, ledger: Ledger, now: Seconds) -
                 "forwards": len(tunnel.ports(part)),
                 "listening": len(line.listening) if line else 0,
                 "clients": line.clients if line else 0,
-                "upSince": stamp(known.up) if line and known.up else None,
+                "upSince": stamp(known.up) if line and known.is_of(line) else None,
                 "restarts": known.restarts,
                 "failures": known.failures,
                 "refused": list(known.refused),
                 "lastFailure": known.reason or None,
-                "nextTry": stamp(known.rest) if known.rest > now else None,
+                "nextTry": stamp(again) if line is None and again > now else None,
             }
         )
     return {

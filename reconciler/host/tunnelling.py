@@ -39,6 +39,8 @@ class Answer(Struct, frozen=True):
     body: bytes = b""
     error: str = ""
     """Why there is no answer; empty: there is."""
+    silent: bool = False
+    """Nothing came in time, not even an end."""
 
 
 def http_get(to: Endpoint, path: str, timeout: Seconds, token: Secret | None = None) -> Answer:
@@ -64,7 +66,7 @@ def http_get(to: Endpoint, path: str, timeout: Seconds, token: Secret | None = N
                     break
     except TimeoutError:
         got = f" after {len(data)} bytes" if data else ""
-        return Answer(error=f"no answer within {timeout:g} s{got}")
+        return Answer(error=f"no answer within {timeout:g} s{got}", silent=not data)
     except ConnectionResetError:
         pass  # ssh's way to close what was not read
     except OSError as error:

@@ -32,7 +32,7 @@ from reconciler.core.tunnel import (
 from reconciler.core.tunnel_faults import fault
 from reconciler.core.tunnel_plan import CAUTION, PATIENCE, pause
 from reconciler.core.tunnel_seen import Check, Dialled, Ssh, TunnelSeen
-from reconciler.core.tunnel_status import conditions
+from reconciler.core.tunnel_status import conditions, tunnel_json
 from reconciler.core.units import Endpoint, PortRange, Seconds
 from reconciler.execute import Step, execute
 from tests.core.builders import HUB, NOW, a_settings
@@ -576,3 +576,49 @@ def test_of_a_split_tunnel_in_use_no_half_is_hung_up() -> None:
     lines = (a_line(tunnel, CONTROL), a_line(tunnel, DATA, pid=101, clients=2))
     assert kinds(planned(tunnel, *lines)) == [("hold", "InUse")]
     assert kinds(planned(tunnel, *lines, kill_clients=True)) == [("stop", "Down")] * 2
+
+
+def test_a_split_tunnel_in_use_moves_whole_or_not_at_all() -> None:
+    tunnel = a_tunnel(split=True)
+    before = a_tunnel(split=True, host="old.example")
+    lines = (a_line(before, CONTROL), a_line(before, DATA, pid=101, clients=2))
+    assert kinds(planned(tunnel, *lines)) == [("hold", "InUse")]
+    quiet = tuple(replace(one, clients=0) for one in lines)
+    assert kinds(planned(tunnel, *quiet)) == [("restart", "ArgvChanged")] * 2
+
+
+def test_what_has_the_ports_of_its_successors_is_waited_for() -> None:
+    whole = a_line(a_tunnel(), clients=1)
+    assert kinds(planned(a_tunnel(split=True), whole)) == [("hold", "InUse")]
+
+
+def test_a_rest_is_told_by_its_end_and_a_time_of_another_process_is_not_told() -> None:
+    tunnel = a_tunnel()
+    record = a_record(up=0.0, failures=1, rest=NOW + 8, reason="HubUnreachable", message="no")
+    one, two = (planned(tunnel, records=(record,), now=now) for now in (NOW, NOW + 3))
+    assert first(one).why == first(two).why
+    ledger = Ledger(hub=HUB, state_id="s", dialled={(NAME, WHOLE): a_record()})
+    for pid, told in ((100, True), (101, False)):
+        line = a_line(tunnel, pid=pid)
+        actual = Actual(tunnels={NAME: TunnelSeen(lines=(line,), key=KEY)}, lines=(line,))
+        plan_ = planned(tunnel, line, records=(a_record(),))
+        (row,) = tunnel_json(plan_.tunnels[0], actual, ledger, NOW)["connections"]
+        assert (row["upSince"] is not None) is told
+
+
+def test_a_tunnel_that_the_watched_directory_does_not_name_says_so() -> None:
+    found = planned(a_tunnel(), a_line(a_tunnel()), records=(a_record(),)).tunnels[0]
+    for source, told in (({}, False), ({"tunnels": ["hub-a"]}, False), ({"tunnels": []}, True)):
+        ledger = Ledger(hub=HUB, state_id="s", source=source)
+        kept = [c for c in conditions(found, Actual(), ledger) if c.type == "PruneHeld"]
+        assert bool(kept) is told
+        assert all("reconciler stop tunnel/hub-a" in one.message for one in kept)
+
+
+def test_a_host_key_that_is_no_key_is_replaced_by_order() -> None:
+    for error, command in (
+        ("there is no /k", "hub-a"),
+        ("cannot use the host key in /k", "hub-a --replace"),
+    ):
+        found = planned(a_tunnel(), key=None, key_error=error)
+        assert first(found).why.endswith(f"reconciler tunnel trust {command}")

@@ -108,7 +108,7 @@ NGINX = Holder(pid=8, name="nginx")
     [
         (None, FINE, "failed", "nobody listens on 127.0.0.1:9081"),
         (SESSION, FINE, "ok", "held by sshd (pid 7, user tunnel, from 198.51.100.7:40000, since "),
-        (SESSION, SILENT, "failed", "no answer in time: the tunnel stands, and nobody answers"),
+        (SESSION, SILENT, "failed", "no answer in time: nobody answers"),
         (SESSION, Health(status=404), "failed", "no appliance that is well"),
         (NGINX, FINE, "ok", "nginx (pid 8) of this machine answers itself"),
         (NGINX, SILENT, "failed", "held by nginx (pid 8), which is no sshd"),

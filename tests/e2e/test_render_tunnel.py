@@ -416,7 +416,7 @@ def test_doctor_names_what_a_running_sshd_gets_wrong(lab: Lab) -> None:
         # Nobody is behind the reverse port; the session that holds it is named, and how to end it.
         held = checks["tunnel.site-a.reverse"]
         assert held["status"] == "failed"
-        assert "the tunnel stands, and nobody answers" in held["observed"]
+        assert "nobody answers: the appliance is down, or the link to it" in held["observed"]
         pid = int(held["fix"].rpartition("kill ")[2])
         assert f"(pid {pid}, user {USER}" in held["observed"]
         assert checks["tunnel.site-a.reverse.open"]["status"] == "warning"

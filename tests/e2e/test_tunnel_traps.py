@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from reconciler.core.tunnel import Reach, Tunnel
 from reconciler.core.tunnel_faults import fault
@@ -300,3 +301,38 @@ def test_ssh_of_a_smaller_range_is_a_restart_in_the_plan(lab: Lab, sna: Site) ->
     assert sna.json("plan")["changes"][0]["cause"] == "HostKeyChanged"
     assert tunnel(sna)["connections"][0]["pid"] == before, "a plan changes nothing"
     assert Reach().ports == PortRange(10100, 10200)
+
+
+def test_a_token_that_the_hub_does_not_take_is_said_and_one_that_is_missing_too(
+    lab: Lab, sna: Site
+) -> None:
+    lab.answering()
+    line = (
+        "import http.server as h\n"
+        "class H(h.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(401 if 'backups' in self.path else 200)\n"
+        "        self.send_header('Content-Length', '0'); self.end_headers()\n"
+        "    def log_message(self, *_): pass\n"
+        "h.HTTPServer(('127.0.0.1', 8090), H).serve_forever()"
+    )
+    lab.run_in(lab.hub_ns, [sys.executable, "-c", line])
+    until(lambda: lab.connects(lab.hub_ns, 8090), "the API")
+    lab.sshd.policy = policy(replace(lab.reach, api=8090))
+    lab.sshd.restart()
+    lab.tunnel(sna, forward={"api": 8090})
+    sna.apply()
+    assert "--: exports are not checked: HTTP 401" in sna.run("explain", "tunnel/hub-a")
+    token = sna.folder / "token"
+    token.write_text("a-token-of-sixteen-characters\n")
+    lab.tunnel(sna, forward={"api": 8090}, token={"file": str(token)})
+    said = sna.apply(code=3)
+    assert ready(sna) == ("False", "TokenRefused")
+    assert "a-token-of-sixteen" not in said + sna.run("explain", "tunnel/hub-a")
+
+
+def test_a_way_on_which_nothing_comes_back_is_not_the_hubs_fault(lab: Lab, sna: Site) -> None:
+    lab.answering()
+    sna.apply()
+    lab.cut()
+    assert ready(sna) == ("False", "TunnelSilent")
