@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from pytest_httpserver import HTTPServer
@@ -199,7 +199,7 @@ def test_bytes_that_nobody_asked_for_are_no_answer() -> None:
     def serve() -> None:
         for _ in range(2):
             client, _ = listener.accept()
-            with client:
+            with client, suppress(ConnectionResetError):
                 while data := client.recv(65536):
                     seen.append(data)
                     client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
