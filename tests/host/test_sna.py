@@ -199,7 +199,7 @@ def test_bytes_that_nobody_asked_for_are_no_answer() -> None:
     def serve() -> None:
         for _ in range(2):
             client, _ = listener.accept()
-            with client, suppress(ConnectionResetError):
+            with client, suppress(ConnectionError):
                 while data := client.recv(65536):
                     seen.append(data)
                     client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -218,7 +218,7 @@ def test_bytes_that_nobody_asked_for_are_no_answer() -> None:
         answer = line.start(REQUEST, Secret("x"))
     thread.join(5)
     assert answer.body == "ok"
-    assert [data.split(b" ", 1)[0] for data in seen] == [b"GET", b"POST"]
+    assert (b"".join(seen).count(b"GET /"), b"".join(seen).count(b"POST /")) == (1, 1)
 
 
 @pytest.mark.parametrize(
