@@ -30,13 +30,7 @@ from msgspec.structs import replace
 from reconciler.beside import Observers, Reading, Source, Watch
 from reconciler.core.actions import Action
 from reconciler.core.actual import Actual, Server
-from reconciler.core.ahead import (
-    ahead,
-    asked_since,
-    waits_for_a_place,
-    waits_for_sna,
-    waits_to_reach,
-)
+from reconciler.core.ahead import ahead, asked_since, waits_to_reach
 from reconciler.core.appliances import Health, trouble
 from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
@@ -48,6 +42,7 @@ from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.requests import unlike
 from reconciler.core.settings import Settings
 from reconciler.core.source import read_well, stale_told
+from reconciler.core.standing import Standing, Trait
 from reconciler.core.status import Condition
 from reconciler.core.tunnel import PREFIX, Tunnel
 from reconciler.core.tunnel_plan import TunnelPlan
@@ -181,7 +176,7 @@ class Daemon:
         """Plans are made one after the other, so that no two give away one port or place."""
         self.flights: dict[str, VmPlan] = {}
         """VM → the plan that is being carried out for it."""
-        self.last: dict[str, VmPlan] = {}
+        self.last = Standing()
         """VM → its plan as it was seen last."""
         self.tunnels: dict[str, TunnelPlan] = {}
         """The same of tunnels: `tunnel/NAME` → its plan."""
@@ -530,14 +525,15 @@ class Daemon:
         if gone:
             self.observers.gone(self.store, gone, time.time())
         for name in gone:
-            self.last.pop(name, None)
+            with self._mutex:
+                self.last.pop(name)
             self.tunnels.pop(name, None)
             self._wanted.pop(name, None)
             self._at_rest.pop(name, None)
 
     def _noted(self, one: VmPlan) -> None:
         with self._mutex:
-            self.last[one.name] = one
+            self.last.put(one)
             self._looks[one.name] += 1
 
     def _again_after_failure(self, name: str) -> None:
@@ -567,7 +563,7 @@ class Daemon:
     def _kick_waiting(self) -> None:
         """Something was given back: who waits for a place looks again, longest waiting first."""
         with self._mutex:
-            waiting = [one for one in self.last.values() if waits_for_a_place(one)]
+            waiting = self.last.those(Trait.FOR_A_PLACE)
         for one in sorted(waiting, key=asked_since):
             self.kick(one.name, Priority.CRASHED)
 
@@ -739,11 +735,7 @@ class Daemon:
     def _older(self, desired: Desired, ledger: Ledger) -> list[VmPlan]:
         """Who waits for a place at an SNA and has done so for longer than these VMs."""
         with self._mutex:
-            waiting = [
-                one
-                for one in self.last.values()
-                if one.name not in desired.vms and waits_for_sna(one)
-            ]
+            waiting = [one for one in self.last.those(Trait.FOR_SNA) if one.name not in desired.vms]
         if not waiting:
             return []
         calls = [ledger.latest(vm.name, vm.run) for vm in desired.vms.values()]
@@ -758,7 +750,8 @@ class Daemon:
 
     def news(self, planned: Plan) -> list[Action]:
         """What stands in the way and did not when we looked last."""
-        return news(planned, {**self.last, **self.tunnels})
+        before = {one.name: known for one in planned.vms if (known := self.last.get(one.name))}
+        return news(planned, {**before, **self.tunnels})
 
     # -- the source
 
@@ -895,12 +888,13 @@ class Daemon:
         desired = desired.only({one.name for one in calm})
         work.note_clients(self.store, desired, ledger, actual, now)
         todo = {one.name for one in worth(planned, ()).vms}
-        unnoted = work.unnoted(desired, ledger) if self.ready else set(desired.vms)
-        kicked = {
-            one.name
-            for one in calm
-            if one.name in todo or (one.name in unnoted and self.is_declared(one.name))
-        }
+        unsure = set(work.unnoted(desired, ledger)) if self.ready else set(desired.vms)
+        unsure = {name for name in unsure if self.is_declared(name)}
+        # Where nothing is to be done and nothing stands in the way, a worker finds no more.
+        plain = {one.name for one in calm if not one.actions and one.name not in ledger.failures}
+        kicked = todo | (unsure - plain)
+        if unsure & plain:
+            work.note(self.store, desired.only(unsure & plain), ledger)
         left = tuple(one for one in calm if one.name not in kicked)
         work.write_down(self.store, hands, replace(planned, vms=left, tunnels=()), (), set())
         for one in calm:
@@ -954,7 +948,7 @@ class Daemon:
             if self._inherited is None:
                 accepted = (call for call in ledger.open if call.state is CallState.ACCEPTED)
                 self._inherited = {call.job_id for call in accepted}
-            asking = {one.call.job_id for one in self.last.values() if one.asks and one.call}
+            asking = {one.call.job_id for one in self.last.those(Trait.ASKS) if one.call}
             asked = questions(self.settings, ledger, also=asking | self._inherited)
             for sna in [sna for sna in self._polls if sna not in asked]:
                 del self._polls[sna]
@@ -973,7 +967,7 @@ class Daemon:
         if when is None or when > now:
             return
         with self._mutex:
-            waiting = {one.vm.sna for one in self.last.values() if waits_to_reach(one)}
+            waiting = {one.vm.sna for one in self.last.those(Trait.TO_REACH)}
         for sna in self.reach.take(waiting):
             self.thread(f"health {sna}", partial(self._poll_one, sna), may_end=True)
 
@@ -993,9 +987,7 @@ class Daemon:
             why = trouble(sna, found.url if found else "", health)
             self.observers.said("cannot reach an SNA", sna=sna, error=why)
         with self._mutex:
-            waiting = [
-                one for one in self.last.values() if one.vm.sna == sna and waits_to_reach(one)
-            ]
+            waiting = [one for one in self.last.those(Trait.TO_REACH) if one.vm.sna == sna]
         for one in sorted(waiting, key=asked_since):
             self.kick(one.name, Priority.CRASHED)
 
@@ -1047,11 +1039,8 @@ class Daemon:
     def counts(self) -> str:
         """The state of the hub in a few words."""
         with self._mutex:
-            plans = list(self.last.values())
-        up = sum(len(one.ports) for one in plans)
-        waiting = sum(any(a.kind == "wait" for a in one.actions) for one in plans)
-        held = sum(any(a.kind in ("hold", "refuse") for a in one.actions) for one in plans)
-        words = [f"{len(plans)} VMs", f"{up} exports"]
+            words = [f"{len(self.last)} VMs", f"{self.last.exports} exports"]
+            waiting, held = self.last.count(Trait.WAITS), self.last.count(Trait.HELD)
         words += [f"{waiting} waiting"] if waiting else []
         words += [f"{held} held"] if held else []
         return ", ".join(words)
