@@ -186,6 +186,8 @@ class Daemon:
         """Whether the SNAs are well for which runs are to begin."""
         self.unread = threading.Event()
         """The source is to be read."""
+        self.whole = True
+        """All of the source is to be looked at, not only the files that were heard of."""
         self.due = threading.Event()
         """A resync is to be made."""
         self.first: set[str] | None = None
@@ -231,6 +233,11 @@ class Daemon:
         if added:
             self.observers.added(depth)
         self.wake()
+
+    def reread(self) -> None:
+        """Look at all of the source, whatever was heard of it."""
+        self.whole = True
+        self.unread.set()
 
     def wake(self) -> None:
         """The main thread has something to look at."""
@@ -695,8 +702,7 @@ class Daemon:
         reading = self.reading
         assert reading is not None
         version = (
-            reading.revision.digest,  # a place in a file moves with what is written around it
-            reading.digest_of(name),
+            reading.version_of(name),
             self.settings,
             ledger.version_of(name),
         )
@@ -759,7 +765,8 @@ class Daemon:
         self.unread.set()
         while not self.stopping.is_set():  # asked again here: to settle drops what stop() set
             again = self.reading.again if self.reading else None
-            self.unread.wait(None if again is None else max(0.05, again - time.time()))
+            if not self.unread.wait(None if again is None else max(0.05, again - time.time())):
+                self.whole = True  # it is the clock that asks for another look
             if self.stopping.is_set():
                 return
             self._settle()
@@ -776,13 +783,16 @@ class Daemon:
 
     def read(self) -> None:
         """Read the source, and look at every VM of which it says something new."""
-        try:
-            self.watch.arm(self.source.watched())  # before reading: what comes meanwhile is seen
-        except HostError as error:  # then a resync finds what is saved
-            self.observers.said("cannot watch all of the source", error=str(error))
+        paths = None if self.whole or self.reading is None else self.watch.files()
+        if paths is None:
+            self.whole = False
+            try:  # before reading: what comes meanwhile is seen
+                self.watch.arm(self.source.watched())
+            except HostError as error:  # then a resync finds what is saved
+                self.observers.said("cannot watch all of the source", error=str(error))
         try:
             before, ledger = self.reading, self.store.ledger()
-            reading = self.source.read(ledger, time.time())
+            reading = self.source.read(ledger, time.time(), paths)
             reading.note(self.store, self.command, time.time())
         except HostError as error:
             self.observers.said("cannot read the source", error=str(error))
@@ -796,16 +806,12 @@ class Daemon:
         self.observers.sourced(
             time.time() if good else None, reading.source.get("revision", {}).get("name", "")
         )
-        names = {*reading.vms, *(before.vms if before else ())}
-        changed = [
-            name
-            for name in sorted(names)
-            if before is None or reading.digest_of(name) != before.digest_of(name)
-        ]
         if before is None:
             self.due.set()
             return
-        for name in changed:
+        names = {*reading.vms, *before.vms}
+        changed = [name for name in names if reading.digest_of(name) != before.digest_of(name)]
+        for name in sorted(changed):
             self.kick(name, Priority.CHANGED)
 
     # -- the resync
@@ -822,7 +828,7 @@ class Daemon:
     def resync(self) -> None:
         """A whole look: at every process once, and at every VM, in slices."""
         if self.first is not None:
-            self.unread.set()  # what no event tells of, such as a remote file system's files
+            self.reread()  # what no event tells of, such as a remote file system's files
         moved = self.roster.look()
         for vm in moved if self.first is not None else ():
             self.kick(vm, Priority.CRASHED)
@@ -1065,10 +1071,9 @@ class Daemon:
             self.observers.said("this takes a restart", changed=", ".join(moved))
         self.settings = replace(fresh, hub=was.hub, state=was.state, listen=was.listen)
         self.source = self.make_source(self.settings)
-        self.reading = None if self.reading is None else self.reading
         self.reach.forget()
         self.observers.said("the config was taken")
-        self.unread.set()
+        self.reread()
         for name in self.managed(self.store.ledger()):
             self.kick(name, Priority.CHANGED)
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
-from reconciler.core.call import Call, CallEvent, CallState, ImpossibleStepError
+from reconciler.core.call import CallEvent, CallState, ImpossibleStepError
 from reconciler.core.ledger import Declaration, Lease, Ledger, Pause
 from reconciler.core.tunnel_seen import Dialled
 from reconciler.host.store import Event, Store, StoreError, read
