@@ -1,4 +1,4 @@
-"""A saved file costs what is in it, whatever lies beside it; and comes to what a whole look does."""
+"""A saved file costs what is in it, whatever lies beside it; it comes to what a whole look does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from reconciler import source as module
 from reconciler.core import desired, joined, spec_files
-from reconciler.core.template import is_template
+from reconciler.host import files
 from reconciler.source import Source
 from tests.host.watched import Site, spec, vm
 
@@ -115,15 +115,13 @@ class Counts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.found: dict[str, int] = {}
         for where, name in (
-            (module.files, "read"),
-            (module.files, "signature"),
-            (module.files, "listing"),
+            (files, "read"),
+            (files, "signature"),
+            (files, "listing"),
             (spec_files, "read_file"),
-            (spec_files, "is_template"),
             (desired, "_definite"),
         ):
             self.count(monkeypatch, where, name)
-        assert is_template is not spec_files.is_template
 
     def count(self, monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> None:
         inner = getattr(where, name)
