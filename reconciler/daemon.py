@@ -36,6 +36,7 @@ from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
+from reconciler.core.inquiries import Inquiries
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, news, plan
 from reconciler.core.queue import Item, Priority, Queue
@@ -214,6 +215,9 @@ class Daemon:
         self._resynced = self._beaten = time.monotonic()
         self._polls: dict[str, Seconds] = {}
         self._polling: set[str] = set()
+        self._inquiries = Inquiries()
+        self._poll_at: Seconds = 0.0
+        """When SNAs are to be asked next; 0: that is to be reckoned anew, as something moved."""
         self._inherited: set[str] | None = None
         """Jobs that were accepted before we began, and that their SNA was not asked about since: it
         may have said while nobody listened how they ended. None: we have only begun."""
@@ -395,7 +399,7 @@ class Daemon:
         if self._signals and self._signals[-1] == signal.SIGHUP:
             return 0.0
         with self._mutex:
-            times = [beaten + self.beat_every, *self._polls.values()]
+            times = [beaten + self.beat_every, self._poll_at]
             if (reach_at := self.reach.next_at()) is not None:
                 times.append(reach_at)
             if (next_at := self._queue.next_at()) is not None:
@@ -546,6 +550,7 @@ class Daemon:
         with self._mutex:
             self.last.put(one)
             self._looks[one.name] += 1
+            self._poll_at = 0.0
 
     def _again_after_failure(self, name: str) -> None:
         with self._mutex:
@@ -979,13 +984,21 @@ class Daemon:
             if self.first:
                 return
             self.ready = True
+            self._poll_at = 0.0
         self.observers.ready(self.counts())
         self.due.set()  # so that the figures are of what the first pass made of it
 
     # -- the appliances
 
     def _poll_snas(self, now: Seconds) -> None:
-        """Ask each SNA for which it is time, in a thread of its own."""
+        """Ask each SNA for which it is time, in a thread of its own.
+
+        Who is to be asked is reckoned when a VM was looked at, and with each beat; not with each
+        turn of the loop, which a heal has some of.
+        """
+        if now < self._poll_at:
+            return
+        self._poll_at = now + self.beat_every  # what moves from here on sets it back
         if not self.ready:
             return
         ledger = self.store.ledger()
@@ -993,18 +1006,33 @@ class Daemon:
             if self._inherited is None:
                 accepted = (call for call in ledger.open if call.state is CallState.ACCEPTED)
                 self._inherited = {call.job_id for call in accepted}
-            asking = {one.call.job_id for one in self.last.those(Trait.ASKS) if one.call}
-            asked = questions(self.settings, ledger, also=asking | self._inherited)
+            snas = self.settings.snas
+            asking = [one.call for one in self.last.those(Trait.ASKS) if one.call]
+            jobs = {call.job_id for call in asking}
+            asked = questions(self.settings, ledger, also=jobs | self._inherited)
+            # Only the word of an SNA that ends nothing can wait.
+            self._inquiries.keep(
+                call.job_id
+                for call in asking
+                if call.sna in snas and not snas[call.sna].reports_end
+            )
             for sna in [sna for sna in self._polls if sna not in asked]:
                 del self._polls[sna]
             for sna, calls in asked.items():
-                when = self._polls.setdefault(sna, now)
-                if when <= now and sna not in self._polling:
-                    self._polls[sna] = now + self.settings.snas[sna].poll
-                    self._polling.add(sna)
-                    threading.Thread(
-                        target=self._ask, args=(sna, calls), name=f"sna {sna}", daemon=True
-                    ).start()
+                times = [(self._inquiries.again_at(call.job_id), call) for call in calls]
+                when = max(self._polls.get(sna, 0.0), min(at for at, _ in times))
+                if sna in self._polling:
+                    continue  # it is reckoned again when it has answered
+                if when > now:
+                    self._poll_at = min(self._poll_at, when)
+                    continue
+                poll = snas[sna].poll
+                self._polls[sna] = now + poll
+                self._polling.add(sna)
+                due = [call for at, call in times if at <= now]
+                threading.Thread(
+                    target=self._ask, args=(sna, due, poll), name=f"sna {sna}", daemon=True
+                ).start()
 
     def _poll_health(self, now: Seconds) -> None:
         """Ask each SNA for which runs wait whether it is well again, when it is time."""
@@ -1036,9 +1064,10 @@ class Daemon:
         for one in sorted(waiting, key=asked_since):
             self.kick(one.name, Priority.CRASHED)
 
-    def _ask(self, sna: str, calls: Collection[Call]) -> None:
+    def _ask(self, sna: str, calls: Collection[Call], poll: Seconds) -> None:
         try:
             found = self.hands(self.command, asks=True).asked(sna, list(calls))
+            now = time.monotonic()
             for call in calls:
                 report = found.get(call.job_id)
                 if report is None:
@@ -1047,6 +1076,9 @@ class Daemon:
                     self._inherited.discard(call.job_id)
                 before = self.reports.get(call.job_id)
                 self.reports[call.job_id] = report
+                with self._mutex:
+                    stale_after = self.settings.loop.stale_after
+                    self._inquiries.answered(call.job_id, report, now, poll, stale_after)
                 if call.state is not CallState.ACCEPTED or report != before:
                     self.kick(call.vm, Priority.CRASHED)
             open_jobs = {call.job_id for call in self.store.ledger().open}
@@ -1059,6 +1091,7 @@ class Daemon:
         finally:
             with self._mutex:
                 self._polling.discard(sna)
+                self._poll_at = 0.0
             self.wake()
 
     # -- for people

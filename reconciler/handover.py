@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -257,8 +258,10 @@ class Line:
         self.sock.close()
 
 
-_TO_DAEMON: Final = msgspec.msgpack.Decoder(ToDaemon)
-_FROM_DAEMON: Final = msgspec.msgpack.Decoder(FromDaemon)
+@cache
+def _decoder(said: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Who reads what one half says. Made where a daemon is spoken to: it takes 3 ms."""
+    return msgspec.msgpack.Decoder(said)
 
 
 @contextlib.contextmanager
@@ -410,12 +413,12 @@ def found(directory: Path) -> Line | None:
         sock.close()  # no socket, or one that nobody listens on any more
         return None
     sock.settimeout(None)
-    return Line(sock, _FROM_DAEMON)
+    return Line(sock, _decoder(FromDaemon))
 
 
 def accepted(sock: socket.socket) -> Line:
     """The daemon's end of a new conversation."""
-    return Line(sock, _TO_DAEMON)
+    return Line(sock, _decoder(ToDaemon))
 
 
 def until(deadline: Seconds, done: Callable[[], bool]) -> bool:

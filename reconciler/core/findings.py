@@ -41,48 +41,46 @@ RULES: Final[Mapping[str, str]] = {
 WARNINGS: Final = frozenset({"disks-unverified", "no-effect", "no-run", "superseded"})
 """Rules that find nothing that is wrong, but what somebody should know."""
 
-_BY_SUMMARY: Final = tuple(
-    (rule, re.compile(pattern))
-    for rule, pattern in (
-        ("yaml", r"cannot read this as YAML|cannot use the tag !!|cannot use this as a key"),
-        ("yaml", r"^cannot read .* as !!|cannot merge this|alias holds itself"),
-        ("template", r"cannot read .*\{\{|cannot read the pattern|cannot repeat this"),
-        ("limit", r"cannot read this: |more than [\d,]+ (characters|values)"),
-        ("unreadable", r"^(the inventory: )?cannot read |cannot be read (now|and)"),
-        ("duplicate-key", r"is written twice"),
-        ("duplicate-vm", r"is declared twice"),
-        ("duplicate-disk", r"two disks (have|with) |has two disks "),
-        ("secret-in-place", r"a secret is never written in place|URL with a password in it"),
-        # What stands there may be a password, a private key, or what was to be encrypted.
-        ("secret-in-place", r"this URL cannot be read|is a private key|secret encrypt` prints"),
-        ("template", r"cannot evaluate|go round in a circle|cannot be used in \{\{|`when` must"),
-        (
-            "template",
-            r"a list to loop over|cannot be a variable|cannot look up|^loop_var|`loop_var`",
-        ),
-        (
-            "contradiction",
-            r"but the run is full|`of` names what|a restore makes no backup|no images",
-        ),
-        ("contradiction", r" is asked for, but "),
-        ("limit", r"at most [\d,]+|has more than|declares more than|the expressions of "),
-        ("inventory-mismatch", r"the inventory knows .*One snapshot"),
-        ("inventory-unknown", r"the inventory .*(does not know|knows no)|that can be read"),
-        ("disks-unverified", r"\(DisksUnverified\)"),
-        ("no-run", r"no run is asked for"),
-        ("unknown-key", r"unknown key "),
-        ("missing-key", r"the key '.*' is missing|is empty: write|names no |needs its `image`"),
-        ("missing-key", r"is not known, and|has no size|either `of:"),
-        ("unknown-name", r"is not in the config|there is no VM "),
-        ("clash", r", as has VM |, written by VM "),
-        ("not-a-backup", r"not a backup|no completed run"),
-        ("superseded", r"supersedes it"),
-        ("bad-value", r"expected one of "),
-        ("wrong-type", r"expected .*, found "),
-        ("config", r"cannot use .* for hub"),
-    )
+_BY_SUMMARY: Final = (
+    ("yaml", r"cannot read this as YAML|cannot use the tag !!|cannot use this as a key"),
+    ("yaml", r"^cannot read .* as !!|cannot merge this|alias holds itself"),
+    ("template", r"cannot read .*\{\{|cannot read the pattern|cannot repeat this"),
+    ("limit", r"cannot read this: |more than [\d,]+ (characters|values)"),
+    ("unreadable", r"^(the inventory: )?cannot read |cannot be read (now|and)"),
+    ("duplicate-key", r"is written twice"),
+    ("duplicate-vm", r"is declared twice"),
+    ("duplicate-disk", r"two disks (have|with) |has two disks "),
+    ("secret-in-place", r"a secret is never written in place|URL with a password in it"),
+    # What stands there may be a password, a private key, or what was to be encrypted.
+    ("secret-in-place", r"this URL cannot be read|is a private key|secret encrypt` prints"),
+    ("template", r"cannot evaluate|go round in a circle|cannot be used in \{\{|`when` must"),
+    (
+        "template",
+        r"a list to loop over|cannot be a variable|cannot look up|^loop_var|`loop_var`",
+    ),
+    (
+        "contradiction",
+        r"but the run is full|`of` names what|a restore makes no backup|no images",
+    ),
+    ("contradiction", r" is asked for, but "),
+    ("limit", r"at most [\d,]+|has more than|declares more than|the expressions of "),
+    ("inventory-mismatch", r"the inventory knows .*One snapshot"),
+    ("inventory-unknown", r"the inventory .*(does not know|knows no)|that can be read"),
+    ("disks-unverified", r"\(DisksUnverified\)"),
+    ("no-run", r"no run is asked for"),
+    ("unknown-key", r"unknown key "),
+    ("missing-key", r"the key '.*' is missing|is empty: write|names no |needs its `image`"),
+    ("missing-key", r"is not known, and|has no size|either `of:"),
+    ("unknown-name", r"is not in the config|there is no VM "),
+    ("clash", r", as has VM |, written by VM "),
+    ("not-a-backup", r"not a backup|no completed run"),
+    ("superseded", r"supersedes it"),
+    ("bad-value", r"expected one of "),
+    ("wrong-type", r"expected .*, found "),
+    ("config", r"cannot use .* for hub"),
 )
-"""The first that matches says the rule of a finding that does not carry one."""
+"""The first that matches says the rule of a finding that does not carry one. Each is compiled where
+there is a finding, not by every command."""
 
 _MEANT: Final = re.compile(r"; (did you mean (?:'(?:[^'\\]|\\.)*'|\"[^\"]*\")\?)")
 _ADVICE: Final = re.compile(
@@ -139,7 +137,7 @@ def rule_of(diagnostic: Diagnostic) -> str:
     if diagnostic.rule:
         return diagnostic.rule
     for rule, pattern in _BY_SUMMARY:
-        if pattern.search(diagnostic.summary):
+        if re.search(pattern, diagnostic.summary):
             return rule
     return "bad-value"
 

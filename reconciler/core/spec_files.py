@@ -7,7 +7,7 @@ others stand.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -31,9 +31,6 @@ from reconciler.core.spec import (
 )
 from reconciler.core.template import MAX_LOOP, TemplateError, is_template
 from reconciler.core.tunnel import PREFIX
-from reconciler.core.tunnel_spec import DeclaredTunnel, TunnelSpec
-from reconciler.core.tunnel_spec import clashes as tunnel_clashes
-from reconciler.core.tunnel_spec import contradictions as tunnel_contradictions
 from reconciler.core.variables import (
     EXTRA,
     GROUP_NAMES,
@@ -46,6 +43,9 @@ from reconciler.core.variables import (
     VariableError,
     names_of,
 )
+
+if TYPE_CHECKING:  # it is imported where a file has a tunnel: its models cost 3 ms
+    from reconciler.core.tunnel_spec import DeclaredTunnel
 
 MAX_DECLARED: Final = 1_000_000
 """Values in all VMs of one file, loops followed, defaults filled in. 10,000 VMs of 10 disks hold
@@ -65,17 +65,21 @@ _REQUESTS: Final = ("vars", "runs")
 """What may stand in a file of requests: it asks for runs and declares nothing."""
 _ITEM: Final = ("loop", "loop_var", "when", "vars", "groups")
 """What may stand beside the keys of a VM or a run, and is no part of it."""
-_MODELS: Final[Mapping[str, type[Strict]]] = {
-    "vms": VmSpec,
-    "runs": RunSpec,
-    "tunnels": TunnelSpec,
-}
 _DEFAULTS: Final = (
     *(field.alias or name for name, field in VmSpec.model_fields.items() if name != "name"),
     "groups",
 )
 
 _Model = TypeVar("_Model", bound=Strict)
+
+
+def _model_of(path: Path) -> type[Strict]:
+    """What stands at a place of a file of specs."""
+    if path[0] == "tunnels":
+        from reconciler.core.tunnel_spec import TunnelSpec
+
+        return TunnelSpec
+    return RunSpec if path[0] == "runs" else VmSpec
 
 
 class Found(Struct, frozen=True):
@@ -142,7 +146,11 @@ def join(files: Sequence[Found]) -> Specs:
         )
     used = {name: one for name, one in first.items() if name not in doubled}
     tunnels = [one for file in files for one in file.tunnels]
-    twice = list(tunnel_clashes(tunnels)) if len(tunnels) > 1 else []
+    twice: list[Diagnostic] = []
+    if len(tunnels) > 1:
+        from reconciler.core.tunnel_spec import clashes
+
+        twice += clashes(tunnels)
     diagnostics += twice
     doubled |= {one.vm for one in twice}
     return Specs(
@@ -208,10 +216,12 @@ class _Reading:
             match one:
                 case Declared():
                     problems, name = list(contradictions(one)), one.spec.name
-                case DeclaredTunnel():
-                    problems, name = list(tunnel_contradictions(one)), one.subject
                 case Asked():
                     continue
+                case _:
+                    from reconciler.core import tunnel_spec
+
+                    problems, name = list(tunnel_spec.contradictions(one)), one.subject
             self.diagnostics |= dict.fromkeys(problems)
             if problems:
                 self.refused.add(name)
@@ -579,6 +589,8 @@ class _Part:
                 yield Asked(spec, self.document, path, self.reading.aside)
 
     def tunnel(self, item: object, path: Path, base: Frame) -> Iterator[DeclaredTunnel]:
+        from reconciler.core.tunnel_spec import DeclaredTunnel, TunnelSpec
+
         if not isinstance(item, dict):
             found = described(item)
             self.unusable(f"expected a tunnel with at least a name, found {found}", *path)
@@ -619,7 +631,7 @@ class _Part:
                 if self.wanted(condition, path, before):
                     self.reading.lost = True
                     self.failed(error, *path, key)
-                    self.misspelt(item, path, _MODELS.get(str(path[0]), VmSpec))
+                    self.misspelt(item, path, _model_of(path))
                 continue
             scope = self.scope_of(name, fixed, own, path, before, groups)
             if scope is not None and self.wanted(condition, path, scope):

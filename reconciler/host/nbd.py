@@ -1,6 +1,6 @@
 """NBD handshake: export name, size, flags, description, of many servers at once, by a deadline.
 
-The protocol is a generator that is fed bytes and says what to send; a selector drives any number
+The protocol is a generator that is fed bytes and says what to send; one poll(2) drives any number
 of them. Source: the NBD protocol, doc/proto.md, "fixed newstyle negotiation".
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
+import select
 import socket
 import struct
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -126,16 +126,19 @@ def handshake(
     With `flush`, each is also told to put on the disk what it has acknowledged.
     """
     deadline = time.monotonic() + timeout
-    with selectors.DefaultSelector() as selector:
-        talks = [_Talk(target, selector, flush=flush) for target in targets]
-        while any(talk.result is None for talk in talks):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            for key, _ in selector.select(left):
-                key.data()
-        for talk in talks:
-            talk.end(Handshake(error=f"no answer within {timeout:g} s"))
+    # poll(2) and not a selector: that would cost a third of the time of a handshake with one.
+    poll = select.poll()
+    waiting: dict[int, Callable[[], None]] = {}
+    talks = [_Talk(target, poll, waiting, flush=flush) for target in targets]
+    while waiting:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        for fd, _ in poll.poll(left * 1000):
+            if fd in waiting:  # the end of its process may have ended it a moment ago
+                waiting[fd]()
+    for talk in talks:
+        talk.end(Handshake(error=f"no answer within {timeout:g} s"))
     return [talk.result or Handshake(error="not asked") for talk in talks]
 
 
@@ -143,38 +146,49 @@ class _Talk:
     """One connection in the middle of its negotiation."""
 
     def __init__(
-        self, target: Target, selector: selectors.BaseSelector, *, flush: bool = False
+        self,
+        target: Target,
+        poll: select.poll,
+        waiting: dict[int, Callable[[], None]],
+        *,
+        flush: bool = False,
     ) -> None:
-        self.target, self.selector = target, selector
+        """`waiting`: descriptor → what is to be done when something comes there."""
+        self.poll, self.waiting = poll, waiting
         self.result: Handshake | None = None
         self.protocol = negotiate(target.name, flush=flush)
         self.out, self.wanted = next(self.protocol)
         self.got = b""
+        self.heard = False
         self.pidfd: int | None = None
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(BlockingIOError):
-            try:
-                self.sock.connect((target.host, target.port))
-            except BlockingIOError:
-                raise
-            except OSError as error:
-                self.end(Handshake(error=f"cannot connect: {os.strerror(error.errno or 0)}"))
-                return
-        selector.register(self.sock, selectors.EVENT_WRITE, self.connected)
+        try:
+            self.sock.connect((target.host, target.port))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.end(Handshake(error=f"cannot connect: {os.strerror(error.errno or 0)}"))
+            return
+        # The server speaks first, so a connection that fails is one whose first byte cannot be had.
+        self.wait(self.sock.fileno(), self.readable)
         if target.pidfd is not None:
             self.pidfd = os.dup(target.pidfd)
-            selector.register(self.pidfd, selectors.EVENT_READ, self.exited)
+            self.wait(self.pidfd, self.exited)
+
+    def wait(self, fd: int, then: Callable[[], None]) -> None:
+        self.poll.register(fd, select.POLLIN)
+        self.waiting[fd] = then
 
     def end(self, result: Handshake) -> None:
         if self.result is not None:
             return
         self.result = result
-        for thing in (self.sock, self.pidfd):
-            if thing is not None:
-                with contextlib.suppress(KeyError, ValueError):
-                    self.selector.unregister(thing)
+        for fd in (self.sock.fileno(), self.pidfd):
+            if fd in self.waiting:
+                del self.waiting[fd]
+                self.poll.unregister(fd)
         self.sock.close()
         if self.pidfd is not None:
             os.close(self.pidfd)
@@ -182,30 +196,23 @@ class _Talk:
     def exited(self) -> None:
         self.end(Handshake(error="it ended"))
 
-    def connected(self) -> None:
-        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self.end(Handshake(error=f"cannot connect: {os.strerror(code)}"))
-            return
-        self.selector.modify(self.sock, selectors.EVENT_READ, self.readable)
-
     def readable(self) -> None:
-        if self.result is not None:
-            return
         try:
             # qemu-nbd 7.2 answers in small writes: without this, our delayed ACK costs 44 ms.
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            data = self.sock.recv(self.wanted - len(self.got))
+            data = self.sock.recv(_MAX_REPLY)
         except BlockingIOError:
             return
         except OSError as error:
-            self.end(Handshake(error=f"it dropped the connection: {error.strerror}"))
+            what = "it dropped the connection" if self.heard else "cannot connect"
+            self.end(Handshake(error=f"{what}: {os.strerror(error.errno or 0)}"))
             return
         if not data:
             self.end(Handshake(error="it closed the connection"))
             return
+        self.heard = True
         self.got += data
-        while len(self.got) >= self.wanted and self.sock.fileno() >= 0:
+        while len(self.got) >= self.wanted and self.result is None:
             piece, self.got = self.got[: self.wanted], self.got[self.wanted :]
             try:
                 self.out, self.wanted = self.protocol.send(piece)

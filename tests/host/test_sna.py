@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from pytest_httpserver import HTTPServer
@@ -14,7 +14,7 @@ from werkzeug import Request, Response
 
 from reconciler.core.call import CallEvent, judge
 from reconciler.core.settings import Appliance, Secret
-from reconciler.host.sna import Line, NothingSent
+from reconciler.host.sna import MAX_BODY, Line, NothingSent
 
 REQUEST = {"job_id": "job-1", "vm_name": "vm"}
 STARTED = {"job_id": "job-1", "status": "started", "message": "", "started_at": "", "pid": 1}
@@ -171,3 +171,133 @@ def test_what_a_witness_says(httpserver: HTTPServer, sna: Appliance) -> None:
         assert line.ask("job-2").known is False
         assert line.ask("job-3").known is None
         assert line.ask("job-4").known is None
+
+
+def test_a_kept_connection_that_was_closed_is_not_used_again() -> None:
+    with raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (sna, connections):
+        with Line(sna, None) as line:
+            assert line.health().status == 200
+            assert line.start(REQUEST, Secret("x")).status == 200  # it closes after that
+            while not connections_over(line):
+                pass
+            assert line.health().status == 200
+        assert len(connections) == 2
+
+
+def connections_over(line: Line) -> bool:
+    sock = line._http.sock
+    return sock is None or sock.recv(1, socket.MSG_PEEK) == b""
+
+
+def test_bytes_that_nobody_asked_for_are_no_answer() -> None:
+    """What lies on a kept connection before the POST was not said about it."""
+    stray = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    listener = socket.create_server(("127.0.0.1", 0))
+    seen: list[bytes] = []
+    read = threading.Event()
+
+    def serve() -> None:
+        for _ in range(2):
+            client, _ = listener.accept()
+            with client, suppress(ConnectionError):
+                while data := client.recv(65536):
+                    seen.append(data)
+                    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    read.wait(5)
+                    client.sendall(stray)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    sna = Appliance(url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
+    with listener, Line(sna, None) as line:
+        line.preflight()
+        read.set()
+        sock = line._http.sock
+        assert sock is not None
+        sock.recv(1, socket.MSG_PEEK)  # the stray bytes have come
+        answer = line.start(REQUEST, Secret("x"))
+    thread.join(5)
+    assert answer.body == "ok"
+    assert (b"".join(seen).count(b"GET /"), b"".join(seen).count(b"POST /")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "token", ["a\nb", "a\r\nX-Other: 1", "\u20ac"], ids=["newline", "smuggled", "not latin-1"]
+)
+def test_a_token_that_no_header_can_have_is_not_shown(
+    httpserver: HTTPServer, sna: Appliance, token: str
+) -> None:
+    with pytest.raises(NothingSent, match="a character that no header may have") as told:
+        call(sna, Secret(token))
+    assert token not in str(told.value)
+    assert not httpserver.log
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"3\r\n{\n}\r\n0\r\n\r\n"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{\n}",),
+        (b"HTTP/1.0 200 OK\r\n\r\n{\n}",),  # its end is the end of the connection
+    ],
+    ids=["chunked", "continue", "until it closes"],
+)
+def test_answers_are_framed_in_each_way(pieces: tuple[bytes, ...]) -> None:
+    with raw(*pieces) as (sna, _), Line(sna, None) as line:
+        line.preflight()
+        answer = line.start(REQUEST, Secret("x"))
+        assert (answer.status, answer.body) == (200, "{\n}")
+
+
+def test_a_chunked_answer_that_is_cut_is_none() -> None:
+    with raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{}") as (sna, _):
+        assert call(sna)[0] is CallEvent.UNCLEAR
+
+
+def test_an_answer_without_end_is_read_so_far(httpserver: HTTPServer, sna: Appliance) -> None:
+    httpserver.expect_request("/api/v1/backup/start").respond_with_data("x" * 1_000_000)
+    with Line(sna, None) as line:
+        line.preflight()
+        assert len(line.start(REQUEST, Secret("x")).body) == MAX_BODY
+        assert line.health().status == 200
+
+
+def test_an_appliance_may_live_below_a_path_and_at_an_ipv6_address() -> None:
+    listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    port = listener.getsockname()[1]
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client:
+            asked.append(client.recv(65536))
+            client.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with listener, Line(Appliance(url=f"http://[::1]:{port}/sna/"), None) as line:
+        assert line.health().status == 204
+    thread.join(5)
+    assert asked[0].startswith(b"GET /sna/api/v1/health HTTP/1.1\r\n")
+    assert f"Host: [::1]:{port}\r\n".encode() in asked[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "said"),
+    [
+        ("http://no-such-host.invalid", "dns", "not known"),
+        (f"http://{'a' * 70}.example", "other", "label"),
+    ],
+)
+def test_a_host_that_is_none(url: str, kind: str, said: str) -> None:
+    with Line(Appliance(url=url), None) as line:
+        health = line.health(2.0)
+    assert health.kind == kind
+    assert said in health.said
+
+
+def test_plain_http_behind_https_is_told_as_tls(httpserver: HTTPServer, sna: Appliance) -> None:
+    with Line(Appliance(url=sna.url.replace("http:", "https:")), None) as line:
+        health = line.health(2.0)
+        assert health.kind == "tls"
+        assert not line.start(REQUEST, Secret("x")).sent
