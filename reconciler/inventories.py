@@ -21,8 +21,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from reconciler.core import inventory as inventories
-from reconciler.core import inventory_rows
+from reconciler.core import inventory
 from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic, HostError
 from reconciler.core.inventory import Inventory
@@ -170,7 +169,9 @@ class _File:
         document, wrong = parse(text.text, text.file)
         known = None
         if document:
-            known, wrong = inventories.read(document)
+            from reconciler.core.inventory_file import read  # late: its models take 50 ms to load
+
+            known, wrong = read(document)
         if known is None:
             return tuple(wrong)
         return Good(inventory=known, at=0.0, digest=_hash(text.text))
@@ -193,6 +194,8 @@ class _Sql:
     ) -> None:
         self.sql, self.vcenters, self.environment = sql, vcenters, environment
         self.origin = sql.origin
+        from reconciler.core import inventory_rows  # late, as is all that checks what is written
+
         self.query = sql.query or inventory_rows.QUERY
         self.identity = _hash(f"sql {sql.url}\0{self.query}\0{sorted(vcenters)}")
         self._database = Database(sql.url, sql.timeout)
@@ -242,6 +245,8 @@ class _Sql:
         ordered = sorted(map(repr, rows.rows))  # a database gives them in any order
         digest = _hash(repr((rows.columns, ordered)))
         if self._known is None or self._known[0] != digest:
+            from reconciler.core import inventory_rows
+
             try:
                 found = inventory_rows.read(self.origin, rows.columns, rows.rows, self.vcenters)
             except inventory_rows.ColumnsError as error:
@@ -309,7 +314,7 @@ def _hash(text: str) -> str:
 def _write(path: Path, identity: str, good: Good) -> None:
     """Write a file as a whole, or not at all. Raises OSError."""
     value = {"format": FORMAT, "identity": identity, "digest": good.digest}
-    text = json.dumps({**value, "inventory": inventories.to_json(good.inventory)})
+    text = json.dumps({**value, "inventory": inventory.to_json(good.inventory)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -331,7 +336,7 @@ def _remembered(path: Path, identity: str) -> Good | None:
         value = json.loads(path.read_bytes())
         if (value["format"], value["identity"]) != (FORMAT, identity):
             return None
-        known = inventories.from_json(value["inventory"], None)
+        known = inventory.from_json(value["inventory"], None)
         return Good(inventory=known, at=at, digest=str(value["digest"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # it only saves waiting: without it, what needs the inventory waits for it

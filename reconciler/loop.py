@@ -45,9 +45,9 @@ from reconciler.hub import Hub
 from reconciler.look import Observer
 
 if TYPE_CHECKING:
+    from reconciler.core.declared import Specs
     from reconciler.core.document import Document
     from reconciler.core.inventory import Inventory
-    from reconciler.core.spec import Specs
     from reconciler.core.variables import Variable
     from reconciler.host.files import Given
     from reconciler.library import Library
@@ -169,6 +169,7 @@ def source_of(
 ) -> Source:
     """What some files say, with the inventory as it is now."""
     from reconciler.core import spec_files
+    from reconciler.core.declared import join
     from reconciler.inventories import reader_of
 
     written, wrong = parse_all(texts)
@@ -188,7 +189,7 @@ def source_of(
         for one in written
     ]
     found += [spec_files.read_request(one, aside=scoped) for one in asked]
-    specs = spec_files.join(found)
+    specs = join(found)
     specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | unread)
     told = next((one.explained for one in found if one.explained is not None), None)
     return Source(
