@@ -8,8 +8,8 @@ from msgspec import convert
 from pydantic import Field, ValidationError
 
 from reconciler.core.document import Document
-from reconciler.core.errors import Diagnostic
-from reconciler.core.explain import described, explained
+from reconciler.core.errors import Diagnostic, described
+from reconciler.core.explain import explained
 from reconciler.core.inventory import Inventory, KnownDisk, KnownVm
 from reconciler.core.spec import AddressSpec, Name, Size, Strict
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from reconciler.core.explain import described, explained
+from reconciler.core.errors import described
+from reconciler.core.explain import explained
 from reconciler.core.inventory import Inventory, KnownDisk, KnownVm
 from reconciler.core.inventory_file import KnownDiskSpec, KnownVmSpec
 from reconciler.core.settings import VCenter

@@ -22,8 +22,8 @@ from reconciler.core.declared import (
     join,
 )
 from reconciler.core.document import Document, Path
-from reconciler.core.errors import Diagnostic, nearest
-from reconciler.core.explain import described, explained
+from reconciler.core.errors import Diagnostic, described, nearest
+from reconciler.core.explain import explained
 from reconciler.core.filters import looking_up, merged
 from reconciler.core.limits import Looks
 from reconciler.core.spec import RunSpec, Strict, VmSpec, checked_name
