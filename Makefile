@@ -60,7 +60,7 @@ check: $(VENV)/.dev ## ruff, mypy --strict, import contracts
 	@$(BIN)/lint-imports
 
 bench: $(VENV)/.dev ## Measure against the floor, as ratios within one run
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python bench/bench.py $(ARGS)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m bench.bench $(ARGS)
 
 clean: ## Remove what was built here
 	@rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

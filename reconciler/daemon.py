@@ -30,24 +30,20 @@ from msgspec.structs import replace
 from reconciler.beside import Observers, Reading, Source, Watch
 from reconciler.core.actions import Action
 from reconciler.core.actual import Actual, Server
-from reconciler.core.ahead import (
-    ahead,
-    asked_since,
-    waits_for_a_place,
-    waits_for_sna,
-    waits_to_reach,
-)
+from reconciler.core.ahead import ahead, asked_since, waits_to_reach
 from reconciler.core.appliances import Health, trouble
 from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
+from reconciler.core.inquiries import Inquiries
 from reconciler.core.ledger import Ledger
 from reconciler.core.plan import Plan, news, plan
 from reconciler.core.queue import Item, Priority, Queue
 from reconciler.core.requests import unlike
 from reconciler.core.settings import Settings
 from reconciler.core.source import read_well, stale_told
+from reconciler.core.standing import Standing, Trait
 from reconciler.core.status import Condition
 from reconciler.core.tunnel import PREFIX, Tunnel
 from reconciler.core.tunnel_plan import TunnelPlan
@@ -181,7 +177,7 @@ class Daemon:
         """Plans are made one after the other, so that no two give away one port or place."""
         self.flights: dict[str, VmPlan] = {}
         """VM → the plan that is being carried out for it."""
-        self.last: dict[str, VmPlan] = {}
+        self.last = Standing()
         """VM → its plan as it was seen last."""
         self.tunnels: dict[str, TunnelPlan] = {}
         """The same of tunnels: `tunnel/NAME` → its plan."""
@@ -191,6 +187,8 @@ class Daemon:
         """Whether the SNAs are well for which runs are to begin."""
         self.unread = threading.Event()
         """The source is to be read."""
+        self.whole = True
+        """All of the source is to be looked at, not only the files that were heard of."""
         self.due = threading.Event()
         """A resync is to be made."""
         self.first: set[str] | None = None
@@ -214,6 +212,9 @@ class Daemon:
         self._resynced = self._beaten = time.monotonic()
         self._polls: dict[str, Seconds] = {}
         self._polling: set[str] = set()
+        self._inquiries = Inquiries()
+        self._poll_at: Seconds = 0.0
+        """When SNAs are to be asked next; 0: that is to be reckoned anew, as something moved."""
         self._inherited: set[str] | None = None
         """Jobs that were accepted before we began, and that their SNA was not asked about since: it
         may have said while nobody listened how they ended. None: we have only begun."""
@@ -236,6 +237,11 @@ class Daemon:
         if added:
             self.observers.added(depth)
         self.wake()
+
+    def reread(self) -> None:
+        """Look at all of the source, whatever was heard of it."""
+        self.whole = True
+        self.unread.set()
 
     def wake(self) -> None:
         """The main thread has something to look at."""
@@ -390,7 +396,7 @@ class Daemon:
         if self._signals and self._signals[-1] == signal.SIGHUP:
             return 0.0
         with self._mutex:
-            times = [beaten + self.beat_every, *self._polls.values()]
+            times = [beaten + self.beat_every, self._poll_at]
             if (reach_at := self.reach.next_at()) is not None:
                 times.append(reach_at)
             if (next_at := self._queue.next_at()) is not None:
@@ -530,15 +536,17 @@ class Daemon:
         if gone:
             self.observers.gone(self.store, gone, time.time())
         for name in gone:
-            self.last.pop(name, None)
+            with self._mutex:
+                self.last.pop(name)
             self.tunnels.pop(name, None)
             self._wanted.pop(name, None)
             self._at_rest.pop(name, None)
 
     def _noted(self, one: VmPlan) -> None:
         with self._mutex:
-            self.last[one.name] = one
+            self.last.put(one)
             self._looks[one.name] += 1
+            self._poll_at = 0.0
 
     def _again_after_failure(self, name: str) -> None:
         with self._mutex:
@@ -567,7 +575,7 @@ class Daemon:
     def _kick_waiting(self) -> None:
         """Something was given back: who waits for a place looks again, longest waiting first."""
         with self._mutex:
-            waiting = [one for one in self.last.values() if waits_for_a_place(one)]
+            waiting = self.last.those(Trait.FOR_A_PLACE)
         for one in sorted(waiting, key=asked_since):
             self.kick(one.name, Priority.CRASHED)
 
@@ -699,8 +707,7 @@ class Daemon:
         reading = self.reading
         assert reading is not None
         version = (
-            reading.revision.digest,  # a place in a file moves with what is written around it
-            reading.digest_of(name),
+            reading.version_of(name),
             self.settings,
             ledger.version_of(name),
         )
@@ -739,11 +746,7 @@ class Daemon:
     def _older(self, desired: Desired, ledger: Ledger) -> list[VmPlan]:
         """Who waits for a place at an SNA and has done so for longer than these VMs."""
         with self._mutex:
-            waiting = [
-                one
-                for one in self.last.values()
-                if one.name not in desired.vms and waits_for_sna(one)
-            ]
+            waiting = [one for one in self.last.those(Trait.FOR_SNA) if one.name not in desired.vms]
         if not waiting:
             return []
         calls = [ledger.latest(vm.name, vm.run) for vm in desired.vms.values()]
@@ -758,7 +761,8 @@ class Daemon:
 
     def news(self, planned: Plan) -> list[Action]:
         """What stands in the way and did not when we looked last."""
-        return news(planned, {**self.last, **self.tunnels})
+        before = {one.name: known for one in planned.vms if (known := self.last.get(one.name))}
+        return news(planned, {**before, **self.tunnels})
 
     # -- the source
 
@@ -766,7 +770,8 @@ class Daemon:
         self.unread.set()
         while not self.stopping.is_set():  # asked again here: to settle drops what stop() set
             again = self.reading.again if self.reading else None
-            self.unread.wait(None if again is None else max(0.05, again - time.time()))
+            if not self.unread.wait(None if again is None else max(0.05, again - time.time())):
+                self.whole = True  # it is the clock that asks for another look
             if self.stopping.is_set():
                 return
             self._settle()
@@ -783,13 +788,16 @@ class Daemon:
 
     def read(self) -> None:
         """Read the source, and look at every VM of which it says something new."""
-        try:
-            self.watch.arm(self.source.watched())  # before reading: what comes meanwhile is seen
-        except HostError as error:  # then a resync finds what is saved
-            self.observers.said("cannot watch all of the source", error=str(error))
+        paths = None if self.whole or self.reading is None else self.watch.files()
+        if paths is None:
+            self.whole = False
+            try:  # before reading: what comes meanwhile is seen
+                self.watch.arm(self.source.watched())
+            except HostError as error:  # then a resync finds what is saved
+                self.observers.said("cannot watch all of the source", error=str(error))
         try:
             before, ledger = self.reading, self.store.ledger()
-            reading = self.source.read(ledger, time.time())
+            reading = self.source.read(ledger, time.time(), paths)
             reading.note(self.store, self.command, time.time())
         except HostError as error:
             self.observers.said("cannot read the source", error=str(error))
@@ -803,16 +811,12 @@ class Daemon:
         self.observers.sourced(
             time.time() if good else None, reading.source.get("revision", {}).get("name", "")
         )
-        names = {*reading.vms, *(before.vms if before else ())}
-        changed = [
-            name
-            for name in sorted(names)
-            if before is None or reading.digest_of(name) != before.digest_of(name)
-        ]
         if before is None:
             self.due.set()
             return
-        for name in changed:
+        names = {*reading.vms, *before.vms}
+        changed = [name for name in names if reading.digest_of(name) != before.digest_of(name)]
+        for name in sorted(changed):
             self.kick(name, Priority.CHANGED)
 
     # -- the resync
@@ -829,7 +833,7 @@ class Daemon:
     def resync(self) -> None:
         """A whole look: at every process once, and at every VM, in slices."""
         if self.first is not None:
-            self.unread.set()  # what no event tells of, such as a remote file system's files
+            self.reread()  # what no event tells of, such as a remote file system's files
         moved = self.roster.look()
         for vm in moved if self.first is not None else ():
             self.kick(vm, Priority.CRASHED)
@@ -895,12 +899,13 @@ class Daemon:
         desired = desired.only({one.name for one in calm})
         work.note_clients(self.store, desired, ledger, actual, now)
         todo = {one.name for one in worth(planned, ()).vms}
-        unnoted = work.unnoted(desired, ledger) if self.ready else set(desired.vms)
-        kicked = {
-            one.name
-            for one in calm
-            if one.name in todo or (one.name in unnoted and self.is_declared(one.name))
-        }
+        unsure = set(work.unnoted(desired, ledger)) if self.ready else set(desired.vms)
+        unsure = {name for name in unsure if self.is_declared(name)}
+        # Where nothing is to be done and nothing stands in the way, a worker finds no more.
+        plain = {one.name for one in calm if not one.actions and one.name not in ledger.failures}
+        kicked = todo | (unsure - plain)
+        if unsure & plain:
+            work.note(self.store, desired.only(unsure & plain), ledger)
         left = tuple(one for one in calm if one.name not in kicked)
         work.write_down(self.store, hands, replace(planned, vms=left, tunnels=()), (), set())
         for one in calm:
@@ -940,13 +945,21 @@ class Daemon:
             if self.first:
                 return
             self.ready = True
+            self._poll_at = 0.0
         self.observers.ready(self.counts())
         self.due.set()  # so that the figures are of what the first pass made of it
 
     # -- the appliances
 
     def _poll_snas(self, now: Seconds) -> None:
-        """Ask each SNA for which it is time, in a thread of its own."""
+        """Ask each SNA for which it is time, in a thread of its own.
+
+        Who is to be asked is reckoned when a VM was looked at, and with each beat; not with each
+        turn of the loop, which a heal has some of.
+        """
+        if now < self._poll_at:
+            return
+        self._poll_at = now + self.beat_every  # what moves from here on sets it back
         if not self.ready:
             return
         ledger = self.store.ledger()
@@ -954,18 +967,33 @@ class Daemon:
             if self._inherited is None:
                 accepted = (call for call in ledger.open if call.state is CallState.ACCEPTED)
                 self._inherited = {call.job_id for call in accepted}
-            asking = {one.call.job_id for one in self.last.values() if one.asks and one.call}
-            asked = questions(self.settings, ledger, also=asking | self._inherited)
+            snas = self.settings.snas
+            asking = [one.call for one in self.last.those(Trait.ASKS) if one.call]
+            jobs = {call.job_id for call in asking}
+            asked = questions(self.settings, ledger, also=jobs | self._inherited)
+            # Only the word of an SNA that ends nothing can wait.
+            self._inquiries.keep(
+                call.job_id
+                for call in asking
+                if call.sna in snas and not snas[call.sna].reports_end
+            )
             for sna in [sna for sna in self._polls if sna not in asked]:
                 del self._polls[sna]
             for sna, calls in asked.items():
-                when = self._polls.setdefault(sna, now)
-                if when <= now and sna not in self._polling:
-                    self._polls[sna] = now + self.settings.snas[sna].poll
-                    self._polling.add(sna)
-                    threading.Thread(
-                        target=self._ask, args=(sna, calls), name=f"sna {sna}", daemon=True
-                    ).start()
+                times = [(self._inquiries.again_at(call.job_id), call) for call in calls]
+                when = max(self._polls.get(sna, 0.0), min(at for at, _ in times))
+                if sna in self._polling:
+                    continue  # it is reckoned again when it has answered
+                if when > now:
+                    self._poll_at = min(self._poll_at, when)
+                    continue
+                poll = snas[sna].poll
+                self._polls[sna] = now + poll
+                self._polling.add(sna)
+                due = [call for at, call in times if at <= now]
+                threading.Thread(
+                    target=self._ask, args=(sna, due, poll), name=f"sna {sna}", daemon=True
+                ).start()
 
     def _poll_health(self, now: Seconds) -> None:
         """Ask each SNA for which runs wait whether it is well again, when it is time."""
@@ -973,7 +1001,7 @@ class Daemon:
         if when is None or when > now:
             return
         with self._mutex:
-            waiting = {one.vm.sna for one in self.last.values() if waits_to_reach(one)}
+            waiting = {one.vm.sna for one in self.last.those(Trait.TO_REACH)}
         for sna in self.reach.take(waiting):
             self.thread(f"health {sna}", partial(self._poll_one, sna), may_end=True)
 
@@ -993,15 +1021,14 @@ class Daemon:
             why = trouble(sna, found.url if found else "", health)
             self.observers.said("cannot reach an SNA", sna=sna, error=why)
         with self._mutex:
-            waiting = [
-                one for one in self.last.values() if one.vm.sna == sna and waits_to_reach(one)
-            ]
+            waiting = [one for one in self.last.those(Trait.TO_REACH) if one.vm.sna == sna]
         for one in sorted(waiting, key=asked_since):
             self.kick(one.name, Priority.CRASHED)
 
-    def _ask(self, sna: str, calls: Collection[Call]) -> None:
+    def _ask(self, sna: str, calls: Collection[Call], poll: Seconds) -> None:
         try:
             found = self.hands(self.command, asks=True).asked(sna, list(calls))
+            now = time.monotonic()
             for call in calls:
                 report = found.get(call.job_id)
                 if report is None:
@@ -1010,6 +1037,9 @@ class Daemon:
                     self._inherited.discard(call.job_id)
                 before = self.reports.get(call.job_id)
                 self.reports[call.job_id] = report
+                with self._mutex:
+                    stale_after = self.settings.loop.stale_after
+                    self._inquiries.answered(call.job_id, report, now, poll, stale_after)
                 if call.state is not CallState.ACCEPTED or report != before:
                     self.kick(call.vm, Priority.CRASHED)
             open_jobs = {call.job_id for call in self.store.ledger().open}
@@ -1022,6 +1052,7 @@ class Daemon:
         finally:
             with self._mutex:
                 self._polling.discard(sna)
+                self._poll_at = 0.0
             self.wake()
 
     # -- for people
@@ -1047,11 +1078,8 @@ class Daemon:
     def counts(self) -> str:
         """The state of the hub in a few words."""
         with self._mutex:
-            plans = list(self.last.values())
-        up = sum(len(one.ports) for one in plans)
-        waiting = sum(any(a.kind == "wait" for a in one.actions) for one in plans)
-        held = sum(any(a.kind in ("hold", "refuse") for a in one.actions) for one in plans)
-        words = [f"{len(plans)} VMs", f"{up} exports"]
+            words = [f"{len(self.last)} VMs", f"{self.last.exports} exports"]
+            waiting, held = self.last.count(Trait.WAITS), self.last.count(Trait.HELD)
         words += [f"{waiting} waiting"] if waiting else []
         words += [f"{held} held"] if held else []
         return ", ".join(words)
@@ -1076,10 +1104,9 @@ class Daemon:
             self.observers.said("this takes a restart", changed=", ".join(moved))
         self.settings = replace(fresh, hub=was.hub, state=was.state, listen=was.listen)
         self.source = self.make_source(self.settings)
-        self.reading = None if self.reading is None else self.reading
         self.reach.forget()
         self.observers.said("the config was taken")
-        self.unread.set()
+        self.reread()
         for name in self.managed(self.store.ledger()):
             self.kick(name, Priority.CHANGED)
 

@@ -68,7 +68,7 @@ class DaemonDesk(Desk):
         return found
 
     def asked(self, _vm: str) -> None:
-        self.daemon.unread.set()
+        self.daemon.reread()
 
     def carry_out(self, order: Cancel, who: str) -> None:
         daemon = self.daemon

@@ -75,6 +75,8 @@ class Library:
         self.closed = given
         self.extra_texts = given.extra if given else tuple(extra)
         self.inventory: Inventory | None = None
+        self.named = False
+        """Whether any spec ever named a file, which may be another spec."""
         self.relative = True
         """Whether the specs are named from where we are."""
         self.specs: Collection[str] = ()
@@ -340,6 +342,7 @@ class Beside:
         return self.root if file == "<stdin>" else os.path.dirname(self.library.absolute(file))
 
     def file(self, path: str, beside: str, *, spec: bool = False) -> Side:
+        self.library.named = True
         found = self._path(path, beside)
         self._note("file", found)
         if not self.library.exists(found):
@@ -354,6 +357,7 @@ class Beside:
         return self.library.read(found).side
 
     def text(self, path: str, beside: str) -> str | None:
+        self.library.named = True
         found = self._path(path, beside)
         self._note("file", found)
         if not self.library.exists(found):

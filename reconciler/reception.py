@@ -265,7 +265,7 @@ class Conversation:
             eyes = Observer(daemon.settings, daemon.environment)
             lines = order.carry_out(daemon.store, request.command, time.time(), eyes)
         if isinstance(order, Approve):
-            daemon.unread.set()
+            daemon.reread()
         every = isinstance(order, orders.Pause | Resume) and order.every
         names = daemon.managed(daemon.store.ledger()) if every else order.vms
         if not isinstance(order, Cancel):  # the stop that follows is who looks

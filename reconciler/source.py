@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +20,12 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from reconciler.core import source, spec_files
+from reconciler.core import joined, source, spec_files
 from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic, HostError
 from reconciler.core.inventory import Inventory
+from reconciler.core.joined import Joined, Moved, Taken
 from reconciler.core.ledger import Declaration, Ledger
 from reconciler.core.runs import newest
 from reconciler.core.settings import SecretRef, Settings
@@ -62,6 +64,8 @@ class _File:
     """VM → digest of what is written of it here."""
     beside: Beside | None = None
     """What lies around it, and was asked."""
+    line: bytes = b""
+    """What the digest of the directory is made of; empty: not made yet."""
 
     def stale(self, signature: Signature) -> bool:
         """Whether it may have another content by now."""
@@ -86,6 +90,9 @@ class _Shelf:
         self.files: dict[str, _File] = {}
         """In reading order."""
         self.unread: Mapping[str, str] = {}
+        self.young: set[str] = set()
+        """Files that were written so shortly before they were read that nobody can tell whether
+        that was all."""
         self.moved = False
         """Whether anything is not as it was, since it was asked last."""
 
@@ -103,9 +110,32 @@ class _Shelf:
         self.unread = listing.unread
         return read
 
+    def refresh_some(self, listing: Listing, paths: Collection[str]) -> dict[str, _File | None]:
+        """The same where nothing but some paths can have moved; path → the file as it was, of those
+        that say something else now."""
+        before: dict[str, _File | None] = {}
+        files = {path: self.files.get(path) for path in listing.files}
+        for path in self.files.keys() - files.keys():
+            before[path] = self.files[path]
+            self.young.discard(path)
+        for path in paths:
+            signature = listing.files.get(path)
+            if signature is None:
+                continue
+            known = files[path]
+            if known is None or known.stale(signature):
+                files[path] = now = self._read(path, signature, known)
+                if known is None or now.found is not known.found:
+                    before[path] = known
+        self.files = {path: file for path, file in files.items() if file}
+        self.moved |= bool(before)
+        return before
+
     def _read(self, path: str, signature: Signature, known: _File | None) -> _File:
         at, text = time.time_ns(), files.read(path, pipe=False)  # nobody may ever write into one
         text, digest = replace(text, root=self.root), digest_of(text)
+        young = max(signature[3:]) > at - YOUNG
+        self.young.add(path) if young else self.young.discard(path)
         if known and known.digest == digest and not known.moved:
             self.moved |= known.signature != signature
             return _File(signature, at, digest, known.found, known.wrong, known.vms, known.beside)
@@ -201,6 +231,10 @@ class Reading(Struct, frozen=True, kw_only=True):
         """Another one where something else is desired of a VM. Empty: nothing is."""
         return self.digests.get(name, "")
 
+    def version_of(self, name: str) -> object:
+        """Another one where a VM is to be worked out anew: also where it is written elsewhere."""
+        return self.digest_of(name), self.specs.written(name), self.specs.unread
+
     def note(self, store: Store, who: str, now: Seconds) -> bool:
         """Write down what is to be remembered, if that is not known; whether it was not."""
         with contextlib.suppress(HostError):  # it is for a time when something else is broken too
@@ -256,7 +290,11 @@ class Source:
         self._requests = _Shelf(self._parse_request)
         self._commit: Commit | None = None
         self._listing = Listing({}, ())
-        self._last: _Joined | None = None
+        self._began = 0.0
+        """When the reading began; monotonic."""
+        self._last: Joined | None = None
+        self._places: Mapping[str, str] = {}
+        """Folder, without symlinks → as it is named."""
         self._digests: Mapping[str, str] = {}
 
     def watched(self) -> list[str]:
@@ -266,13 +304,19 @@ class Source:
         beside = [path for path in self._library.paths if path not in listing.folders]
         return [*listing.folders, *listing.links, self.settings.requests, *inventory, *beside]
 
-    def read(self, ledger: Ledger, now: Seconds) -> Reading:
-        """Read what moved, and judge it. Whatever is wrong with the files is in the reading."""
-        before = self._answer
-        still = self._refresh()
+    def read(self, ledger: Ledger, now: Seconds, paths: Collection[str] | None = None) -> Reading:
+        """Read what moved, and judge it. Whatever is wrong with the files is in the reading.
+
+        `paths`: the only files that were written, made or removed since; None: anything may have
+        moved.
+        """
+        before, last, self._began = self._answer, self._last, time.monotonic()
+        step = self._refresh_some(paths, ledger) if paths is not None and last else None
+        still = step is not None or self._refresh()
         moved = any(shelf.moved for shelf in self._shelves) or self._answer != before
-        last = self._last
-        if moved or last is None or last.errors or not still:
+        if step:
+            last = self._last = step
+        elif moved or last is None or last.errors or not still:
             last = self._last = self._join(ledger)
         if moved or (self._commit and self._commit.dirty):
             # A commit ends after its files are written: then nothing tells that it is complete.
@@ -289,7 +333,9 @@ class Source:
         decision = replace(decision, source=told)
         vms = (*last.digests, *decision.holds, *decision.removed, *decision.leaving)
         stale = " stale" if self._answer.error else ""
-        digests = {name: _digest_of(name, decision, last.digests) + stale for name in vms}
+        digests = last.digests
+        if stale or len(vms) > len(digests):
+            digests = {name: _digest_of(name, decision, last.digests) + stale for name in vms}
         changed, self._digests = digests != self._digests, digests
         return Reading(
             revision=last.found.revision,
@@ -309,10 +355,10 @@ class Source:
 
     def _refresh(self) -> bool:
         """Read what moved until nothing moves any more; whether it came to that."""
-        began = time.monotonic()
         for _ in range(TRIES):
             self._listing = listing = files.listing(self.directory)
-            answer = self._reader.read(since=began)
+            self._places = {os.path.realpath(folder): folder for folder in listing.folders}
+            answer = self._reader.read(since=self._began)
             read, self._answer = answer != self._answer, answer
             known = answer.inventory
             self._library.refresh()
@@ -323,6 +369,75 @@ class Source:
             if not read or files.listing(self.directory) == listing:
                 return True
         return False
+
+    def _refresh_some(self, paths: Collection[str], ledger: Ledger) -> Joined | None:
+        """Read these files; what all say by now. None: that takes a look at all of them."""
+        last, shelf, answer = self._last, self._specs, self._answer
+        if last is None or not last.plain or self._requests.moved or self._requests.young:
+            return None
+        if self._library.named or self._reader.read(since=self._began) != answer:
+            return None
+        for _ in range(TRIES):
+            found = self._found(paths)
+            if found is None:
+                return None
+            listing = self._listing.moved(found)
+            self._library.specs, self._listing = listing.files.keys(), listing
+            before = shelf.refresh_some(listing, {*found, *shelf.young})
+            if self._found(paths) == found:
+                break
+            if before:
+                return None  # it goes on; `shelf.moved` is true by now
+        else:
+            return None
+        if not before:
+            return last
+        here = {path: now for path in before if (now := shelf.files.get(path))}
+        moved = [
+            Moved(
+                self._name(path),
+                was.found if was else None,
+                here[path].found if path in here else None,
+            )
+            for path, was in before.items()
+        ]
+        said = (file.found for file in shelf.files.values())
+        step = joined.step(last, moved, said, answer.inventory, self.settings, ledger)
+        if step is None:
+            return None
+        own = {name: digest for file in here.values() for name, digest in file.vms.items()}
+        digests = dict(last.digests)
+        for name in last.found.named.keys() - step.found.named.keys():
+            digests.pop(name, None)
+        digests |= self._of_vms(step.specs.only(own.keys()), own.keys(), own)
+        revision = replace(step.found.revision, digest=self._digest())
+        return replace(step, found=replace(step.found, revision=revision), digests=digests)
+
+    def _found(self, paths: Iterable[str]) -> dict[str, Signature | None] | None:
+        """The plain spec files at some paths as they are now, named as the listing does. None: not
+        all of them are that."""
+        if self._listing.links or self._listing.unread:
+            return None
+        found: dict[str, Signature | None] = {}
+        for path in paths:
+            directory, name = os.path.split(path)
+            folder = self._places.get(directory)
+            if folder is None or not name.endswith(files.SUFFIXES):
+                return None
+            place = os.path.join(folder, name)
+            if not files.BESIDE.isdisjoint(self._name(place).split("/")[:-1]):
+                return None
+            try:
+                seen = os.lstat(place)
+            except FileNotFoundError:
+                found[place] = None
+                continue
+            except OSError:
+                return None
+            if not stat.S_ISREG(seen.st_mode) or seen.st_nlink != 1:
+                return None
+            found[place] = files.signature(place)
+        return found
 
     def _parse(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic], Beside | None]:
         document, wrong = self._document(text)
@@ -345,7 +460,7 @@ class Source:
 
     # -- what all files say together
 
-    def _join(self, ledger: Ledger) -> _Joined:
+    def _join(self, ledger: Ledger) -> Joined:
         wrong = [
             one for shelf in self._shelves for file in shelf.files.values() for one in file.wrong
         ]
@@ -371,7 +486,15 @@ class Source:
             trouble=trouble,
         )
         vms = tuple(dict.fromkeys((*found.named, *built.vms, *built.tunnels, *errors)))
-        return _Joined(specs=specs, found=found, errors=errors, digests=self._of_vms(specs, vms))
+        own = {n: d for file in self._specs.files.values() for n, d in file.vms.items()}
+        return Joined(
+            specs=specs,
+            found=found,
+            errors=errors,
+            digests=self._of_vms(specs, vms, own),
+            taken=Taken(built.vms.values()),
+            plain=joined.is_plain(specs, found, built),
+        )
 
     def _trouble(self, ledger: Ledger) -> str:
         """Why the directory as a whole is not believed; empty: it is."""
@@ -414,7 +537,9 @@ class Source:
     def _digest(self) -> str:
         whole = hashlib.sha256()
         for path, file in self._specs.files.items():
-            whole.update(f"{self._name(path)}\0{file.digest}\n".encode(errors="replace"))
+            if not file.line:
+                file.line = f"{self._name(path)}\0{file.digest}\n".encode(errors="replace")
+        whole.update(b"".join(file.line for file in self._specs.files.values()))
         for name, digest in sorted(self._library.digests().items()):
             whole.update(f"{self._name(name)}\0{digest}\n".encode(errors="replace"))
         return whole.hexdigest()
@@ -431,9 +556,10 @@ class Source:
             dirty=found.dirty,
         )
 
-    def _of_vms(self, specs: Specs, vms: Iterable[str]) -> Mapping[str, str]:
-        """VM → digest of all that is written about it."""
-        own = {n: d for file in self._specs.files.values() for n, d in file.vms.items()}
+    def _of_vms(
+        self, specs: Specs, vms: Iterable[str], own: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """VM → digest of all that is written about it. `own`: of their declarations."""
         asked = newest(specs.runs)
         inventory = self._answer.inventory
         known = inventory.vms if inventory else {}
@@ -451,16 +577,6 @@ class Source:
 
     def _fetching(self) -> Mapping[str, Any]:
         return {"fetch": self.fetcher.to_json()} if self.fetcher else {}
-
-
-class _Joined(Struct, frozen=True, kw_only=True):
-    """What all files say together."""
-
-    specs: Specs
-    found: Found
-    errors: Mapping[str, str]
-    digests: Mapping[str, str]
-    """VM → digest of all that is written about it."""
 
 
 def _digest_of(name: str, decision: Decision, written: Mapping[str, str]) -> str:

@@ -125,7 +125,7 @@ def watch(
                 notifier.start()
                 stack.callback(notifier.close)
                 if fetcher:
-                    fetcher.kick = self.unread.set
+                    fetcher.kick = self.reread
                     fetcher.start()
                     fetching.set()
                     stack.callback(fetcher.stop)

@@ -212,6 +212,9 @@ def head_of(call: Call) -> Head:
     return (*call.key, str(call.state), call.changed)
 
 
+_ENDED: Final = frozenset(str(state) for state in CallState if state.terminal)
+
+
 class Calls(Sequence[Call]):
     """All calls of a hub, in the order in which they were first written down.
 
@@ -222,8 +225,8 @@ class Calls(Sequence[Call]):
     NEWEST: Final = 2
     """Calls of each VM that a look is likely to ask for: the wanted run and its parent."""
 
-    def __init__(self, heads: Sequence[Head], load: Load) -> None:
-        self._heads, self._load = heads, load
+    def __init__(self, heads: Iterable[Head], load: Load) -> None:
+        self._heads, self._load = list(heads), load
         self._loaded: dict[int, Call] = {}
 
     @classmethod
@@ -233,14 +236,42 @@ class Calls(Sequence[Call]):
 
     def put(self, calls: Iterable[Call]) -> Calls:
         """The same with these calls, in the place of those that they replace or at the end."""
-        heads, loaded = list(self._heads), dict(self._loaded)
-        where = {head[:3]: number for number, head in enumerate(heads)}
-        for call in calls:
-            number = where.setdefault(call.key, len(where))
-            heads[number : number + 1] = [head_of(call)]
-            loaded[number] = call
-        found = Calls(heads, self._load)
-        found._loaded = loaded
+        given = {call.key: call for call in calls}
+        return self._moved({key: head_of(call) for key, call in given.items()}, given)
+
+    def renewed(self, heads: Iterable[Head]) -> Calls:
+        """The same with some heads as they are now; what has moved is loaded again when it is
+        asked for. Costs what has moved, and a copy of the list."""
+        return self._moved({head[:3]: head for head in heads}, {})
+
+    def _moved(
+        self, fresh: Mapping[tuple[str, str, int], Head], calls: Mapping[tuple[str, str, int], Call]
+    ) -> Calls:
+        found = Calls(list(self._heads), self._load)
+        found._loaded = dict(self._loaded)
+        by_vm, unended = dict(self._by_vm), set[int]()
+        was: set[int] = set()
+        for key, head in fresh.items():
+            vm, run, attempt = key
+            runs = by_vm.get(vm, {})
+            there = runs.get(run, [])
+            number = next((one for one in there if found._heads[one][2] == attempt), None)
+            if number is None:
+                number = len(found._heads)
+                found._heads.append(head)
+                by_vm[vm] = {**runs, run: [*there, number]}
+            else:
+                if found._heads[number] != head or head[3] not in _ENDED:
+                    found._loaded.pop(number, None)
+                found._heads[number] = head
+            if key in calls:
+                found._loaded[number] = calls[key]
+            was.add(number)
+            if head[3] not in _ENDED:
+                unended.add(number)
+        left = [one for one in self._unended if one not in was]
+        found.__dict__["_by_vm"] = by_vm
+        found.__dict__["_unended"] = sorted({*left, *unended}) if unended else left
         return found
 
     def fetch(self, numbers: Iterable[int], load: Load | None = None) -> list[Call]:
@@ -287,8 +318,7 @@ class Calls(Sequence[Call]):
 
     @cached_property
     def _unended(self) -> Sequence[int]:
-        ended = {str(state) for state in CallState if state.terminal}
-        return [number for number, head in enumerate(self._heads) if head[3] not in ended]
+        return [number for number, head in enumerate(self._heads) if head[3] not in _ENDED]
 
     @cached_property
     def open(self) -> Sequence[Call]:
@@ -299,6 +329,11 @@ class Calls(Sequence[Call]):
     def newest(self) -> Sequence[Call]:
         """The last call of each VM."""
         return self.fetch(sorted(max(chain(*runs.values())) for runs in self._by_vm.values()))
+
+    def newest_of(self, vm: str) -> Call | None:
+        """The last call of a VM."""
+        runs = self._by_vm.get(vm)
+        return self[max(chain(*runs.values()))] if runs else None
 
     @property
     def vms(self) -> frozenset[str]:
@@ -332,7 +367,7 @@ class Calls(Sequence[Call]):
         return [head[1] for head in sorted(done, key=lambda head: head[4])]
 
 
-class Ledger(Struct, frozen=True, kw_only=True):
+class Ledger(Struct, frozen=True, kw_only=True, dict=True):
     """One consistent reading of the store."""
 
     hub: str
@@ -378,8 +413,23 @@ class Ledger(Struct, frozen=True, kw_only=True):
         assert isinstance(self.calls, Calls)
         return self.calls
 
+    @cached_property
+    def _leases_of(self) -> Mapping[str, tuple[Lease, ...]]:
+        found: dict[str, list[Lease]] = {}
+        for lease in self.leases:
+            found.setdefault(lease.vm, []).append(lease)
+        return {vm: tuple(leases) for vm, leases in found.items()}
+
+    @cached_property
+    def _active(self) -> Mapping[str, Call]:
+        found: dict[str, Call] = {}
+        for call in self.open:
+            if call.state.active:
+                found.setdefault(call.vm, call)
+        return found
+
     def of(self, vm: str) -> tuple[Lease, ...]:
-        return tuple(lease for lease in self.leases if lease.vm == vm)
+        return self._leases_of.get(vm, ())
 
     def paused(self, vm: str, now: Seconds) -> Pause | None:
         """The pause that holds for a VM now; its own before that of every VM."""
@@ -434,7 +484,7 @@ class Ledger(Struct, frozen=True, kw_only=True):
 
     def active(self, vm: str) -> Call | None:
         """The call of this VM that an SNA may be acting on."""
-        return next((call for call in self.open if call.vm == vm and call.state.active), None)
+        return self._active.get(vm)
 
     def completed_runs(self, vm: str) -> list[str]:
         return self._calls.completed_runs(vm)
@@ -451,6 +501,14 @@ class Ledger(Struct, frozen=True, kw_only=True):
     def put(self, calls: Iterable[Call]) -> Ledger:
         """The same with these calls, in the place of those that they replace or at the end."""
         return replace(self, calls=self._calls.put(calls))
+
+    def renewed(self, heads: Iterable[Head]) -> Ledger:
+        """The same with some calls as they are now; see `Calls.renewed`."""
+        return replace(self, calls=self._calls.renewed(heads))
+
+    def newest_of(self, vm: str) -> Call | None:
+        """The last call of a VM."""
+        return self._calls.newest_of(vm)
 
     def newest_completed(self, vm: str, key: int, root: str) -> Export | None:
         """The disk of the newest completed run below a repository's root."""

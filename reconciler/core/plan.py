@@ -251,12 +251,13 @@ def renamed(
     living: dict[tuple[str, str], tuple[str, Call | None]] = {}
     active = {call.vm: call for call in ledger.open if call.state.active}
     leased = {lease.vm for lease in ledger.leases}
-    for name in {*ledger.applied, *active}:
+    alive = leased | {name for name, some in servers.items() if some}  # few, where most are at rest
+    for name in sorted({*active, *(name for name in alive if name in ledger.applied)}):
         call = active.get(name)
         applied = ledger.applied[name].vm if name in ledger.applied else {}
         vcenter = (call and call.vcenter) or str(applied.get("vcenter", ""))
         path = (call and call.path) or str(applied.get("path", ""))
-        if path and (call or servers.get(name) or name in leased):
+        if path:
             living.setdefault((vcenter, path), (name, call))
     found = {}
     for name, vm in desired.vms.items():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from operator import is_
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -249,6 +251,25 @@ class Declared(Struct, frozen=True):
         return self.document.place((*self.path, *path), key=key)
 
 
+class Written:
+    """What was made of a text; equal to what was made of it in the same reading of its file, which
+    says the same at the same places."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, *parts: object) -> None:
+        self._parts = parts
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Written)
+            and len(self._parts) == len(other._parts)
+            and all(map(is_, self._parts, other._parts))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Specs(Struct, frozen=True, dict=True):
     """All that could be read of all files, and all that is wrong with the rest."""
 
@@ -268,7 +289,7 @@ class Specs(Struct, frozen=True, dict=True):
 
     def only(self, names: Collection[str]) -> Specs:
         """The same of some VMs: cheap, however many others there are."""
-        vms, runs = self._by_name
+        vms, runs = self.by_name, self._runs_of
         return Specs(
             vms=tuple(vms[name] for name in names if name in vms),
             diagnostics=tuple(one for one in self.diagnostics if one.vm in names),
@@ -278,12 +299,31 @@ class Specs(Struct, frozen=True, dict=True):
             unread=self.unread,
         )
 
+    def with_vms(self, vms: tuple[Declared, ...], by_name: Mapping[str, Declared]) -> Specs:
+        """The same with other VMs, of which the names are known already."""
+        found = replace(self, vms=vms)
+        found.__dict__.update(by_name=by_name, _runs_of=self._runs_of)
+        return found
+
     @cached_property
-    def _by_name(self) -> tuple[Mapping[str, Declared], Mapping[str, Sequence[Asked]]]:
+    def by_name(self) -> Mapping[str, Declared]:
+        """VM → its declaration."""
+        return {one.spec.name: one for one in self.vms}
+
+    @cached_property
+    def _runs_of(self) -> Mapping[str, Sequence[Asked]]:
         runs: dict[str, list[Asked]] = {}
         for one in self.runs:
             runs.setdefault(one.spec.vm, []).append(one)
-        return {one.spec.name: one for one in self.vms}, runs
+        return runs
+
+    def asked(self, name: str) -> Sequence[Asked]:
+        """The runs that are asked for of a VM, apart from its declaration."""
+        return self._runs_of.get(name, ())
+
+    def written(self, name: str) -> Written:
+        """What is written of a VM, and where."""
+        return Written(self.by_name.get(name), *self._runs_of.get(name, ()))
 
 
 def contradictions(declared: Declared) -> Iterator[Diagnostic]:

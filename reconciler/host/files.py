@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import stat
 import sys
@@ -184,6 +185,27 @@ class Listing(Struct, frozen=True):
     """Files in the folders of what specs name, which are not read by themselves."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """Folder → why it could not be looked into; the directory itself, if it is missing."""
+
+    def moved(self, found: Mapping[str, Signature | None]) -> Listing:
+        """The same after some files in these folders were written, made or removed (None)."""
+        every = dict(self.files)
+        fresh = [path for path, one in found.items() if one and path not in every]
+        for path, one in found.items():
+            if one:
+                every[path] = one
+            else:
+                every.pop(path, None)
+        if fresh:
+            order = {folder: number for number, folder in enumerate(self.folders)}
+
+            def rank(path: str) -> tuple[int, str]:
+                return order[os.path.dirname(path)], os.path.basename(path)
+
+            names = [path for path in every if path not in fresh]
+            for path in fresh:
+                bisect.insort(names, path, key=rank)
+            every = {path: every[path] for path in names}
+        return replace(self, files=every)
 
 
 def listing(directory: str) -> Listing:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -58,6 +59,10 @@ class Watch:
             self._inotify = INotify(nonblocking=True)
         except OSError as error:
             raise HostError(f"cannot watch directories: {_explained(error)}", "Watch") from error
+        self._mutex = threading.Lock()
+        self._files: set[str] = set()
+        self._more = True
+        """More has happened than `_files` can tell."""
         self._interests: dict[int, tuple[str, _Interest]] = {}
         """Watch descriptor → the directory, without symlinks, and what counts in it."""
 
@@ -92,7 +97,23 @@ class Watch:
 
     def drain(self) -> bool:
         """Take all that happened, without waiting; whether any of it may matter."""
-        return any(self._matters(event) for event in self._inotify.read(timeout=0))
+        mattered = [event for event in self._inotify.read(timeout=0) if self._matters(event)]
+        with self._mutex:
+            for event in mattered:
+                directory, interest = self._interests.get(event.wd, ("", _Interest()))
+                plain = interest.specs and event.name and event.name not in interest.names
+                if not plain or event.mask & (_GONE | flags.ISDIR | flags.Q_OVERFLOW):
+                    self._more = True
+                self._files.add(os.path.join(directory, event.name))
+        return bool(mattered)
+
+    def files(self) -> set[str] | None:
+        """The files of which `drain` heard since this was asked, each below its directory without
+        symlinks. None: of more than files, or there was too much to tell. For any thread."""
+        with self._mutex:
+            taken, self._files = self._files, set()
+            more, self._more = self._more, False
+        return None if more else taken
 
     def _matters(self, event: Event) -> bool:
         if event.mask & flags.Q_OVERFLOW:

@@ -221,7 +221,13 @@ def _where(
         yield kind(**dict(zip(names, row, strict=True)))
 
 
-def _source(meta: Mapping[str, str]) -> Mapping[str, Any]:
+def settings_of(meta: Mapping[str, str]) -> Mapping[str, Any]:
+    """The settings that were applied last."""
+    found: dict[str, Any] = json.loads(meta.get("settings", "{}"))
+    return found
+
+
+def source_of(meta: Mapping[str, str]) -> Mapping[str, Any]:
     """What was read of the watched directory, and which revision of it is approved, if one is."""
     found: dict[str, Any] = json.loads(meta.get("source", "{}"))
     return {**found, "approved": meta["approved"]} if "approved" in meta else found
@@ -236,7 +242,7 @@ def identity(db: sqlite3.Connection, path: Path) -> Mapping[str, str]:
     return meta
 
 
-def _words(meta: Mapping[str, str], jobs: Collection[str]) -> Mapping[str, Word]:
+def words_of(meta: Mapping[str, str], jobs: Collection[str]) -> Mapping[str, Word]:
     """What the SNAs said last of some jobs."""
     known = msgspec.json.decode(meta.get("words", "{}"), type=dict[str, Word])
     return {job: word for job, word in known.items() if job in jobs}
@@ -266,41 +272,72 @@ def ledger_of(path: Path, load: Load, kept: LoadKept, db: sqlite3.Connection) ->
         return Ledger(
             hub=meta["hub"],
             state_id=meta["state_id"],
-            leases=tuple(map(_lease, db.execute(f"SELECT {_LEASE} FROM leases"))),  # noqa: S608
+            leases=whole(db, "leases"),
             calls=calls,
             reports={job: found for job in told if (found := reports_of(db, job))},
             telemetry={one.job_id: one for job in open_jobs if (one := telemetry_of(db, job))},
-            words=_words(meta, open_jobs),
-            sightings={
-                job: Sighting(at, allocated)
-                for job, at, allocated in db.execute("SELECT job_id, at, allocated FROM sightings")
-            },
-            applied={
-                vm: Applied(vm=json.loads(desired), generation=generation, at=at)
-                for vm, desired, generation, at in db.execute("SELECT * FROM applied")
-            },
-            tunnels={
+            words=words_of(meta, open_jobs),
+            sightings=whole(db, "sightings"),
+            applied=dict(entries(db, "applied")),
+            tunnels=whole(db, "tunnels"),
+            dialled=whole(db, "dialled"),
+            settings=settings_of(meta),
+            pauses=whole(db, "pauses"),
+            declared=dict(entries(db, "declared")),
+            source=source_of(meta),
+            shelf=Shelf(kept),
+            failures=dict(entries(db, "failures")),
+            transitions=dict(entries(db, "conditions")),
+        )
+
+
+def whole(db: sqlite3.Connection, table: str) -> Any:
+    """A table that is small, as the ledger has it."""
+    match table:
+        case "leases":
+            return tuple(map(_lease, db.execute(f"SELECT {_LEASE} FROM leases")))  # noqa: S608
+        case "sightings":
+            rows = db.execute("SELECT job_id, at, allocated FROM sightings")
+            return {job: Sighting(at, allocated) for job, at, allocated in rows}
+        case "tunnels":
+            return {
                 tunnel: Applied(vm=json.loads(desired), generation=generation, at=at)
                 for tunnel, desired, generation, at in db.execute("SELECT * FROM tunnels")
-            },
-            dialled={
-                (one.tunnel, one.part): one
-                for one in map(_dialled, db.execute(f"SELECT {_DIALLED} FROM dialled"))  # noqa: S608
-            },
-            settings=json.loads(meta.get("settings", "{}")),
-            pauses={one.vm: one for one in _all(db, Pause, "pauses")},
-            declared={one.vm: one for one in _all(db, Declaration, "declared")},
-            source=_source(meta),
-            shelf=Shelf(kept),
-            failures={
-                vm: (reason, message)
-                for vm, reason, message in db.execute("SELECT vm, reason, message FROM failures")
-            },
-            transitions={
-                (vm, kind): (status, reason, since)
-                for vm, kind, status, reason, since in db.execute("SELECT * FROM conditions")
-            },
-        )
+            }
+        case "dialled":
+            lines = map(_dialled, db.execute(f"SELECT {_DIALLED} FROM dialled"))  # noqa: S608
+            return {(one.tunnel, one.part): one for one in lines}
+        case "pauses":
+            return {one.vm: one for one in _all(db, Pause, "pauses")}
+        case _:
+            raise AssertionError(table)
+
+
+_COLUMNS: Final = {
+    "applied": "vm, desired, generation, at",
+    "declared": ", ".join(Declaration.__struct_fields__),
+    "failures": "vm, reason, message",
+    "conditions": "vm, type, status, reason, since",
+}
+
+
+def entries(db: sqlite3.Connection, table: str, vm: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """Key and value of a table with a line or more for each VM, as the ledger has them; of one VM
+    alone, where that is named."""
+    where, values = ("WHERE vm = ?", (vm,)) if vm is not None else ("", ())
+    for row in db.execute(f"SELECT {_COLUMNS[table]} FROM {table} {where}", values):  # noqa: S608
+        match table:
+            case "applied":
+                yield row[0], Applied(vm=json.loads(row[1]), generation=row[2], at=row[3])
+            case "declared":
+                yield (
+                    row[0],
+                    Declaration(**dict(zip(Declaration.__struct_fields__, row, strict=True))),
+                )
+            case "failures":
+                yield row[0], row[1:]
+            case _:
+                yield row[:2], row[2:]
 
 
 class Use(Struct, frozen=True):

@@ -43,6 +43,7 @@ from reconciler.host.store.files import (
     findings,
     version_of,
 )
+from reconciler.host.store.memory import Memory
 from reconciler.host.store.outbox import Letter
 from reconciler.host.store.reading import elsewhere, home_of
 from reconciler.host.store.rows import (
@@ -55,7 +56,6 @@ from reconciler.host.store.rows import (
     insert_call,
     insert_event,
     kept_of,
-    ledger_of,
     use_of,
 )
 from reconciler.host.store.schema import create, migrate
@@ -83,8 +83,6 @@ class Store:
         self.hub = hub
         self.home = home_of(self.path)
         self._mutex = threading.RLock()
-        self._writes = 0
-        self._read: tuple[tuple[int, int], Ledger] | None = None
         with explained(self.path, "open"):
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -97,6 +95,7 @@ class Store:
             )
             try:
                 self.state_id = self._ready()
+                self._memory = Memory(self.path, self.hub, self._db, self._calls_of, self._kept_of)
             except BaseException:
                 self._db.close()
                 raise
@@ -144,7 +143,6 @@ class Store:
     def _write(self) -> Iterator[sqlite3.Connection]:
         with self._mutex, explained(self.path, "write to"):
             self._db.execute("BEGIN IMMEDIATE")
-            self._writes += 1
             try:
                 yield self._db
                 self._db.execute("COMMIT")
@@ -156,15 +154,7 @@ class Store:
     def ledger(self) -> Ledger:
         """Everything, at one moment. What nobody has written to since is not read again."""
         with self._mutex, explained(self.path, "read"):
-            # Moves with every commit of another connection: what is heard goes by one of its own.
-            others = self._db.execute("PRAGMA data_version").fetchone()[0]
-            version = (self._writes, others)
-            if self._read is None or self._read[0] != version:
-                self._read = (
-                    version,
-                    ledger_of(self.path, self._calls_of, self._kept_of, self._db),
-                )
-            return self._read[1]
+            return self._memory.ledger()
 
     def _calls_of(self, heads: Sequence[Head]) -> Sequence[Call]:
         with self._mutex, explained(self.path, "read"):
