@@ -48,6 +48,7 @@ from reconciler.core.status import Condition
 from reconciler.core.tunnel import PREFIX, Tunnel
 from reconciler.core.tunnel_plan import TunnelPlan
 from reconciler.core.units import Seconds
+from reconciler.core.views import asleep, remembered
 from reconciler.core.views import views as views_of
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Step
@@ -206,6 +207,8 @@ class Daemon:
         self._wanted: dict[str, tuple[object, Desired]] = {}
         self._at_rest: dict[str, tuple[object, VmPlan, Sequence[Condition]]] = {}
         """VM → what was seen of it when nothing was to be done, that plan, and its conditions."""
+        self._asleep: dict[str, object] = {}
+        """VM of which nothing is there or wanted → all that this depends on, as it was then."""
         self._calm: dict[str, tuple[Seconds, Actual]] = {}
         """VM → when nothing was to be done about it, and what was seen."""
         self._resyncs = 0
@@ -541,6 +544,7 @@ class Daemon:
             self.tunnels.pop(name, None)
             self._wanted.pop(name, None)
             self._at_rest.pop(name, None)
+            self._asleep.pop(name, None)
 
     def _noted(self, one: VmPlan) -> None:
         with self._mutex:
@@ -791,14 +795,17 @@ class Daemon:
         paths = None if self.whole or self.reading is None else self.watch.files()
         if paths is None:
             self.whole = False
+            watched = self.source.watched()
             try:  # before reading: what comes meanwhile is seen
-                self.watch.arm(self.source.watched())
+                self.watch.arm(watched)
             except HostError as error:  # then a resync finds what is saved
                 self.observers.said("cannot watch all of the source", error=str(error))
         try:
             before, ledger = self.reading, self.store.ledger()
             reading = self.source.read(ledger, time.time(), paths)
             reading.note(self.store, self.command, time.time())
+            if paths is None and self.source.watched() != watched:
+                self.reread()  # there is more to be watched before it is read
         except HostError as error:
             self.observers.said("cannot read the source", error=str(error))
             if self.reading is None:
@@ -841,14 +848,17 @@ class Daemon:
         managed = self.managed(self.store.ledger())
         # What is asked through a tunnel may have to be waited for: each has a worker of its own.
         tunnels = {name for name in managed if name.startswith(PREFIX)}
-        names = iter(sorted(managed - tunnels))
         if self.first is None:
             self.first = set(managed)
         for name in sorted(tunnels):
             self.kick(name, Priority.RESYNC)
-        plans, seen = [], []
-        found: dict[str, Sequence[Condition]] = {}
-        while chunk := list(islice(names, SLICE)):
+        plans: list[Plan] = []
+        seen: list[Actual] = []
+        sleeping = self._sleeping(managed)
+        names = iter(sorted(managed - tunnels - sleeping.keys()))
+        found = {name: conditions for name, (_, conditions) in sleeping.items()}
+        # Where all are asleep, a look at none of them, as what is around them is told all the same.
+        while (chunk := list(islice(names, SLICE))) or (sleeping and not plans):
             planned, actual = self.survey(chunk, found)
             plans.append(planned)
             seen.append(actual)
@@ -856,7 +866,9 @@ class Daemon:
                 return
         self._resynced = time.monotonic()
         if plans:
-            whole = replace(plans[-1], vms=tuple(one for p in plans for one in p.vms))
+            at_rest = [one for one, _ in sleeping.values()]
+            looked = (one for some in plans for one in some.vms)
+            whole = replace(plans[-1], vms=(*looked, *at_rest))
             servers = {one.identity: one for look in seen for one in look.servers if one.handshake}
             all_seen = replace(seen[-1], servers=tuple(servers.values()))
             self.observers.looked(whole, all_seen, self.store.ledger(), found)
@@ -921,12 +933,39 @@ class Daemon:
         for one in rest.vms:
             if not one.actions:
                 self._at_rest[one.name] = (views[one.name], one, fresh[one.name])
+                self._asleep.pop(one.name, None)
+                if asleep(one, ledger):
+                    self._asleep[one.name] = self._memory(one.name, ledger, now)
         still = [self._at_rest[name] for name in same]
         found |= fresh | {one.name: conditions for _, one, conditions in still}
         at_rest = tuple(one for _, one, _ in still)
         self.remember(replace(rest, vms=(*rest.vms, *at_rest)), actual)
         work.tidy(self.store.ledger(), actual, now)
         return replace(planned, vms=(*planned.vms, *at_rest)), actual
+
+    def _memory(self, name: str, ledger: Ledger, now: Seconds) -> object:
+        """All that the plan of a VM depends on of which nothing is there."""
+        reading = self.reading
+        written = reading.version_of(name) if reading else None
+        return written, self.settings, remembered(name, ledger, now)
+
+    def _sleeping(
+        self, managed: Collection[str]
+    ) -> Mapping[str, tuple[VmPlan, Sequence[Condition]]]:
+        """The VMs of which nothing was there or wanted at the last look, and of which nothing has
+        been written or seen since; each with its plan and its conditions."""
+        if not self.ready:
+            return {}
+        ledger, now = self.store.ledger(), time.time()
+        awake = {served.mark.vm for _, served in self.roster.ours() if served.mark}
+        return {
+            name: self._at_rest[name][1:]
+            for name, memory in list(self._asleep.items())
+            if name in managed
+            and name not in awake
+            and name in self._at_rest
+            and memory == self._memory(name, ledger, now)
+        }
 
     def _is_as_it_was(self, name: str, view: object) -> bool:
         """Nothing was to be done about a VM, and all that this depends on is as it was then.

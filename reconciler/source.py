@@ -298,8 +298,8 @@ class Source:
         self._digests: Mapping[str, str] = {}
 
     def watched(self) -> list[str]:
-        """What a watch has to be armed with now; then comes `read`."""
-        listing = files.listing(self.directory)
+        """What a watch has to be armed with now; then comes `read`, after which it may be more."""
+        listing = self._listing if self._last else files.listing(self.directory)
         inventory = [self.settings.inventory] if self.settings.inventory else []
         beside = [path for path in self._library.paths if path not in listing.folders]
         return [*listing.folders, *listing.links, self.settings.requests, *inventory, *beside]

@@ -14,6 +14,27 @@ from reconciler.core.desired import Desired
 from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.settings import Settings
 from reconciler.core.units import Seconds
+from reconciler.core.vm_plan import VmPlan
+
+
+def asleep(one: VmPlan, ledger: Ledger) -> bool:
+    """Whether nothing of a VM is there or wanted: then nothing outside of `remembered` matters to
+    its plan, and there is nothing to look at, but that no server of it comes to be."""
+    here = one.actions or one.vm.exports or one.ports or one.again_at or one.asks
+    return not (here or ledger.of(one.name) or ledger.active(one.name))
+
+
+def remembered(name: str, ledger: Ledger, now: Seconds) -> object:
+    """All of what is remembered that the plan of such a VM depends on."""
+    held = ledger.source.get("held") or {}
+    return (
+        ledger.version_of(name),
+        ledger.of(name),
+        ledger.paused(name, now) if ledger.pauses else None,
+        ledger.declared.get(name),
+        held.get(name) if isinstance(held, Mapping) else held,
+        ledger.failures.get(name),
+    )
 
 
 def views(
