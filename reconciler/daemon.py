@@ -34,6 +34,7 @@ from reconciler.core.ahead import ahead, asked_since, waits_to_reach
 from reconciler.core.appliances import Health, trouble
 from reconciler.core.backoff import pause
 from reconciler.core.call import Call, CallState, Report
+from reconciler.core.descriptors import files_for, more_files
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import Diagnostic, Exit, HostError, ReconcilerError
 from reconciler.core.inquiries import Inquiries
@@ -53,7 +54,7 @@ from reconciler.core.views import views as views_of
 from reconciler.core.vm_plan import VmPlan
 from reconciler.execute import Step
 from reconciler.host import lock
-from reconciler.host.processes import few_arenas
+from reconciler.host.processes import all_files, few_arenas
 from reconciler.host.qemu_nbd import close_inherited
 from reconciler.host.store import Store, WrongHubError
 from reconciler.hub import Hub
@@ -278,6 +279,7 @@ class Daemon:
             # While a resync works, a heal has to get the interpreter's lock twenty times.
             sys.setswitchinterval(SWITCH)
             few_arenas()
+            self._count_files()
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             stack.callback(os.close, self._wake)
             self._epoll = stack.enter_context(select.epoll())
@@ -304,6 +306,16 @@ class Daemon:
         if self._failure:
             raise self._failure
         return Exit.INTERRUPTED if signal.SIGINT in self._signals else Exit.TERMINATED
+
+    def _count_files(self) -> None:
+        """Say it now, and not when the last of them is open, if there may be too few open files."""
+        ports, may = len(self.settings.ports), all_files()
+        if may < files_for(ports):
+            self.observers.said(
+                "cannot have as many open files as the port range needs",
+                error=f"this process may have {may}, and {ports} exports need {files_for(ports)}",
+                help=more_files(ports),
+            )
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -50,6 +50,8 @@ class Sockets:
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._kept: dict[Port, socket.socket] = {}
+        self._inodes: frozenset[int] | None = None
+        """Of all of them; None: they are other ones since."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -57,7 +59,9 @@ class Sockets:
     def inodes(self) -> frozenset[int]:
         """What the kernel calls them."""
         with self._mutex:
-            return frozenset(map(sockets.inode, self._kept.values()))
+            if self._inodes is None:
+                self._inodes = frozenset(map(sockets.inode, self._kept.values()))
+            return self._inodes
 
     def reserve(self, host: str, port: Port) -> socket.socket:
         """The socket of a port, for a server; the copy stays. Raises PortBusyError, HostError."""
@@ -65,6 +69,7 @@ class Sockets:
             kept = self._kept.get(port)
             if kept is None:
                 self._kept[port] = kept = sockets.reserve(host, port)
+                self._inodes = None
             return kept.dup()
 
     def has(self, port: Port) -> bool:
@@ -79,6 +84,7 @@ class Sockets:
             found = sockets.fetched(pidfd, port)
             if found:
                 self._kept[port] = found
+                self._inodes = None
 
     def drop(self, ports: Iterable[Port]) -> None:
         """Nothing is to listen there any more, unless a server does."""
@@ -86,6 +92,7 @@ class Sockets:
             for port in ports:
                 if kept := self._kept.pop(port, None):
                     kept.close()
+                    self._inodes = None
 
     def keep(self, ports: Collection[Port]) -> None:
         """Drop all others."""
@@ -117,6 +124,7 @@ class Roster:
         self._answers: dict[Identity, Handshake] = {}
         self.foreign: tuple[tuple[proc.Process, Served], ...] = ()
         """The servers that are not ours, as the last whole look saw them."""
+        self._foreign_sockets: dict[Identity, frozenset[int]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -140,6 +148,13 @@ class Roster:
             for identity, answer in list(self._answers.items())
             if identity.pid % TURNS != turn % TURNS and identity in self._known
         }
+
+    def foreign_sockets(self, identity: Identity) -> frozenset[int]:
+        """The sockets of a server that is not ours; looked at once between two whole looks."""
+        known = self._foreign_sockets
+        if identity not in known:
+            known[identity] = frozenset(proc.socket_inodes(identity.pid))
+        return known[identity]
 
     def connections(self, pid: int) -> frozenset[int]:
         """The connections of a server that were there at an earlier look."""
@@ -179,7 +194,7 @@ class Roster:
                 seen[process.identity] = (process, served)
             else:
                 foreign.append((process, served))
-        self.foreign = tuple(foreign)
+        self.foreign, self._foreign_sockets = tuple(foreign), {}
         moved = {vm for identity in self._known.keys() - seen.keys() if (vm := self.end(identity))}
         return moved | {
             vm for process, served in seen.values() if (vm := self._add(process, served))
@@ -380,6 +395,9 @@ class Hands(Hub):
                     served = parse(process.argv) or served
             ours.append((process, served))
         return ours, list(self.roster.foreign)
+
+    def _sockets_of(self, process: proc.Process) -> Collection[int]:
+        return self.roster.foreign_sockets(process.identity)
 
     def _server(
         self,

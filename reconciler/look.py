@@ -247,7 +247,7 @@ class Observer:
     ) -> Iterable[Foreign]:
         for process, served in found:
             pid = process.identity.pid
-            held = proc.socket_inodes(pid)
+            held = self._sockets_of(process)
             ports = {one.port for one in seen if one.listening and one.inode in held}
             if served.port:
                 ports.add(served.port)
@@ -257,6 +257,10 @@ class Observer:
             elif _option(served.argv, "--description").startswith(READER):
                 what = "a restore test"
             yield Foreign(pid=pid, what=what, image=served.image, ports=tuple(sorted(ports)))
+
+    def _sockets_of(self, process: proc.Process) -> Collection[int]:
+        """The sockets of a server that is not ours."""
+        return proc.socket_inodes(process.identity.pid)
 
     def _unheard(self, desired: Desired, ledger: Ledger, seen: Sequence[proc.Socket]) -> str:
         """Why nobody of this hub takes callbacks that are to come; empty: somebody does, or none is

@@ -12,6 +12,7 @@ from msgspec import Struct, field
 from reconciler.core.access import sentence
 from reconciler.core.actual import Listener, Mount
 from reconciler.core.appliances import Health
+from reconciler.core.descriptors import files_for, more_files
 from reconciler.core.errors import Exit
 from reconciler.core.settings import QemuNbd
 from reconciler.core.units import (
@@ -48,13 +49,6 @@ GROUPS: Final = (
 WITHOUT_CONFIG: Final = ("config", "python", "qemu", "clock", "limits", "confinement")
 """What can be tried where the config cannot be read; by the built-in defaults."""
 
-IDLE_FILES: Final = 64
-"""Descriptors of a daemon beside its exports. Measured: 16, with callbacks and looks some more."""
-FILES: Final = 4
-"""Descriptors that a daemon needs for an export: its socket and its pidfd, measured; and twice that
-while it is started and asked."""
-SERVER_FILES: Final = 64
-"""Descriptors of one server: 9 at rest, 1 per client, some for its own work. Measured: 12."""
 TASKS: Final = 24
 """Threads of a server that is written to. Measured: 4 at rest, 24 under `nbdcopy`."""
 IDLE_TASKS: Final = 64
@@ -730,12 +724,11 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 def limits(found: Limits, exports: int, whose: str, watch: str) -> Iterator[Check]:
     """For so many exports at once. `watch`: why a directory cannot be watched; empty: it can."""
-    files = max(IDLE_FILES + FILES * exports, SERVER_FILES)
+    files = files_for(exports)
     title = "open files"
     if found.files is not None and found.files < files:
         said = f"{whose} may have {found.files}, and {exports} exports need {files}"
-        fix = f"LimitNOFILE={files * 2} in the unit, or: ulimit -n {files * 2}"
-        yield failed("limits.files", title, said, fix)
+        yield failed("limits.files", title, said, more_files(exports))
     else:
         most = "any number" if found.files is None else str(found.files)
         said = f"{whose} may have {most}; {exports} exports need {files}"

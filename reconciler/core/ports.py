@@ -11,7 +11,8 @@ class Pool:
     """The free ports of one plan. Lowest first, so that the same inputs give the same plan."""
 
     def __init__(self, ports: PortRange, taken: Collection[Port]) -> None:
-        self._free = [port for port in ports if port not in set(taken)]
+        busy = frozenset(taken)
+        self._free = [port for port in ports if port not in busy]
         self._free.reverse()
         self.size = len(ports)
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import math
 import os
 import re
 import select
@@ -200,7 +201,7 @@ def run(
     assert process.stdout is not None
     try:
         fd = process.stdout.fileno()
-        while select.select([fd], [], [], deadline.left())[0]:
+        while _readable(fd, deadline.left()):
             piece = os.read(fd, 1 << 20)
             if not piece:
                 break
@@ -315,6 +316,14 @@ def fuse(socket: Path, size: Bytes, folder: Path, deadline: Deadline) -> Iterato
         finally:
             child.end()
     yield f"nbdfuse cannot mount here: {why}"
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    """Whether there is something to read within that time. A daemon's descriptors go beyond the
+    1023 that select(2) can be asked about."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0, math.ceil(seconds * 1000))))
 
 
 def _size(path: str) -> int:
@@ -632,7 +641,7 @@ class Guestfish:
         end = f"{self._MARK}\n".encode()
         fd = self.process.stdout.fileno()
         while not self.rest.endswith(end):
-            if not select.select([fd], [], [], self.deadline.left())[0]:
+            if not _readable(fd, self.deadline.left()):
                 continue
             piece = os.read(fd, 1 << 20)
             if not piece:
