@@ -32,7 +32,7 @@ from reconciler.core.settings import Settings
 from reconciler.host.files import Text
 
 FORMAT: Final = 1
-FOLDER: Final = "nbd-reconciler"
+FOLDER: Final = "reconciler"
 MOST: Final = 64 << 20
 """Bytes of a file in the cache. The specs of 10,000 VMs with three disks each take about 10 MiB."""
 FILES: Final = 64
