@@ -66,8 +66,8 @@ def children() -> dict[int, tuple[str, ...]]:
 
 
 def servers() -> dict[int, tuple[str, ...]]:
-    """The qemu-nbd among them."""
-    return {pid: argv for pid, argv in children().items() if argv[:1] == ("qemu-nbd",)}
+    """The qemu-nbd among them, by whatever path they were started."""
+    return {pid: argv for pid, argv in children().items() if Path(argv[0]).name == "qemu-nbd"}
 
 
 def end(pids: Sequence[int], number: signal.Signals) -> None:
