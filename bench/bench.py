@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.clients import Appliance
-from bench.figures import FLOOR, TOOL, Measured, Rounds, table, targets, write
+from bench.figures import FLOOR, TOOL, Figure, Measured, Rounds, table, targets, write
 from bench.hubs import APPLY, IMPORT_CLICK, Floor, Site
 from bench.peers import Peer, Unavailable
 from bench.workplace import (
@@ -253,8 +253,8 @@ def learned(site: Site) -> dict[str, tuple[str, ...]]:
 # -- start-up
 
 
-def bench_start(site: Site, runs: int) -> Measured:
-    """Commands that only start up, and `status` with everything applied."""
+def bench_start(site: Site, times: int) -> Measured:
+    """Commands that only start up, and `status` with everything applied; each so many times."""
     found = Rounds("start-up")
     site.fresh()
     timed(IMPORT_CLICK, site.root)
@@ -269,7 +269,7 @@ def bench_start(site: Site, runs: int) -> Measured:
             site.verify()
             begun = True
         site.run(*line.split())  # fills the caches; nobody times it
-        for _ in range(runs * STARTS):
+        for _ in range(times):
             below = timed(IMPORT_CLICK, site.root)
             took = site.run(*line.split())
             found.add(name, "import click", below.cpu, unit="CPU s")
@@ -333,7 +333,11 @@ def parts(names: Sequence[str], runs: int, *, quick: bool) -> Measured:
     for name in names:
         module = importlib.import_module(f"bench.{name}")
         measure: Callable[[int, bool, Callable[[str], None]], Measured] = module.measure
-        found += measure(runs, quick, told)
+        try:
+            found += measure(runs, quick, told)
+        except BenchError as error:  # what the others found has taken long
+            told(f"{name}: {error}")
+            found += Measured([Figure(name, "all of it", TOOL, note=f"failed: {error}"[:120])])
     return found
 
 
@@ -396,7 +400,8 @@ def measured(options: argparse.Namespace, root: Path, facts: dict[str, object]) 
     where = 100 if 100 in options.disks else most
     absent = Rounds(f"{where} disks" if where > 1 else "1 disk")
     peers = installed(options.peers, absent, facts)
-    found = bench_start(site(where, "start"), options.runs)
+    times = options.runs if options.quick else options.runs * STARTS
+    found = bench_start(site(where, "start"), times)
     for count in options.disks:
         if count > 100 and not room(count):
             told(f"{count} disks: left out, there is not enough memory")

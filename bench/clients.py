@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from bench.workplace import DEADLINE, HERE, BenchError
 
-PORTS: Final = (20000, 32000)
-"""Where a free range is looked for: below the ports that the kernel gives to clients."""
+PORTS: Final = (11000, 20000)
+"""Where a free range is looked for: below those that tests deal themselves, and those that the
+kernel gives to clients."""
 
 
 def handshake(port: int, name: str) -> None:
