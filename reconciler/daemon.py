@@ -635,14 +635,17 @@ class Daemon:
         """Of VMs that are at rest, what was seen is where the next look starts if one crashes."""
         now = time.monotonic()
         self.dials.note(actual.lines)
+        calm = {one.name for one in planned.vms if not one.actions}
+        servers = tuple(server for server in actual.servers if server.mark.vm in calm)
+        # Without the others, which a look sees too: kept for each of them, that is their square.
+        seen = replace(actual, servers=servers, others={}, file_systems={})
         for one in planned.vms:
             if one.actions:
                 self._calm.pop(one.name, None)
             else:
-                self._calm[one.name] = (now, actual)
-        calm = {one.name for one in planned.vms if not one.actions}
-        for server in actual.servers:
-            if server.mark.vm in calm and not self.kept.has(server.mark.port):
+                self._calm[one.name] = (now, seen)
+        for server in servers:
+            if not self.kept.has(server.mark.port):
                 self._fetch(server)
 
     def _fetch(self, server: Server) -> None:
