@@ -14,7 +14,7 @@ help: ## List the targets
 system: ## Install missing system packages: qemu-utils, qemu-system-common, libnbd-bin, python3-venv, e2fsprogs, systemd
 	@examples/demo/install.sh
 
-system-tests: ## The same, and what only tests use: MariaDB, PostgreSQL, OpenSSH, grub-fstest
+system-tests: ## The same, and what only tests use: MariaDB, PostgreSQL, OpenSSH, grub-fstest, strace
 	@examples/demo/install.sh tests
 
 $(BIN)/reconciler: pyproject.toml

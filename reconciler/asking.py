@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from reconciler.core import requests as asking
 from reconciler.core.call import Call, CallState, due_call, job_id
+from reconciler.core.declared import Asked, CheckedRun, Specs
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.errors import (
     Diagnostic,
@@ -33,7 +34,7 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.mark import Served, parse
 from reconciler.core.runs import newest
 from reconciler.core.settings import Settings
-from reconciler.core.spec import Asked, RunSpec, Specs
+from reconciler.core.spec import checked_run
 from reconciler.core.spec_files import read_request
 from reconciler.core.units import Seconds, stamp
 from reconciler.host import files, lock, proc, requests
@@ -55,7 +56,7 @@ LOCK: Final[Seconds] = 5.0
 
 
 def ask(
-    asked: Sequence[RunSpec],
+    asked: Sequence[CheckedRun],
     source: Source,
     ledger: Ledger,
     settings: Settings,
@@ -92,7 +93,7 @@ class Weighed(Struct, frozen=True):
 
 
 def weigh(
-    asked: Sequence[RunSpec],
+    asked: Sequence[CheckedRun],
     source: Source,
     ledger: Ledger,
     settings: Settings,
@@ -304,11 +305,11 @@ class Desk:
         if other:
             raise self._under_way(name, other, ledger)
         try:
-            asked = RunSpec(
+            asked = checked_run(
                 vm=name,
                 run=run,
-                type=wish.type,  # type: ignore[arg-type]  # checked by the model itself
-                fallback=wish.fallback,  # type: ignore[arg-type]
+                type=wish.type,
+                fallback=wish.fallback,
                 by=wish.who,
                 policy=wish.policy,
                 tags=wish.tags,
@@ -473,7 +474,7 @@ class Desk:
             return call
         return due_call(call.hub, vm, call.created, call.who)
 
-    def _call_of(self, asked: RunSpec, source: Source, ledger: Ledger) -> Call:
+    def _call_of(self, asked: CheckedRun, source: Source, ledger: Ledger) -> Call:
         known = ledger.latest(asked.vm, asked.run)
         if known:
             return known
@@ -482,7 +483,7 @@ class Desk:
             return due_call(self.settings.hub, vm, time.time(), asked.by)
         return self._bare(asked, time.time())
 
-    def _bare(self, asked: RunSpec, when: Seconds) -> Call:
+    def _bare(self, asked: CheckedRun, when: Seconds) -> Call:
         """A run of which nothing is known but that it is asked for."""
         return Call(
             hub=self.settings.hub,

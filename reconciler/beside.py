@@ -21,8 +21,8 @@ from reconciler.execute import Step
 from reconciler.host.store import Store
 
 if TYPE_CHECKING:
+    from reconciler.core.declared import Specs
     from reconciler.core.inventory import Inventory
-    from reconciler.core.spec import Specs
 
 
 class Reading(Protocol):

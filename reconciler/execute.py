@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -61,6 +60,9 @@ from reconciler.core.tunnel_plan import TunnelPlan, came_up, failed, not_permitt
 from reconciler.core.tunnel_seen import Dialled, Ssh
 from reconciler.core.units import Port, Seconds
 from reconciler.core.vm_plan import VmPlan
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 
 class Listener(Protocol):
@@ -168,6 +170,10 @@ def execute(
     vms_to_do = [vm for vm in plan.vms if vm.actions]
     tunnels = [one for one in plan.tunnels if one.actions]
     stop = stopping or threading.Event()
+    if not (vms_to_do or tunnels):
+        return steps
+    from concurrent.futures import ThreadPoolExecutor  # late: it loads twelve modules
+
     with contextlib.ExitStack() as stack:
         if disks is None:
             disks = stack.enter_context(ThreadPoolExecutor(parallel, "disk"))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -25,12 +25,14 @@ from reconciler.core.settings import Settings
 from reconciler.core.tunnel import Tunnel
 from reconciler.core.tunnel_seen import Ssh
 from reconciler.core.units import Port, Seconds
-from reconciler.dialling import Dialler
 from reconciler.host import images, nbd, patience, proc, processes, qemu_nbd, sockets
 from reconciler.host.effects import Effect, effect
 from reconciler.host.store import Store
 from reconciler.look import HANDSHAKE, SETTLE, Observer
 from reconciler.repositories import roots_of
+
+if TYPE_CHECKING:
+    from reconciler.dialling import Dialler
 
 FLUSH: Final[Seconds] = 120.0
 """Deadline of a flush: what a server has not written yet is at most what the page cache holds."""
@@ -64,6 +66,8 @@ class Hub(Observer):
 
     @cached_property
     def _dialler(self) -> Dialler:
+        from reconciler.dialling import Dialler  # late: few hubs have tunnels
+
         return Dialler(self.settings, self.environment)
 
     def dial(self, tunnel: Tunnel, part: str, argv: Sequence[str]) -> Ssh:

@@ -17,12 +17,11 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from reconciler.core import inventory as inventories
-from reconciler.core import inventory_rows
+from reconciler.core import inventory
 from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic, HostError
 from reconciler.core.inventory import Inventory
@@ -31,6 +30,9 @@ from reconciler.core.source import Stale, told
 from reconciler.core.units import Seconds, format_duration, stamp
 from reconciler.host import files
 from reconciler.host.sql import Database, Rows
+
+if TYPE_CHECKING:
+    from reconciler.readings import Readings
 
 NAME: Final = "inventory.json"
 """The last good answer, in the state directory. When it was given is the file's time."""
@@ -81,16 +83,23 @@ class Reader:
         elif file:
             self._way = _File(file)
 
-    def read(self, *, since: Seconds | None = None, pipe: bool = False) -> Answer:
+    def read(
+        self,
+        *,
+        since: Seconds | None = None,
+        pipe: bool = False,
+        known: Readings | None = None,
+    ) -> Answer:
         """What is known now. Never raises; a database takes no longer than the config allows.
 
         `since`: a monotonic time; a database that was asked after that is not asked again. `pipe`:
-        the file may be one, which is waited for.
+        the file may be one, which is waited for. `known`: what files said when they were read
+        before.
         """
         if self._way is None:
             return Answer()
         with self._mutex:
-            found = self._way.read(since, pipe=pipe)
+            found = self._way.read(since, pipe=pipe, known=known)
             if isinstance(found, Good):
                 self._good = found
                 return Answer(inventory=found.inventory, digest=found.digest)
@@ -152,7 +161,9 @@ class _File:
         self.read_last: files.Text | None = None
         self._found: Good | tuple[Diagnostic, ...] | None = None
 
-    def read(self, _since: Seconds | None, *, pipe: bool) -> Good | tuple[Diagnostic, ...]:
+    def read(
+        self, _since: Seconds | None, *, pipe: bool, known: Readings | None
+    ) -> Good | tuple[Diagnostic, ...]:
         """The file as it is; parsed where it is not as it was."""
         at, text = time.time(), files.read(self.origin, pipe=pipe)
         self.read_last = text
@@ -160,19 +171,25 @@ class _File:
             self._found = None
             return (Diagnostic("error", f"the inventory: {text.error}"),)
         if self._found is None or text.text != self._text:
-            self._found, self._text = self._parsed(text), text.text
+            self._found, self._text = self._parsed(text, known), text.text
         found = self._found
         if isinstance(found, Good):
             return Good(inventory=found.inventory, at=at, digest=found.digest)
         return found
 
-    def _parsed(self, text: files.Text) -> Good | tuple[Diagnostic, ...]:
+    def _parsed(self, text: files.Text, readings: Readings | None) -> Good | tuple[Diagnostic, ...]:
+        if readings and (before := readings.inventory(text)):
+            return Good(inventory=before, at=0.0, digest=_hash(text.text))
         document, wrong = parse(text.text, text.file)
         known = None
         if document:
-            known, wrong = inventories.read(document)
+            from reconciler.core.inventory_file import read  # late: its models take 50 ms to load
+
+            known, wrong = read(document)
         if known is None:
             return tuple(wrong)
+        if readings:
+            readings.note_inventory(text, known)
         return Good(inventory=known, at=0.0, digest=_hash(text.text))
 
     def error(self, one: Diagnostic) -> str:
@@ -193,6 +210,8 @@ class _Sql:
     ) -> None:
         self.sql, self.vcenters, self.environment = sql, vcenters, environment
         self.origin = sql.origin
+        from reconciler.core import inventory_rows  # late, as is all that checks what is written
+
         self.query = sql.query or inventory_rows.QUERY
         self.identity = _hash(f"sql {sql.url}\0{self.query}\0{sorted(vcenters)}")
         self._database = Database(sql.url, sql.timeout)
@@ -205,7 +224,13 @@ class _Sql:
         self._known: tuple[str, Inventory] | None = None
         """Digest of some rows, and what they say."""
 
-    def read(self, since: Seconds | None, *, pipe: bool) -> Good | tuple[Diagnostic, ...]:  # noqa: ARG002
+    def read(
+        self,
+        since: Seconds | None,
+        *,
+        pipe: bool,  # noqa: ARG002
+        known: Readings | None,  # noqa: ARG002
+    ) -> Good | tuple[Diagnostic, ...]:
         if since is not None and self._asked >= since and self._found is not None:
             return self._found
         self._asked = time.monotonic()
@@ -242,6 +267,8 @@ class _Sql:
         ordered = sorted(map(repr, rows.rows))  # a database gives them in any order
         digest = _hash(repr((rows.columns, ordered)))
         if self._known is None or self._known[0] != digest:
+            from reconciler.core import inventory_rows
+
             try:
                 found = inventory_rows.read(self.origin, rows.columns, rows.rows, self.vcenters)
             except inventory_rows.ColumnsError as error:
@@ -309,7 +336,7 @@ def _hash(text: str) -> str:
 def _write(path: Path, identity: str, good: Good) -> None:
     """Write a file as a whole, or not at all. Raises OSError."""
     value = {"format": FORMAT, "identity": identity, "digest": good.digest}
-    text = json.dumps({**value, "inventory": inventories.to_json(good.inventory)})
+    text = json.dumps({**value, "inventory": inventory.to_json(good.inventory)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -331,7 +358,7 @@ def _remembered(path: Path, identity: str) -> Good | None:
         value = json.loads(path.read_bytes())
         if (value["format"], value["identity"]) != (FORMAT, identity):
             return None
-        known = inventories.from_json(value["inventory"], None)
+        known = inventory.from_json(value["inventory"], None)
         return Good(inventory=known, at=at, digest=str(value["digest"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # it only saves waiting: without it, what needs the inventory waits for it

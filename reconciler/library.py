@@ -19,9 +19,8 @@ from reconciler.core.around import Side
 from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic
 from reconciler.core.inventory import Inventory
-from reconciler.core.limits import MAX_RESULT
+from reconciler.core.limits import MAX_RESULT, TemplateError
 from reconciler.core.settings import SpecRules
-from reconciler.core.template import TemplateError
 from reconciler.host import files
 from reconciler.host.files import SUFFIXES, Given, Signature, Text
 

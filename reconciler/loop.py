@@ -7,7 +7,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +35,6 @@ from reconciler.core.tunnel_plan import TunnelPlan
 from reconciler.core.tunnel_status import conditions as tunnel_conditions
 from reconciler.core.units import Seconds
 from reconciler.core.vm_plan import VmPlan
-from reconciler.dialling import log_name as tunnel_log
 from reconciler.execute import Emit, Step, execute, resting
 from reconciler.host import files, lock
 from reconciler.host.qemu_nbd import close_inherited, log_name, tidy
@@ -45,12 +43,16 @@ from reconciler.hub import Hub
 from reconciler.look import Observer
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from reconciler.core.declared import Found as Said
+    from reconciler.core.declared import Specs
     from reconciler.core.document import Document
     from reconciler.core.inventory import Inventory
-    from reconciler.core.spec import Specs
     from reconciler.core.variables import Variable
     from reconciler.host.files import Given
-    from reconciler.library import Library
+    from reconciler.library import Beside, Library
+    from reconciler.readings import Readings
 
 PASSES: Final = 4
 """Passes of one apply: each repeats only what the one before made possible."""
@@ -61,11 +63,10 @@ UNSURE: Final = (CallState.UNKNOWN, CallState.INTENDED)
 
 def load_settings(config: str | None, environment: Mapping[str, str]) -> Settings:
     """The configuration that holds here. Raises ConfigError."""
-    from reconciler.core.config import settings
-    from reconciler.core.document import parse
+    from reconciler import readings
 
     path = files.config_path(config, environment)
-    document, base = None, os.getcwd()
+    base = os.getcwd()
     if path is None:
         text = None
     else:
@@ -73,7 +74,12 @@ def load_settings(config: str | None, environment: Mapping[str, str]) -> Setting
         if text.error:
             raise ConfigError([Diagnostic("error", text.error, rule="unreadable")])
         base = os.path.dirname(os.path.abspath(path))
-    try:
+
+    def work() -> Settings:
+        from reconciler.core.config import settings
+        from reconciler.core.document import parse
+
+        document = None
         if text:
             document, wrong = parse(text.text, text.file)
             if wrong:
@@ -86,6 +92,9 @@ def load_settings(config: str | None, environment: Mapping[str, str]) -> Setting
             host_name=os.uname().nodename,
             root=os.geteuid() == 0,
         )
+
+    try:
+        return readings.settings(environment, path, text.text if text else None, work)
     except ConfigError as error:
         if text:
             error.sources[text.file] = text.text
@@ -150,12 +159,17 @@ def load_source(
     Findings are in `specs.diagnostics`. Raises NothingNamed, HostError.
     """
     from reconciler.library import Library
+    from reconciler.readings import Readings
 
     texts, requests = files.texts_of(paths, settings.requests, asking=asking)
     library = Library(settings.specs, os.environ, extra=extra)
-    return source_of(
-        texts, requests, settings, scoped=bool(paths), library=library, explain=explain
+    known = Readings(settings, paths, os.environ, extra) if not explain else None
+    source = source_of(
+        texts, requests, settings, scoped=bool(paths), library=library, explain=explain, known=known
     )
+    if known:
+        known.write()
+    return source
 
 
 def source_of(
@@ -166,34 +180,39 @@ def source_of(
     scoped: bool,
     library: Library,
     explain: str = "",
+    known: Readings | None = None,
 ) -> Source:
-    """What some files say, with the inventory as it is now."""
-    from reconciler.core import spec_files
+    """What some files say, with the inventory as it is now. `known`: what was read before."""
+    from reconciler.core.declared import join
     from reconciler.inventories import reader_of
 
-    written, wrong = parse_all(texts)
-    asked, more = parse_all(requests)
-    wrong += more
-    read = {document.file for document in (*written, *asked)}
-    unread = {text.file for text in (*texts, *requests) if text.file not in read}
     reader = reader_of(settings)
-    answer = reader.read(pipe=library.closed is None)
-    wrong += answer.diagnostics
-    known = answer.inventory
-    library.inventory = known if known and known.readable else None
+    answer = reader.read(pipe=library.closed is None, known=known)
+    inventory = answer.inventory
+    library.inventory = inventory if inventory and inventory.readable else None
     library.specs = [text.file for text in texts]
-    by_name = {text.file: text for text in texts}
-    found = [
-        spec_files.read_file(one, library.around(by_name[one.file]), explain=explain)
-        for one in written
-    ]
-    found += [spec_files.read_request(one, aside=scoped) for one in asked]
-    specs = spec_files.join(found)
+    wrong: list[Diagnostic] = []
+    unread: set[str] = set()
+    found: list[Said] = []
+    for aside, text in [(False, text) for text in texts] + [(True, text) for text in requests]:
+        beside = None if aside else library.around(text)
+        said = known.found(text, beside, aside=aside) if known else None
+        if said is None:
+            said, problems = _read(text, beside, aside=aside, scoped=scoped, explain=explain)
+            wrong += problems
+            if said is None:
+                unread.add(text.file)
+                continue
+            if known:
+                known.note(text, said, beside, aside=aside)
+        found.append(said)
+    wrong += answer.diagnostics
+    specs = join(found)
     specs = replace(specs, diagnostics=(*wrong, *specs.diagnostics), unread=specs.unread | unread)
     told = next((one.explained for one in found if one.explained is not None), None)
     return Source(
         specs,
-        known,
+        inventory,
         tuple(texts),
         tuple(requests),
         scoped,
@@ -202,6 +221,20 @@ def source_of(
         told,
         reader.text,
     )
+
+
+def _read(
+    text: files.Text, beside: Beside | None, *, aside: bool, scoped: bool, explain: str
+) -> tuple[Said | None, list[Diagnostic]]:
+    """What a file says, one that asks for runs if `aside`; None: it could not be read."""
+    from reconciler.core import spec_files  # late: the models of all that may be written
+
+    documents, wrong = parse_all([text])
+    if not documents:
+        return None, wrong
+    if aside:
+        return spec_files.read_request(documents[0], aside=scoped), wrong
+    return spec_files.read_file(documents[0], beside, explain=explain), wrong
 
 
 def parse_all(texts: Iterable[files.Text]) -> tuple[list[Document], list[Diagnostic]]:
@@ -526,7 +559,10 @@ class Applier:
         keep |= {export_key(e) for c in ledger.open if c.state.active for e in c.exports}
         keep |= {server.mark.key for server in actual.servers}
         names = {log_name(*key[:3]) for key in keep}
-        names |= {tunnel_log(line.mark.tunnel, line.mark.part) for line in actual.lines}
+        if actual.lines:
+            from reconciler.dialling import log_name as tunnel_log
+
+            names |= {tunnel_log(line.mark.tunnel, line.mark.part) for line in actual.lines}
         tidy(Path(self.settings.state) / "logs", names, now - EVENT_DAYS * 86400)
 
     def parallel(self) -> int:

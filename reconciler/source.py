@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core import joined, source, spec_files
+from reconciler.core.declared import Found as Said
+from reconciler.core.declared import Specs, join
 from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic, HostError
@@ -30,7 +33,6 @@ from reconciler.core.ledger import Declaration, Ledger
 from reconciler.core.runs import newest
 from reconciler.core.settings import SecretRef, Settings
 from reconciler.core.source import Decision, Found, Revision, decide, settled
-from reconciler.core.spec import Specs
 from reconciler.core.tunnel import PREFIX
 from reconciler.core.tunnel_spec import dumped
 from reconciler.core.units import Seconds
@@ -57,7 +59,7 @@ class _File:
     """When; in ns since the epoch."""
     digest: str
     """Of its text, or of why it has none."""
-    found: spec_files.Found
+    found: Said
     wrong: Sequence[Diagnostic]
     """Why it has no more to say; empty: it could be parsed."""
     vms: Mapping[str, str]
@@ -77,7 +79,7 @@ class _File:
         return self.beside is not None and not self.beside.holds()
 
 
-Parsed = Callable[[Text], tuple[spec_files.Found, Sequence[Diagnostic], Beside | None]]
+Parsed = Callable[[Text], tuple[Said, Sequence[Diagnostic], Beside | None]]
 
 
 class _Shelf:
@@ -153,8 +155,13 @@ def _once(listed: Mapping[str, Signature]) -> Iterator[tuple[str, Signature]]:
             yield path, signature
 
 
-def _digests(found: spec_files.Found) -> Mapping[str, str]:
-    said = {one.spec.name: one.spec.model_dump_json() for one in found.vms}
+def _json(value: Struct) -> str:
+    text: str = msgspec.json.encode(value).decode()
+    return text
+
+
+def _digests(found: Said) -> Mapping[str, str]:
+    said = {one.spec.name: _json(one.spec) for one in found.vms}
     said |= {one.subject: dumped(one) for one in found.tunnels}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in said.items()}
 
@@ -439,17 +446,17 @@ class Source:
             found[place] = files.signature(place)
         return found
 
-    def _parse(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic], Beside | None]:
+    def _parse(self, text: Text) -> tuple[Said, Sequence[Diagnostic], Beside | None]:
         document, wrong = self._document(text)
         if document is None:
-            return spec_files.Found(text.file, lost=True), wrong, None
+            return Said(text.file, lost=True), wrong, None
         beside = self._library.around(text)
         return spec_files.read_file(document, beside), [], beside
 
-    def _parse_request(self, text: Text) -> tuple[spec_files.Found, Sequence[Diagnostic], None]:
+    def _parse_request(self, text: Text) -> tuple[Said, Sequence[Diagnostic], None]:
         document, wrong = self._document(text)
         if document is None:
-            return spec_files.Found(text.file, lost=True), wrong, None
+            return Said(text.file, lost=True), wrong, None
         return spec_files.read_request(document), [], None
 
     def _document(self, text: Text) -> tuple[Document | None, Sequence[Diagnostic]]:
@@ -467,7 +474,7 @@ class Source:
         wrong += self._answer.diagnostics
         unread = {**self._listing.unread, **self._requests.unread}
         wrong += [Diagnostic("error", why) for why in unread.values()]
-        specs = spec_files.join(
+        specs = join(
             [file.found for file in (*self._specs.files.values(), *self._requests.files.values())]
         )
         trouble = self._trouble(ledger)
@@ -568,8 +575,8 @@ class Source:
             name: " ".join(
                 (
                     own.get(name, ""),
-                    asked[name].spec.model_dump_json() if name in asked else "",
-                    known[name].model_dump_json() if name in known else unusable.get(name, ""),
+                    _json(asked[name].spec) if name in asked else "",
+                    _json(known[name]) if name in known else unusable.get(name, ""),
                 )
             )
             for name in vms

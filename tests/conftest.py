@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,11 +33,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What commands keep of their readings is each run's own, and no other's before it.
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tests-cache-")
     zygote.always_real = config.getoption("--real-starts")
 
 
 def pytest_unconfigure() -> None:
     zygote.end()
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture

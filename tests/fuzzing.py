@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from reconciler.core import inventory, spec_files
+from reconciler.core import inventory_file, spec_files
 from reconciler.core.around import Nothing, Side
+from reconciler.core.declared import join
 from reconciler.core.desired import build
 from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic
@@ -77,14 +78,14 @@ def load(text: str) -> int:
     given = Given(others)
     wrong: list[Diagnostic] = []
     if len(others) > 3 and given.sides[3].document:
-        given.known, wrong = inventory.read(given.sides[3].document)
+        given.known, wrong = inventory_file.read(given.sides[3].document)
     document, found = parse(spec, "a.yaml")
     for one in (*wrong, *found):
         str(one)
     if document is None:
         return 0
     read = spec_files.read_file(document, given, explain="a")
-    specs = spec_files.join([read])
+    specs = join([read])
     settings = Settings(hub="h", state="/s", repositories={"local": "/r"})
     desired = build(specs, given.known, settings, Ledger(hub="h", state_id=""))
     for one in desired.diagnostics:

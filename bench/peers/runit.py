@@ -41,7 +41,7 @@ class Runit(Supervisor):
             script = folder / "run"
             script.write_text(f"#!/bin/sh\nexec {line} 2>/dev/null\n")
             script.chmod(0o755)
-        # runsvdir waits a second where a service was added in this one, and these are old by design.
+        # runsvdir waits for a second where one was added in this one; these were there before.
         os.utime(self.services, (time.time() - 10, time.time() - 10))
 
     def start(self, floor: Floor) -> None:  # noqa: ARG002

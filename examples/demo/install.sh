@@ -32,6 +32,7 @@ if [ "${1:-}" = tests ]; then
     need ssh openssh-client # with ssh-keygen and ssh-keyscan
     need sshd openssh-server
     need grub-fstest grub-common
+    need strace strace
     # Debian's PostgreSQL is beside the PATH; the tests find it there.
     command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
         missing="$missing postgresql"

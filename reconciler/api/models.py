@@ -16,7 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from reconciler.core.spec import MAX_WHO, checked_tags
+from reconciler.core.declared import MAX_WHO
+from reconciler.core.spec import checked_tags
 
 JOB: Final = "ctx-123-59b39fbc044d902475847e4e7f2784bd"
 """The backup that the examples are about."""

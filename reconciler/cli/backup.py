@@ -19,6 +19,7 @@ from reconciler.cli import options, tables
 from reconciler.cli.applying import Session
 from reconciler.cli.findings import findings
 from reconciler.core import requests as asking
+from reconciler.core.declared import CheckedRun
 from reconciler.core.errors import Diagnostic, Exit, HostError
 from reconciler.core.ledger import Ledger
 from reconciler.core.names import hint
@@ -26,7 +27,7 @@ from reconciler.core.plan import FORMAT_VERSION, diagnostics_json
 from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import parse as parse_selector
 from reconciler.core.settings import Settings
-from reconciler.core.spec import RunSpec, checked_name
+from reconciler.core.spec import checked_name, checked_run
 from reconciler.core.spec_files import read
 from reconciler.core.units import Seconds
 from reconciler.handover import Asked, Specs
@@ -115,7 +116,7 @@ def backup(
     names = _selected(source, selector) if selector else _known(source, vms)
     by = asking.one_line(options.who(COMMAND))
     written = {"run": run, "type": kind, "fallback": fallback, "by": by}
-    asked = [RunSpec.model_validate({"vm": vm, **written}) for vm in names]
+    asked = [checked_run(vm=vm, **written) for vm in names]
     text = output == "text"
     source, verdicts = ask(asked, source, ledger, settings, now, lock_timeout, COMMAND)
     fresh = [one.vm for one, verdict in zip(asked, verdicts, strict=True) if verdict.write]
@@ -149,7 +150,7 @@ def backup(
 
 
 def _asked(
-    run: str, asked: Sequence[RunSpec], verdicts: Sequence[asking.Verdict]
+    run: str, asked: Sequence[CheckedRun], verdicts: Sequence[asking.Verdict]
 ) -> Mapping[str, Any]:
     """What came of each, for programs."""
     return {
@@ -219,7 +220,7 @@ def _known(source: Source, vms: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(vms))
 
 
-def _going(asked: Sequence[RunSpec], source: Source, ledger: Ledger) -> set[str]:
+def _going(asked: Sequence[CheckedRun], source: Source, ledger: Ledger) -> set[str]:
     """The VMs whose run is the one that was asked for: not those that have gone on since."""
     runs = {one.vm: one.run for one in asked}
     return {

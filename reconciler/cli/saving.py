@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,7 +112,7 @@ def save(
     lasts: Seconds,
 ) -> Saved:
     """Write a plan down. Raises HostError."""
-    now, id_ = time.time(), secrets.token_hex(16)
+    now, id_ = time.time(), os.urandom(16).hex()
     saved = Saved(
         id=id_,
         made=now,

@@ -23,8 +23,8 @@ from pydantic import (
 from reconciler.core.access import SCOPES, SOLE
 from reconciler.core.document import Document
 from reconciler.core.document import Path as Keys
-from reconciler.core.errors import ConfigError, Diagnostic
-from reconciler.core.explain import described, explained
+from reconciler.core.errors import ConfigError, Diagnostic, described
+from reconciler.core.explain import explained
 from reconciler.core.settings import (
     LISTEN,
     MIN_FREE,

@@ -17,9 +17,9 @@ from reconciler.core.tunnel import Tunnel
 from reconciler.core.units import Bytes, Seconds, format_size
 
 if TYPE_CHECKING:
+    from reconciler.core.declared import CheckedDisk, CheckedVm, Declared, Specs
     from reconciler.core.inventory import Inventory
     from reconciler.core.ledger import Ledger
-    from reconciler.core.spec import Declared, DiskSpec, Specs, VmSpec
 
 
 class Export(Struct, frozen=True, kw_only=True):
@@ -168,8 +168,8 @@ class _Refused(Exception):  # noqa: N818 never leaves this module
 
 def build(specs: Specs, inventory: Inventory | None, settings: Settings, ledger: Ledger) -> Desired:
     """Every VM that can be made definite; a diagnostic for each that cannot."""
+    from reconciler.core.declared import run_contradictions
     from reconciler.core.runs import choose
-    from reconciler.core.spec import run_contradictions
 
     chosen = choose(specs, inventory, ledger)
     diagnostics = [*specs.diagnostics, *chosen.diagnostics]
@@ -335,7 +335,7 @@ def _definite(
     )
 
 
-def _keep(spec: VmSpec) -> Keep | None:
+def _keep(spec: CheckedVm) -> Keep | None:
     written = spec.keep
     if written is None:
         return None
@@ -398,10 +398,12 @@ def _chosen(what: str, written: str | None, known: Mapping[str, object], section
     )
 
 
-def _disks(declared: Declared, inventory: Inventory | None, settings: Settings) -> list[DiskSpec]:
+def _disks(
+    declared: Declared, inventory: Inventory | None, settings: Settings
+) -> list[CheckedDisk]:
     """All disks with their sizes, confirmed where an inventory can confirm them."""
+    from reconciler.core.declared import CheckedDisk
     from reconciler.core.inventory import contradiction
-    from reconciler.core.spec import DiskSpec
 
     spec = declared.spec
     known = inventory.vms.get(spec.name) if inventory else None
@@ -431,7 +433,7 @@ def _disks(declared: Declared, inventory: Inventory | None, settings: Settings) 
         assert known is not None
         if not known.disks:
             raise _Refused("the inventory knows no disks of this VM", "disks")
-        return [DiskSpec(key=disk.key, size=disk.size) for disk in known.disks]
+        return [CheckedDisk(key=disk.key, size=disk.size) for disk in known.disks]
     assert isinstance(spec.disks, list)
     listed = spec.disks
     if known:
@@ -439,7 +441,7 @@ def _disks(declared: Declared, inventory: Inventory | None, settings: Settings) 
         if wrong:
             raise _Refused(wrong, "disks")
         sizes = {disk.key: disk.size for disk in known.disks}
-        return [disk.model_copy(update={"size": sizes[disk.key]}) for disk in listed]
+        return [replace(disk, size=sizes[disk.key]) for disk in listed]
     for index, disk in enumerate(listed):
         if disk.size is None:
             raise _Refused(
@@ -475,7 +477,7 @@ def _without_effect(declared: Declared) -> Iterator[Diagnostic]:
 
 def _parent(
     declared: Declared,
-    disk: DiskSpec,
+    disk: CheckedDisk,
     root: str,
     ledger: Ledger,
     frozen: Mapping[int, Export],
@@ -500,7 +502,7 @@ def _parent(
     return newest.image
 
 
-def _orphaned(vm: str, disks: Sequence[DiskSpec], root: str, ledger: Ledger) -> str:
+def _orphaned(vm: str, disks: Sequence[CheckedDisk], root: str, ledger: Ledger) -> str:
     """Why no incremental can be made of a VM: a disk of it was never backed up. Empty: each was."""
     for disk in disks:
         if not disk.backing and ledger.newest_completed(vm, disk.key, root) is None:

@@ -113,6 +113,25 @@ class LockError(ReconcilerError):
     exit: ClassVar[Exit] = Exit.LOCKED
 
 
+def described(value: object) -> str:
+    """`text 'abc'`, `the number 3`, `a list`: what was found, for people."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return f"the text {value[:40]!r}"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "keys and values"
+        case _:
+            return type(value).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'image'?` for a near miss, else nothing."""
     if len(word) > MAX_TYPO:

@@ -8,26 +8,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from reconciler.core.document import Path
-from reconciler.core.errors import nearest, shortened
-
-
-def described(value: object) -> str:
-    """`text 'abc'`, `the number 3`, `a list`: what was found, for people."""
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return f"the number {value}"
-        case str():
-            return f"the text {value[:40]!r}"
-        case list() | tuple():
-            return "a list"
-        case dict():
-            return "keys and values"
-        case _:
-            return type(value).__name__
+from reconciler.core.errors import described, nearest, shortened
 
 
 def explained(

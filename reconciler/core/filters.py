@@ -15,8 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from reconciler.core import limits
-from reconciler.core.errors import nearest
-from reconciler.core.explain import described
+from reconciler.core.errors import described, nearest
 from reconciler.core.limits import TemplateError
 from reconciler.core.units import format_size, parse_size
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct, field
 
 from reconciler.core.actual import Identity, Image
+from reconciler.core.declared import EXPORT, MAX_NAME, NAME
 from reconciler.core.mark import Mark
 from reconciler.core.settings import Settings
-from reconciler.core.spec import EXPORT, MAX_NAME, NAME
 from reconciler.core.units import Bytes, Endpoint, natural
 
 if TYPE_CHECKING:

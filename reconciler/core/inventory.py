@@ -7,37 +7,29 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct, field
-from pydantic import Field, ValidationError
+from msgspec import Struct, ValidationError, convert, field, to_builtins
 
-from reconciler.core.document import Document
+from reconciler.core.declared import CheckedAddress, CheckedDisk
 from reconciler.core.errors import Diagnostic
-from reconciler.core.explain import described, explained
 from reconciler.core.source import Stale
-from reconciler.core.spec import AddressSpec, DiskSpec, Name, Size, Strict
-from reconciler.core.units import format_size
+from reconciler.core.units import Bytes, format_size
 
 if TYPE_CHECKING:
     from reconciler.core.desired import Vm
 
 
-class KnownDisk(Strict):
+class KnownDisk(Struct, frozen=True):
     """A disk as the inventory has it: both facts are always there."""
 
     key: int
-    size: Size
+    size: Bytes
 
 
-class KnownVm(Strict):
+class KnownVm(Struct, frozen=True):
     """A VM as the inventory has it."""
 
-    vm: AddressSpec = AddressSpec()
-    disks: list[KnownDisk]
-
-
-class _File(Strict):
-    vms: Mapping[Name, KnownVm]
-    groups: Mapping[Name, list[str]] = Field(default_factory=dict)
+    vm: CheckedAddress = CheckedAddress()
+    disks: list[KnownDisk] = field(default_factory=list)
 
 
 class Inventory(Struct, frozen=True, dict=True):
@@ -130,36 +122,7 @@ class Inventory(Struct, frozen=True, dict=True):
         }
 
 
-def read(document: Document) -> tuple[Inventory | None, list[Diagnostic]]:
-    """An inventory, or everything that is wrong with it."""
-    value = document.value
-    if not isinstance(value, dict):
-        summary = f"the inventory: expected `vms:`, found {described(value)}"
-        return None, [Diagnostic("error", summary, document.place(()))]
-    try:
-        model = _File.model_validate(value)
-    except ValidationError as error:
-        return None, [
-            Diagnostic(
-                "error",
-                f"in the inventory: {summary}",
-                document.place(path, key=summary.startswith("unknown key")),
-            )
-            for path, summary in explained(error, value, _File)
-        ]
-    diagnostics = []
-    for name, vm in model.vms.items():
-        seen: set[int] = set()
-        for index, disk in enumerate(vm.disks):
-            if disk.key in seen:
-                summary = f"in the inventory: VM {name} has two disks with the key {disk.key}"
-                place = document.place(("vms", name, "disks", index, "key"))
-                diagnostics.append(Diagnostic("error", summary, place))
-            seen.add(disk.key)
-    return (None if diagnostics else Inventory(document.file, model.vms, model.groups)), diagnostics
-
-
-def contradiction(listed: Sequence[DiskSpec], known: KnownVm) -> str | None:
+def contradiction(listed: Sequence[CheckedDisk], known: KnownVm) -> str | None:
     """Why a spec's list of disks is not the inventory's, both lists shown; None: it is.
 
     A size that the spec leaves out is the inventory's.
@@ -190,7 +153,7 @@ def to_json(inventory: Inventory) -> dict[str, Any]:
     """All that it says, for a later reading."""
     return {
         "origin": inventory.origin,
-        "vms": {name: known.model_dump(exclude_none=True) for name, known in inventory.vms.items()},
+        "vms": to_builtins(inventory.vms),
         "groups": {name: list(names) for name, names in inventory.groups.items()},
         "unusable": dict(inventory.unusable),
     }
@@ -200,8 +163,15 @@ def from_json(value: Mapping[str, Any], stale: Stale | None) -> Inventory:
     """The same again. Raises ValueError, KeyError, TypeError if it is no such text."""
     return Inventory(
         str(value["origin"]),
-        {name: KnownVm.model_validate(known) for name, known in value["vms"].items()},
+        _vms(value["vms"]),
         {name: tuple(names) for name, names in value["groups"].items()},
         {name: str(why) for name, why in value["unusable"].items()},
         stale,
     )
+
+
+def _vms(value: object) -> Mapping[str, KnownVm]:
+    try:
+        return convert(value, dict[str, KnownVm])
+    except ValidationError as error:
+        raise ValueError(str(error)) from error

@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from reconciler.core.explain import described, explained
+from reconciler.core.errors import described
+from reconciler.core.explain import explained
 from reconciler.core.inventory import Inventory, KnownDisk, KnownVm
+from reconciler.core.inventory_file import KnownDiskSpec, KnownVmSpec
 from reconciler.core.settings import VCenter
 from reconciler.core.spec import checked_name
 
@@ -101,15 +103,16 @@ def _vm(rows: Sequence[tuple[Any, ...]], vcenters: Mapping[str, VCenter]) -> Kno
             )
         disks[disk.key] = disk
     # In the order of the keys: rows come in any.
-    value = {"vm": address, "disks": [disks[key] for key in sorted(disks)]}
+    found = [{"key": key, "size": disks[key].size} for key in sorted(disks)]
+    value = {"vm": address, "disks": found}
     try:
-        return KnownVm.model_validate(value)
+        return KnownVmSpec.model_validate(value).checked()
     except ValidationError as error:
         raise ValueError("; ".join(_sentences(error, value))) from None
 
 
 def _sentences(error: ValidationError, value: object) -> Iterator[str]:
-    return (sentence for _, sentence in explained(error, value, KnownVm))
+    return (sentence for _, sentence in explained(error, value, KnownVmSpec))
 
 
 def _text(what: str, value: object) -> str:
@@ -161,7 +164,7 @@ def _disk(key: object, size: object) -> KnownDisk:
         raise ValueError(f"disk {key}: its size is {size} bytes")
     value = {"key": key, "size": size}
     try:
-        return KnownDisk.model_validate(value)
+        return KnownDiskSpec.model_validate(value).checked()
     except ValidationError as error:
-        said = "; ".join(sentence for _, sentence in explained(error, value, KnownDisk))
+        said = "; ".join(sentence for _, sentence in explained(error, value, KnownDiskSpec))
         raise ValueError(f"disk {key}: {said}") from None

@@ -14,13 +14,13 @@ from typing import TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reconciler.core.declared import Found as Said
+from reconciler.core.declared import Specs
 from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.inventory import Inventory
 from reconciler.core.ledger import Ledger
 from reconciler.core.settings import Settings
 from reconciler.core.source import Found
-from reconciler.core.spec import Specs
-from reconciler.core.spec_files import Found as Said
 
 Key: TypeAlias = tuple[str, ...]
 """A thing that only one VM may have."""

@@ -162,7 +162,7 @@ def text(value: object) -> str:
         return str(value)
     from jinja2 import Undefined
 
-    from reconciler.core.explain import described  # only when something is already wrong
+    from reconciler.core.errors import described
 
     if isinstance(value, Undefined):
         return str(value)  # raises the error that names it

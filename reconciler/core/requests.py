@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from reconciler.core.call import CallState
+from reconciler.core.declared import MAX_WHO, CheckedRun, Declared, Specs
 from reconciler.core.desired import Desired, Vm
 from reconciler.core.document import parse
 from reconciler.core.errors import Diagnostic
@@ -19,7 +20,6 @@ from reconciler.core.ledger import Ledger
 from reconciler.core.names import meant
 from reconciler.core.runs import choose, unfit
 from reconciler.core.selector import Selector
-from reconciler.core.spec import MAX_WHO, Declared, RunSpec, Specs
 from reconciler.core.spec_files import read
 from reconciler.core.units import Bytes
 from reconciler.core.vm_plan import new_run
@@ -78,14 +78,14 @@ class Verdict(Struct, frozen=True):
 
 
 def weigh(
-    asked: Sequence[RunSpec], specs: Specs, inventory: Inventory | None, ledger: Ledger
+    asked: Sequence[CheckedRun], specs: Specs, inventory: Inventory | None, ledger: Ledger
 ) -> list[Verdict]:
     """What comes of asking for each of these runs."""
     counts = {one.spec.name: one for one in choose(specs, inventory, ledger).vms}
     return [considered(one, counts.get(one.vm), ledger) for one in asked]
 
 
-def considered(asked: RunSpec, now: Declared | None, ledger: Ledger) -> Verdict:
+def considered(asked: CheckedRun, now: Declared | None, ledger: Ledger) -> Verdict:
     """What comes of asking for a run; `now` has the run that counts of that VM without it."""
     vm, run = asked.vm, asked.run
     call = ledger.latest(vm, run)
@@ -126,7 +126,7 @@ def considered(asked: RunSpec, now: Declared | None, ledger: Ledger) -> Verdict:
     return Verdict(f"run {run} of {vm} is asked for already: it is {call.state}{hint}")
 
 
-def _turn(asked: RunSpec, now: Declared | None, ledger: Ledger) -> str:
+def _turn(asked: CheckedRun, now: Declared | None, ledger: Ledger) -> str:
     """When a run has its turn, and what becomes of the one that would have had it."""
     said = ""
     counts = now.spec.backup if now else None
@@ -184,7 +184,7 @@ def problems(desired: Desired, files: Collection[str]) -> list[Diagnostic]:
 # -- its words
 
 
-def rendered(asked: RunSpec, when: str, command: str = "reconciler backup") -> str:
+def rendered(asked: CheckedRun, when: str, command: str = "reconciler backup") -> str:
     """The file of a request. Values are quoted: none is read as a number, a boolean, a template."""
     more = f"    policy: {_quoted(asked.policy)}\n" if asked.policy else ""
     if asked.tags:

@@ -7,10 +7,17 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from reconciler.core.declared import (
+    Asked,
+    CheckedBackup,
+    CheckedRun,
+    CheckedVm,
+    Declared,
+    Specs,
+)
 from reconciler.core.errors import Diagnostic, nearest
 from reconciler.core.inventory import Inventory
 from reconciler.core.ledger import Ledger
-from reconciler.core.spec import Asked, BackupSpec, Declared, RunSpec, Specs, VmSpec
 
 
 class Chosen(Struct, frozen=True):
@@ -77,11 +84,11 @@ def with_entry(own: Declared, entry: Asked, ledger: Ledger) -> Declared:
     if backup and not _before(backup, entry.spec, ledger):
         return own
     one = entry.spec
-    asked = BackupSpec(run=one.run, type=one.type, fallback=one.fallback)
-    return replace(own, spec=own.spec.model_copy(update={"backup": asked}), entry=entry)
+    asked = CheckedBackup(run=one.run, type=one.type, fallback=one.fallback)
+    return replace(own, spec=replace(own.spec, backup=asked), entry=entry)
 
 
-def _before(own: BackupSpec, entry: RunSpec, ledger: Ledger) -> bool:
+def _before(own: CheckedBackup, entry: CheckedRun, ledger: Ledger) -> bool:
     """Whether an entry counts before a VM's own `backup`.
 
     It does until its run has ended; then what was written into the spec since has its turn. Where
@@ -95,7 +102,7 @@ def _before(own: BackupSpec, entry: RunSpec, ledger: Ledger) -> bool:
     return entrys.created >= owns.created
 
 
-def ended(ledger: Ledger, asked: RunSpec) -> bool:
+def ended(ledger: Ledger, asked: CheckedRun) -> bool:
     """Whether nothing more happens to the run that is asked for."""
     call = ledger.latest(asked.vm, asked.run)
     return call is not None and call.state.terminal
@@ -185,6 +192,6 @@ def _unknown(entry: Asked, specs: Specs, inventory: Inventory | None) -> Diagnos
 def _from_inventory(entry: Asked) -> Declared:
     """As if `{name: VM, disks: inventory, backup: …}` were written where the entry is."""
     asked = entry.spec
-    backup = {"run": asked.run, "type": asked.type, "fallback": asked.fallback}
-    written = {"name": asked.vm, "disks": "inventory", "backup": backup}
-    return Declared(VmSpec.model_validate(written), entry.document, entry.path, entry)
+    backup = CheckedBackup(run=asked.run, type=asked.type, fallback=asked.fallback)
+    written = CheckedVm(name=asked.vm, disks="inventory", backup=backup)
+    return Declared(written, entry.document, entry.path, entry)

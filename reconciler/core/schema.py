@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from reconciler.core import config, inventory, spec, tunnel_spec
+from reconciler.core import config, declared, inventory_file, spec, tunnel_spec
 from reconciler.core.settings import Limit
 from reconciler.core.template import MAX_LOOP
 from reconciler.core.units import Endpoint, PortRange, format_size
@@ -100,10 +100,10 @@ _CHECKED_BY: Final[Mapping[object, _Schema]] = {
         "examples": ["mysql://hub@db.example:3306/migratekit_oma"],
     },
     config._notify_url: {"pattern": "^https?://", "examples": ["https://alerts.example/hook"]},
-    spec.checked_name: {"pattern": _NAME, "maxLength": spec.MAX_NAME},
+    spec.checked_name: {"pattern": _NAME, "maxLength": declared.MAX_NAME},
     spec._export: {"pattern": r"^[A-Za-z0-9._-]*disk[0-9]+$", "maxLength": 255},
-    spec._inside: {"pattern": r"^(?!/)(?!(.*/)?\.\.(/|$)).+$", "maxLength": spec.MAX_PATH},
-    spec._who: {"maxLength": spec.MAX_WHO},
+    spec._inside: {"pattern": r"^(?!/)(?!(.*/)?\.\.(/|$)).+$", "maxLength": declared.MAX_PATH},
+    spec._who: {"maxLength": declared.MAX_WHO},
 }
 """The function that checks a value → what it lets pass, besides its type."""
 
@@ -168,10 +168,10 @@ SAYS: Final[Mapping[str, str]] = {
     "InventoryModel.file": "The inventory file.",
     "InventoryModel.sql": "The database that is the inventory, in the place of a file.",
     "InventoryModel.required": "A VM that the inventory does not know is refused.",
-    "KnownDisk.key": "VMware's VirtualDisk.key, such as 2000.",
-    "KnownDisk.size": "The size of the virtual disk.",
-    "KnownVm.disks": "Every disk of the VM, in the order that gives the positions.",
-    "KnownVm.vm": "Where the VM is in vCenter, where the spec does not say it.",
+    "KnownDiskSpec.key": "VMware's VirtualDisk.key, such as 2000.",
+    "KnownDiskSpec.size": "The size of the virtual disk.",
+    "KnownVmSpec.disks": "Every disk of the VM, in the order that gives the positions.",
+    "KnownVmSpec.vm": "Where the VM is in vCenter, where the spec does not say it.",
     "KeepSpec.days": "Chains whose newest backup ended within so many days are kept.",
     "KeepSpec.full": "So many of the newest chains are kept; at least 1, which is the default.",
     "LoopModel.healthy_after": "How long a server lives before its end is an accident.",
@@ -314,7 +314,7 @@ def schema(kind: str) -> _Schema:
         case "config":
             found = _of(config.ConfigModel)
         case _:
-            found = _of(inventory._File)
+            found = _of(inventory_file._File)
     titles = {"spec": "Specs", "config": "Configuration", "inventory": "Inventory"}
     about = {
         "spec": "What should be true of VMs: a file of specs of nbd-reconciler.",

@@ -1,16 +1,16 @@
-"""What may be written about VMs and runs, checked, each value with its place."""
+"""What may be written about VMs and runs: the models that check it.
+
+What they let through goes on as the plain values of `declared.py`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
-from operator import is_
+from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
-from msgspec.structs import replace
+from msgspec import convert
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,27 +20,18 @@ from pydantic import (
     model_validator,
 )
 
-from reconciler.core.document import Document, Path
-from reconciler.core.errors import Diagnostic, Place
+from reconciler.core.declared import (
+    EXPORT,
+    MAX_NAME,
+    MAX_PATH,
+    MAX_TAG,
+    MAX_TAGS,
+    MAX_WHO,
+    NAME,
+    CheckedRun,
+    CheckedVm,
+)
 from reconciler.core.units import format_size, parse_size, whole_sectors
-
-if TYPE_CHECKING:
-    from reconciler.core.tunnel_spec import DeclaredTunnel
-
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""VM contexts, runs, repositories, SNAs: safe in paths, URLs, argv and the targets string."""
-MAX_NAME: Final = 100
-"""Characters of a name. Two of them and a disk number fit a file name (255) and an export name."""
-MAX_WHO: Final = 200
-"""Characters of who asked for a run; it is kept for ever, and shown on one line."""
-MAX_TAGS: Final = 32
-"""Tags of a run. They are kept for ever, and given back with each answer about it."""
-MAX_TAG: Final = 256
-"""Characters of a tag's name, and of its value."""
-MAX_PATH: Final = 4_095
-"""Characters of a path. Source: PATH_MAX in linux/limits.h, which counts a zero byte at the end."""
-EXPORT: Final = re.compile(r"[A-Za-z0-9._-]*disk(\d+)")
-"""The field's client takes the position from the end of the export name. Source: its parser."""
 
 
 def _text(value: object) -> object:
@@ -208,6 +199,10 @@ class VmSpec(Strict):
     disks: Literal["inventory"] | list[DiskSpec] | None = None
     of: RestoreSpec | None = None
 
+    def checked(self) -> CheckedVm:
+        """The same as a plain value."""
+        return convert(self, CheckedVm, from_attributes=True)
+
 
 class RunSpec(Strict):
     """A run that is asked for beside the VM's own declaration."""
@@ -222,182 +217,11 @@ class RunSpec(Strict):
     """The rule by which a scheduler asked."""
     tags: Tags = Field(default_factory=dict)
 
-
-class Asked(Struct, frozen=True):
-    """A checked entry of `runs:` with the way back to the text that has it."""
-
-    spec: RunSpec
-    document: Document
-    path: Path
-    aside: bool = False
-    """It stands among the requests while `-f` says what this is about: then it brings no VM in."""
-
-    def place(self, *path: str | int, key: bool = False) -> Place:
-        return self.document.place((*self.path, *path), key=key)
+    def checked(self) -> CheckedRun:
+        """The same as a plain value."""
+        return convert(self, CheckedRun, from_attributes=True)
 
 
-class Declared(Struct, frozen=True):
-    """A checked VM with the way back to the text that declares it."""
-
-    spec: VmSpec
-    document: Document
-    path: Path
-    entry: Asked | None = None
-    """What asks for its run, where that is not its own `backup`."""
-
-    def place(self, *path: str | int, key: bool = False) -> Place:
-        if self.entry and path[:1] == ("backup",):
-            return self.entry.place(*path[1:], key=key)
-        return self.document.place((*self.path, *path), key=key)
-
-
-class Written:
-    """What was made of a text; equal to what was made of it in the same reading of its file, which
-    says the same at the same places."""
-
-    __slots__ = ("_parts",)
-
-    def __init__(self, *parts: object) -> None:
-        self._parts = parts
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Written)
-            and len(self._parts) == len(other._parts)
-            and all(map(is_, self._parts, other._parts))
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class Specs(Struct, frozen=True, dict=True):
-    """All that could be read of all files, and all that is wrong with the rest."""
-
-    vms: tuple[Declared, ...]
-    diagnostics: tuple[Diagnostic, ...]
-    runs: tuple[Asked, ...] = ()
-    """In reading order."""
-    tunnels: tuple[DeclaredTunnel, ...] = ()
-    refused: frozenset[str] = frozenset()
-    """VMs that are declared, and in such a way that they cannot be used."""
-    unread: frozenset[str] = frozenset()
-    """Files that declare or ask for something that could not be read."""
-
-    @property
-    def failed(self) -> bool:
-        return any(one.severity == "error" for one in self.diagnostics)
-
-    def only(self, names: Collection[str]) -> Specs:
-        """The same of some VMs: cheap, however many others there are."""
-        vms, runs = self.by_name, self._runs_of
-        return Specs(
-            vms=tuple(vms[name] for name in names if name in vms),
-            diagnostics=tuple(one for one in self.diagnostics if one.vm in names),
-            runs=tuple(one for name in names for one in runs.get(name, ())),
-            tunnels=tuple(one for one in self.tunnels if one.subject in names),
-            refused=self.refused.intersection(names),
-            unread=self.unread,
-        )
-
-    def with_vms(self, vms: tuple[Declared, ...], by_name: Mapping[str, Declared]) -> Specs:
-        """The same with other VMs, of which the names are known already."""
-        found = replace(self, vms=vms)
-        found.__dict__.update(by_name=by_name, _runs_of=self._runs_of)
-        return found
-
-    @cached_property
-    def by_name(self) -> Mapping[str, Declared]:
-        """VM → its declaration."""
-        return {one.spec.name: one for one in self.vms}
-
-    @cached_property
-    def _runs_of(self) -> Mapping[str, Sequence[Asked]]:
-        runs: dict[str, list[Asked]] = {}
-        for one in self.runs:
-            runs.setdefault(one.spec.vm, []).append(one)
-        return runs
-
-    def asked(self, name: str) -> Sequence[Asked]:
-        """The runs that are asked for of a VM, apart from its declaration."""
-        return self._runs_of.get(name, ())
-
-    def written(self, name: str) -> Written:
-        """What is written of a VM, and where."""
-        return Written(self.by_name.get(name), *self._runs_of.get(name, ()))
-
-
-def contradictions(declared: Declared) -> Iterator[Diagnostic]:
-    """What no single key can tell."""
-    spec = declared.spec
-
-    def error(summary: str, *path: str | int) -> Diagnostic:
-        return _about(declared, summary, *path)
-
-    if spec.state == "absent":
-        return
-    if spec.purpose == "backup":
-        if spec.disks is None:
-            yield error("the key 'disks' is missing: write `disks: inventory` or a list of disks")
-        if spec.of is not None:
-            yield error("`of` names what a restore reads: write `for: restore` with it", "of")
-    else:
-        if spec.backup is not None:
-            yield error("a restore makes no backup: remove `backup`, or `for: restore`", "backup")
-        if (spec.of is None) == (spec.disks is None):
-            yield error("a restore takes either `of: {vm, run}` or `disks` with images, not both")
-        if spec.disks == "inventory":
-            yield error("the inventory knows no images: write `of: {vm, run}`", "disks")
-    if not isinstance(spec.disks, list):
-        return
-    if not spec.disks:
-        yield error("`disks` is an empty list: name at least one disk", "disks")
-    seen: dict[tuple[str, object], int] = {}
-    for index, disk in enumerate(spec.disks):
-        for what, value in (("key", disk.key), ("export", disk.export), ("image", disk.image)):
-            if value is None:
-                continue
-            other = seen.setdefault((what, value), index)
-            if other != index:
-                line = declared.place("disks", other, what).line
-                yield error(
-                    f"two disks have the {what} {value!r} (the other on line {line})",
-                    "disks",
-                    index,
-                    what,
-                )
-        if spec.purpose == "restore" and disk.image is None:
-            yield error(f"disk {disk.key} of a restore needs its `image`", "disks", index)
-        if disk.export is None:
-            continue
-        position = int(EXPORT.fullmatch(disk.export).group(1))  # type: ignore[union-attr]
-        if position != index:
-            yield error(
-                f"the export name {disk.export!r} ends in disk{position}, but this disk is at "
-                f"position {index}: the appliance would write another disk into it",
-                "disks",
-                index,
-                "export",
-            )
-
-
-def run_contradictions(declared: Declared) -> Iterator[Diagnostic]:
-    """What is wrong with a VM and the run that is asked for, once it is known which one that is."""
-    spec = declared.spec
-    if spec.state == "absent":
-        return
-    run = spec.backup.run if spec.backup else ""
-    for index, disk in enumerate(spec.disks if isinstance(spec.disks, list) else ()):
-        if disk.export is not None and run not in disk.export:
-            yield _about(
-                declared,
-                f"the export name {disk.export!r} does not contain the run {run!r}, so a late "
-                "writer of an older run would find it; leave `export` out to get a right one",
-                "disks",
-                index,
-                "export",
-            )
-
-
-def _about(declared: Declared, summary: str, *path: str | int) -> Diagnostic:
-    name = declared.spec.name
-    return Diagnostic("error", f"VM {name}: {summary}", declared.place(*path), name)
+def checked_run(**written: Any) -> CheckedRun:
+    """A run that is asked for. Raises ValidationError."""
+    return RunSpec.model_validate(written).checked()

@@ -9,26 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 from pydantic import ValidationError
 
 from reconciler.core.around import Around, Nothing, Side
-from reconciler.core.document import Document, Path
-from reconciler.core.errors import Diagnostic, nearest
-from reconciler.core.explain import described, explained
-from reconciler.core.filters import looking_up, merged
-from reconciler.core.limits import Looks
-from reconciler.core.spec import (
+from reconciler.core.declared import (
     Asked,
     Declared,
-    RunSpec,
+    Found,
     Specs,
-    Strict,
-    VmSpec,
-    checked_name,
     contradictions,
+    join,
 )
+from reconciler.core.document import Document, Path
+from reconciler.core.errors import Diagnostic, described, nearest
+from reconciler.core.explain import explained
+from reconciler.core.filters import looking_up, merged
+from reconciler.core.limits import Looks
+from reconciler.core.spec import RunSpec, Strict, VmSpec, checked_name
 from reconciler.core.template import MAX_LOOP, TemplateError, is_template
 from reconciler.core.tunnel import PREFIX
 from reconciler.core.variables import (
@@ -82,24 +80,6 @@ def _model_of(path: Path) -> type[Strict]:
     return RunSpec if path[0] == "runs" else VmSpec
 
 
-class Found(Struct, frozen=True):
-    """What one file says, and what is wrong with it; whoever reads it again need not, if neither
-    it nor an answer from around it did change."""
-
-    file: str
-    vms: tuple[Declared, ...] = ()
-    runs: tuple[Asked, ...] = ()
-    """In reading order."""
-    tunnels: tuple[DeclaredTunnel, ...] = ()
-    diagnostics: tuple[Diagnostic, ...] = ()
-    refused: frozenset[str] = frozenset()
-    """VMs with an error."""
-    lost: bool = False
-    """There may be a VM or a run here of which not even the name could be read."""
-    explained: tuple[Variable, ...] | None = None
-    """The variables of the VM that was asked about, if it is declared here."""
-
-
 def read(
     documents: Sequence[Document], requests: Sequence[Document] = (), *, scoped: bool = False
 ) -> Specs:
@@ -121,46 +101,6 @@ def read_file(document: Document, around: Around | None = None, *, explain: str 
 def read_request(document: Document, *, aside: bool = False) -> Found:
     """What a file of requests says: it asks for runs and declares nothing."""
     return _Reading(Nothing(), aside=aside, top=_REQUESTS).found(document)
-
-
-def join(files: Sequence[Found]) -> Specs:
-    """All that some files say, in their order."""
-    diagnostics = [one for file in files for one in file.diagnostics]
-    refused = {name for file in files for name in file.refused}
-    first: dict[str, Declared] = {}
-    doubled: set[str] = set()
-    for declared in (one for file in files for one in file.vms):
-        name = declared.spec.name
-        if name not in first:
-            first[name] = declared
-            continue
-        doubled.add(name)
-        diagnostics.append(
-            Diagnostic(
-                "error",
-                f"the VM {name!r} is declared twice (first at {first[name].place('name')}); "
-                "neither is used: keep one",
-                declared.place("name"),
-                name,
-            )
-        )
-    used = {name: one for name, one in first.items() if name not in doubled}
-    tunnels = [one for file in files for one in file.tunnels]
-    twice: list[Diagnostic] = []
-    if len(tunnels) > 1:
-        from reconciler.core.tunnel_spec import clashes
-
-        twice += clashes(tunnels)
-    diagnostics += twice
-    doubled |= {one.vm for one in twice}
-    return Specs(
-        vms=tuple(used.values()),
-        diagnostics=tuple(dict.fromkeys(diagnostics)),
-        runs=tuple(one for file in files for one in file.runs),
-        tunnels=tuple(one for one in tunnels if one.subject not in doubled),
-        refused=frozenset((refused | doubled) - used.keys()),
-        unread=frozenset(file.file for file in files if file.lost),
-    )
 
 
 class _Unusable(Exception):  # noqa: N818 never leaves this module
@@ -567,7 +507,7 @@ class _Part:
             raw = self.evaluated(whole, item, path, scope, {"name": name})
             spec = None if raw is None else self.checked(VmSpec, raw, item, path)
             if spec is not None:
-                yield Declared(spec, self.document, path)
+                yield Declared(spec.checked(), self.document, path)
                 if self.reading.full:
                     return
             elif isinstance(name, str):
@@ -586,7 +526,7 @@ class _Part:
             if spec is None:
                 self.reading.lost = True
             else:
-                yield Asked(spec, self.document, path, self.reading.aside)
+                yield Asked(spec.checked(), self.document, path, self.reading.aside)
 
     def tunnel(self, item: object, path: Path, base: Frame) -> Iterator[DeclaredTunnel]:
         from reconciler.core.tunnel_spec import DeclaredTunnel, TunnelSpec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import os
 import stat
 import sys
@@ -203,6 +202,8 @@ class Listing(Struct, frozen=True):
 
             names = [path for path in every if path not in fresh]
             for path in fresh:
+                import bisect  # late: only a daemon adds files one by one
+
                 bisect.insort(names, path, key=rank)
             every = {path: every[path] for path in names}
         return replace(self, files=every)

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from reconciler.core import inventory, spec_files
+from reconciler.core import inventory_file, spec_files
 from reconciler.core.actions import Action
 from reconciler.core.actual import Actual, Handshake, Identity, Image, Server
 from reconciler.core.call import Call, CallState, job_id
+from reconciler.core.declared import Specs
 from reconciler.core.desired import Desired, Export, Vm, build
 from reconciler.core.document import Document, parse
 from reconciler.core.errors import Diagnostic
@@ -19,7 +20,6 @@ from reconciler.core.ledger import Lease, Ledger
 from reconciler.core.mark import Mark, argv
 from reconciler.core.plan import Plan
 from reconciler.core.settings import Appliance, QemuNbd, SecretRef, Settings, VCenter
-from reconciler.core.spec import Specs
 from reconciler.core.units import Bytes, Port, PortRange, Seconds
 from tests.fakes import START
 
@@ -215,7 +215,7 @@ def read(*texts: str) -> Specs:
 
 def known(text: str) -> Inventory:
     """An inventory that can be read."""
-    found, wrong = inventory.read(document(text, "inventory.yaml"))
+    found, wrong = inventory_file.read(document(text, "inventory.yaml"))
     assert found is not None, wrong
     return found
 

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from reconciler.core.document import MAX_DEPTH, parse
+from reconciler.core.document import parse
 from reconciler.core.errors import Place
+from reconciler.core.yaml_reader import MAX_DEPTH
 from tests.core.builders import document, lines, says
 
 
@@ -174,7 +175,7 @@ def test_more_values_than_anybody_means_are_refused_before_the_rest_is_read(
     monkeypatch: pytest.MonkeyPatch, start: str, item: str
 ) -> None:
     """Each kept event takes half a kilobyte."""
-    monkeypatch.setattr("reconciler.core.document.MAX_VALUES", 1_000)
+    monkeypatch.setattr("reconciler.core.yaml_reader.MAX_VALUES", 1_000)
     events = 0
 
     class Loader(yaml.CSafeLoader):
@@ -183,7 +184,7 @@ def test_more_values_than_anybody_means_are_refused_before_the_rest_is_read(
             events += 1
             return super().get_event()
 
-    monkeypatch.setattr("reconciler.core.document.yaml.CSafeLoader", Loader)
+    monkeypatch.setattr("reconciler.core.yaml_reader.yaml.CSafeLoader", Loader)
     says(wrong(start + item * 20_000)[-1], "values")
     assert events < 3_100
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reconciler.core.actual import Identity, Image
+from reconciler.core.declared import join
 from reconciler.core.document import parse
 from reconciler.core.foreign import (
     Options,
@@ -20,10 +21,11 @@ from reconciler.core.foreign import (
     shown,
     spec_text,
 )
-from reconciler.core.inventory import Inventory, read
+from reconciler.core.inventory import Inventory
+from reconciler.core.inventory_file import read
 from reconciler.core.mark import Mark
 from reconciler.core.settings import Settings
-from reconciler.core.spec_files import join, read_file
+from reconciler.core.spec_files import read_file
 from reconciler.core.units import Endpoint, PortRange
 
 MIB = 1 << 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from reconciler.core import inventory
-from reconciler.core.inventory import KnownVm, contradiction
-from reconciler.core.spec import DiskSpec
+from reconciler.core import inventory_file
+from reconciler.core.declared import CheckedDisk
+from reconciler.core.inventory import KnownDisk, KnownVm, contradiction
 from tests.core.builders import GIB, document, known, lines, says
 
 GOOD = """\
@@ -20,7 +20,7 @@ vms:
 
 
 def wrong(text: str) -> str:
-    found, diagnostics = inventory.read(document(text, "inventory.yaml"))
+    found, diagnostics = inventory_file.read(document(text, "inventory.yaml"))
     assert found is None
     return "\n".join(lines(diagnostics))
 
@@ -59,13 +59,11 @@ def test_an_inventory_that_cannot_be_right_is_refused_with_its_place(
     says(wrong(text), "in the inventory" if "expected `vms:`" not in words[1] else "", *words)
 
 
-VM = KnownVm.model_validate(
-    {"disks": [{"key": 2000, "size": "40GiB"}, {"key": 2001, "size": "100GiB"}]}
-)
+VM = KnownVm(disks=[KnownDisk(2000, 40 << 30), KnownDisk(2001, 100 << 30)])
 
 
-def disks(*listed: tuple[int, int | None]) -> list[DiskSpec]:
-    return [DiskSpec(key=key, size=size) for key, size in listed]
+def disks(*listed: tuple[int, int | None]) -> list[CheckedDisk]:
+    return [CheckedDisk(key=key, size=size) for key, size in listed]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,7 @@ def disks(*listed: tuple[int, int | None]) -> list[DiskSpec]:
         disks((2000, None), (2001, None)),
     ],
 )
-def test_a_spec_may_list_all_disks_in_any_order_without_sizes(listed: list[DiskSpec]) -> None:
+def test_a_spec_may_list_all_disks_in_any_order_without_sizes(listed: list[CheckedDisk]) -> None:
     assert contradiction(listed, VM) is None
 
 
@@ -90,7 +88,7 @@ def test_a_spec_may_list_all_disks_in_any_order_without_sizes(listed: list[DiskS
     ],
 )
 def test_a_spec_that_names_other_disks_is_shown_both_lists(
-    listed: list[DiskSpec], words: list[str]
+    listed: list[CheckedDisk], words: list[str]
 ) -> None:
     found = contradiction(listed, VM)
     assert found

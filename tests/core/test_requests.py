@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from reconciler.core.asked import read as in_file
 from reconciler.core.asked import unbegun
 from reconciler.core.call import CallState
+from reconciler.core.declared import MAX_NAME, MAX_WHO, NAME, CheckedRun
 from reconciler.core.desired import build
 from reconciler.core.ledger import Applied, Ledger
 from reconciler.core.requests import (
@@ -30,7 +31,7 @@ from reconciler.core.requests import (
     with_requests,
 )
 from reconciler.core.selector import parse as selector
-from reconciler.core.spec import MAX_NAME, MAX_WHO, NAME, RunSpec
+from reconciler.core.spec import checked_run
 from reconciler.core.spec_files import read
 from tests.core.builders import (
     a_call,
@@ -50,12 +51,12 @@ INVENTORY: Final = "vms: {ctx-1: {vm: {path: /a}, disks: [{key: 2000, size: 1GiB
 OWN: Final = "vms: [{name: ctx-1, disks: inventory, backup: {run: own}}]\n"
 
 
-def a_request(run: str = "new", kind: str = "full", vm: str = "ctx-1", by: str = "") -> RunSpec:
-    return RunSpec.model_validate({"vm": vm, "run": run, "type": kind, "by": by})
+def a_request(run: str = "new", kind: str = "full", vm: str = "ctx-1", by: str = "") -> CheckedRun:
+    return checked_run(vm=vm, run=run, type=kind, by=by)
 
 
 def weighed(
-    asked: RunSpec, state: CallState | None, *, ledger: Ledger | None = None, text: str = OWN
+    asked: CheckedRun, state: CallState | None, *, ledger: Ledger | None = None, text: str = OWN
 ) -> Verdict:
     """What comes of asking, where the ledger has the run `new` as full in that state."""
     calls = [a_call(a_vm(run="new"), state, message="seen")] if state else []
@@ -128,7 +129,7 @@ def test_it_is_said_what_a_run_comes_before_and_waits_for() -> None:
 # -- what keeps it from being true
 
 
-def found(*asked: RunSpec, have: str = INVENTORY) -> tuple[list[str], list[str]]:
+def found(*asked: CheckedRun, have: str = INVENTORY) -> tuple[list[str], list[str]]:
     """(VMs, problems) of what is asked for beside OWN."""
     files = {f"/runs/{one.vm}.yaml": rendered(one, "now") for one in asked}
     specs = with_requests(read_specs(OWN), files)
@@ -214,7 +215,7 @@ def test_a_request_is_read_by_its_lines_and_one_that_was_edited_as_yaml(
     assert in_file("vms: []", "x.yaml", 5.0) is None
     monkeypatch.setattr("reconciler.core.document.parse", None)
     tags = {"a": "{{ b }}", "d": "e"}
-    whole = RunSpec(vm="ctx-1", run="r", by="ann", policy="p", tags=tags)
+    whole = checked_run(vm="ctx-1", run="r", by="ann", policy="p", tags=tags)
     (one,) = in_file(rendered(whole, "now"), "x.yaml", 5.0) or []
     since = "since 1970-01-01T00:00:05Z, and not begun"
     assert one.sentence == f"ctx-1: run r (full) is asked for by ann {since}"
@@ -248,7 +249,7 @@ _LINE: Final = st.text(max_size=40).filter(str.isprintable)
 @given(policy=_LINE, tags=st.dictionaries(_LINE.filter(bool), _LINE, max_size=5))
 def test_what_a_scheduler_says_comes_back_whatever_it_is(policy: str, tags: dict[str, str]) -> None:
     """Also what looks like an expression, a number, or nothing at all."""
-    asked = RunSpec(vm="ctx-1", run="r", policy=policy, tags=tags)
+    asked = checked_run(vm="ctx-1", run="r", policy=policy, tags=tags)
     (found,) = with_requests(read_specs(OWN), {"runs/ctx-1.yaml": rendered(asked, "now")}).runs
     assert found.spec == asked
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from reconciler.core import spec_files
 from reconciler.core.call import Call, CallState
+from reconciler.core.declared import Specs
 from reconciler.core.desired import Desired, Vm, build
 from reconciler.core.ledger import Applied, Ledger
 from reconciler.core.plan import plan
 from reconciler.core.runs import choose
-from reconciler.core.spec import Specs
 from tests.core.builders import (
     NOW,
     a_call,

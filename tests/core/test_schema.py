@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 from jsonschema.exceptions import ValidationError  # type: ignore[import-untyped]
 
-from reconciler.core import config, document, inventory, spec, spec_files
+from reconciler.core import config, declared, document, inventory_file, spec_files
 from reconciler.core.schema import KINDS, SAYS, schema
 from tests import generated
 from tests.core.test_spec import SMALLEST
@@ -274,5 +274,5 @@ def test_a_reader_that_nobody_described_is_an_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "_READ_BY", {})
     with pytest.raises(module.UnknownReaderError, match="no schema is known of what"):
         schema("inventory")
-    assert inventory.KnownDisk.model_validate({"key": 1, "size": "1GiB"}).size == 1 << 30
-    assert spec.MAX_NAME == 100
+    assert inventory_file.KnownDiskSpec.model_validate({"key": 1, "size": "1GiB"}).size == 1 << 30
+    assert declared.MAX_NAME == 100

@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reconciler.core import spec_files
+from reconciler.core.declared import MAX_NAME, CheckedVm
 from reconciler.core.desired import build
 from reconciler.core.errors import nearest
 from reconciler.core.filters import merged
-from reconciler.core.spec import MAX_NAME, VmSpec
 from tests.core.builders import GIB, a_settings, document, lines, read, remembered, says
 
 SMALLEST = """\
@@ -31,7 +31,7 @@ def vm(body: str, top: str = "") -> str:
     return f"{top}vms:\n{head}" + "".join(f"    {line}\n" for line in body.splitlines())
 
 
-def one(text: str) -> VmSpec:
+def one(text: str) -> CheckedVm:
     """The one VM of a file without errors."""
     found = read(text)
     assert lines(found.diagnostics) == []

@@ -9,9 +9,9 @@ import pytest
 
 from reconciler.core import spec_files
 from reconciler.core.around import Nothing, Side
+from reconciler.core.declared import Found
 from reconciler.core.document import parse
 from reconciler.core.limits import TemplateError
-from reconciler.core.spec_files import Found
 from reconciler.core.variables import EXTRA, Variable
 from tests.core.builders import document, known, lines, says
 

@@ -43,7 +43,6 @@ from reconciler.host.store.files import (
     findings,
     version_of,
 )
-from reconciler.host.store.memory import Memory
 from reconciler.host.store.outbox import Letter
 from reconciler.host.store.reading import elsewhere, home_of
 from reconciler.host.store.rows import (
@@ -95,6 +94,8 @@ class Store:
             )
             try:
                 self.state_id = self._ready()
+                from reconciler.host.store.memory import Memory  # who only looks needs none
+
                 self._memory = Memory(self.path, self.hub, self._db, self._calls_of, self._kept_of)
             except BaseException:
                 self._db.close()
