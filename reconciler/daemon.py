@@ -836,9 +836,9 @@ class Daemon:
         if before is None:
             self.due.set()
             return
-        names = {*reading.vms, *before.vms}
-        changed = [name for name in names if reading.digest_of(name) != before.digest_of(name)]
-        for name in sorted(changed):
+        now, was = reading.digests, before.digests
+        changed = [name for name, digest in now.items() if was.get(name, "") != digest]
+        for name in sorted((*changed, *(name for name in was if name not in now))):
             self.kick(name, Priority.CHANGED)
 
     # -- the resync
