@@ -100,12 +100,17 @@ class Round:
         site = self.site
         seen: dict[str, Took | float] = {}
         site.fresh()
+        site.forget()
+        first = site.apply()
+        seen["cold, read for the first time"] = self.last_call(first)
+        site.verify()
+        site.stop()
+        site.fresh()
         cold = site.apply()
         seen["cold, to its exit"] = cold
         seen["cold, CPU of servers"] = spent = cpu_of(list(servers()))
         seen["cold, CPU"] = spent + cold.cpu
-        last = float(site.appliance.counted()["last"]) - cold.began
-        seen["cold, to the last call"] = last
+        seen["cold, to the last call"] = self.last_call(cold)
         pids = site.verify()
         for name, command in (
             ("no-op plan", ("plan", "-f", "spec.yaml")),
@@ -122,6 +127,10 @@ class Round:
         seen["stop"] = site.stop()
         return seen
 
+    def last_call(self, took: Took) -> float:
+        """Seconds from the begin of a command to the last call at the appliance."""
+        return float(self.site.appliance.counted()["last"]) - took.began
+
     def peer(self, peer: Peer) -> dict[str, float]:
         """What a peer takes. Raises BenchError if it does not do the work."""
         site, seen = self.site, dict[str, float]()
@@ -132,9 +141,13 @@ class Round:
         pids = set(servers())
         if len(pids) != site.count:
             raise BenchError(f"{peer.name}: {len(pids)} of {site.count} servers run")
-        took = peer.again(self.floor)
-        seen["no-op"] = took.wall
-        seen["no-op, CPU"] = took.cpu
+        try:
+            took = peer.again(self.floor)
+        except Unavailable as error:
+            self.found.absent("no-op", peer.name, str(error))
+        else:
+            seen["no-op"] = took.wall
+            seen["no-op, CPU"] = took.cpu
         if set(servers()) != pids:
             raise BenchError(f"{peer.name} replaced servers with nothing to do")
         seen["heal"] = peer.heal(self.floor)
@@ -191,6 +204,7 @@ def noted(
     below = {
         "cold, to the last call": floor["cold"],
         "cold, to its exit": floor["cold"],
+        "cold, read for the first time": floor["cold"],
         "no-op plan": floor["no-op"],
         "status": floor["no-op"],
         **{name: floor[name] for name in ("no-op", "heal", "stop", "cold, CPU")},

@@ -67,7 +67,9 @@ def children() -> dict[int, tuple[str, ...]]:
 
 def servers() -> dict[int, tuple[str, ...]]:
     """The qemu-nbd among them."""
-    return {pid: argv for pid, argv in children().items() if argv[:1] == ("qemu-nbd",)}
+    return {
+        pid: argv for pid, argv in children().items() if argv[0].rsplit("/", 1)[-1] == "qemu-nbd"
+    }
 
 
 def end(pids: Sequence[int], number: signal.Signals) -> None:
@@ -184,6 +186,7 @@ def settle_environment(root: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("RECONCILER_", "PYTHON"))]:
         del os.environ[name]
     os.environ["PYTHONPYCACHEPREFIX"] = str(root / "bytecode")
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")  # where the tool keeps what it read
 
 
 @contextlib.contextmanager

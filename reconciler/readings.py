@@ -17,7 +17,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -31,17 +31,17 @@ from reconciler.core.inventory import Inventory
 from reconciler.core.settings import Settings
 from reconciler.host.files import Text
 
-if TYPE_CHECKING:
-    from reconciler.library import Beside
-
 FORMAT: Final = 1
-FOLDER: Final = "nbd-reconciler"
+FOLDER: Final = "reconciler"
 MOST: Final = 64 << 20
 """Bytes of a file in the cache. The specs of 10,000 VMs with three disks each take about 10 MiB."""
 FILES: Final = 64
 """Files in the cache: one for each config that is used, and for each place where specs are."""
 _ENVIRONMENT: Final = ("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME")
 """Variables on which a config depends, beside those that begin with RECONCILER_."""
+
+_READING: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Neither a link nor a pipe, for which a writer would be waited."""
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Cache:
         if self.folder is None:
             return None
         try:
-            fd = os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(self.folder / name, _READING)
             with open(fd, "rb") as file:
                 info = os.fstat(fd)
                 ours = info.st_uid == os.geteuid() and not info.st_mode & 0o022
@@ -182,6 +182,15 @@ class _Known(Struct, frozen=True):
     inventory: Inventory | None = None
 
 
+class LookedUp(Protocol):
+    """What lies around a file, and what was asked of it; see library.Beside."""
+
+    asked: dict[tuple[str, str], str]
+
+    def holds(self) -> bool: ...
+    def variable(self, name: str) -> str | None: ...
+
+
 class Readings:
     """What the specs of one place said. Used by one command, in one thread."""
 
@@ -218,7 +227,7 @@ class Readings:
 
     # -- a file of specs or of runs
 
-    def found(self, text: Text, beside: Beside | None, *, aside: bool = False) -> Found | None:
+    def found(self, text: Text, beside: LookedUp | None, *, aside: bool = False) -> Found | None:
         """What a file says; None: that is not known. `beside`: what it may look up."""
         known = self._known.files.get(_place(text, aside=aside))
         if known is None or known.digest != _of(text):
@@ -232,11 +241,13 @@ class Readings:
                 return None
             for kind, name, _ in known.asked:
                 if kind == "env":  # what was asked for is told on, to a daemon or a saved plan
-                    beside.library.variable(name)
+                    beside.variable(name)
         self._files[_place(text, aside=aside)] = known
         return _found(text.file, known)
 
-    def note(self, text: Text, found: Found, beside: Beside | None, *, aside: bool = False) -> None:
+    def note(
+        self, text: Text, found: Found, beside: LookedUp | None, *, aside: bool = False
+    ) -> None:
         """A file was read."""
         if found.diagnostics or found.refused or found.lost or found.tunnels:
             return  # tunnels are few, and what is said of them is no plain value

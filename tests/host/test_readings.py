@@ -253,7 +253,15 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("harm", [damaged, of_another_form, open_to_others, a_link, a_folder])
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+HARMS = [damaged, of_another_form, open_to_others, a_link, a_folder, a_pipe]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_what_cannot_be_trusted_is_none(place: Place, harm: Callable[[Path], None]) -> None:
     first = place.read()
     for path in place.kept:
