@@ -635,14 +635,17 @@ class Daemon:
         """Of VMs that are at rest, what was seen is where the next look starts if one crashes."""
         now = time.monotonic()
         self.dials.note(actual.lines)
+        calm = {one.name for one in planned.vms if not one.actions}
+        servers = tuple(server for server in actual.servers if server.mark.vm in calm)
+        # Without the others, which a look sees too: kept for each of them, that is their square.
+        seen = replace(actual, servers=servers, others={}, file_systems={})
         for one in planned.vms:
             if one.actions:
                 self._calm.pop(one.name, None)
             else:
-                self._calm[one.name] = (now, actual)
-        calm = {one.name for one in planned.vms if not one.actions}
-        for server in actual.servers:
-            if server.mark.vm in calm and not self.kept.has(server.mark.port):
+                self._calm[one.name] = (now, seen)
+        for server in servers:
+            if not self.kept.has(server.mark.port):
                 self._fetch(server)
 
     def _fetch(self, server: Server) -> None:
@@ -833,9 +836,9 @@ class Daemon:
         if before is None:
             self.due.set()
             return
-        names = {*reading.vms, *before.vms}
-        changed = [name for name in names if reading.digest_of(name) != before.digest_of(name)]
-        for name in sorted(changed):
+        now, was = reading.digests, before.digests
+        changed = [name for name, digest in now.items() if was.get(name, "") != digest]
+        for name in sorted((*changed, *(name for name in was if name not in now))):
             self.kick(name, Priority.CHANGED)
 
     # -- the resync

@@ -116,7 +116,9 @@ class _Shelf:
         """The same where nothing but some paths can have moved; path → the file as it was, of those
         that say something else now."""
         before: dict[str, _File | None] = {}
-        files = {path: self.files.get(path) for path in listing.files}
+        files: dict[str, _File | None] = {**self.files}
+        if listing.files.keys() != files.keys():
+            files = {path: self.files.get(path) for path in listing.files}
         for path in self.files.keys() - files.keys():
             before[path] = self.files[path]
             self.young.discard(path)
