@@ -94,9 +94,13 @@ class Cache:
             return
         temporary = self.folder / f".{name}.{os.getpid()}"
         with contextlib.suppress(OSError):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # A home that is not there is not made, and with sudo it may be another's.
+            if self.folder.parents[1].stat().st_uid not in (os.geteuid(), 0):
+                return
+            for folder in (self.folder.parent, self.folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
             if self.folder.stat().st_uid != os.geteuid():
-                return  # as with sudo, which may leave another's HOME: that is not ours to write
+                return
             try:
                 opening = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
                 with open(os.open(temporary, opening, 0o600), "wb") as file:

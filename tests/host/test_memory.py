@@ -161,3 +161,16 @@ def test_a_write_is_read_again_alone(tmp_path: Path, write: str) -> None:
             found.append(rows_read(store, patch, write))
         store.close()
     assert found[0] == found[1] > 0
+
+
+def test_what_another_writer_wrote_is_there(store: Store, tmp_path: Path) -> None:
+    """None writes beside us while we hold the lock; if one ever does, it is not overlooked."""
+    lease = Lease(hub="h", vm="ctx-1", disk=2000, run="r", attempt=1, port=1, since=1.0)
+    store.hold([lease], a_call("ctx-1", "r", job_id="j"))
+    assert [one.port for one in store.ledger().leases] == [1]
+    other = Store(tmp_path, "h")
+    other.release([lease])
+    assert store.ledger().leases == ()
+    store.hold([lease], None)
+    assert [one.port for one in other.ledger().leases] == [1]
+    other.close()

@@ -284,6 +284,31 @@ def test_what_another_user_wrote_is_none(place: Place) -> None:
     assert place.kept == []  # nor is anything written into another's home
 
 
+def test_a_home_that_is_not_there_is_not_made(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(place.folder / "nowhere"))
+    place.read()
+    assert not (place.folder / "nowhere").exists()
+    monkeypatch.setenv("HOME", str(place.folder))
+    place.read()
+    assert (place.folder / ".cache" / readings.FOLDER).is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_nothing_is_written_into_the_home_of_another(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    home = place.folder / "home"
+    home.mkdir()
+    os.chown(home, 12345, 12345)
+    monkeypatch.setenv("HOME", str(home))
+    place.read()
+    assert list(home.iterdir()) == []
+
+
 @pytest.mark.parametrize("above", ["", "relative", "/dev/null/no"])
 def test_without_a_cache_all_is_the_same(
     place: Place, monkeypatch: pytest.MonkeyPatch, above: str

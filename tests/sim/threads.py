@@ -73,5 +73,5 @@ class OneByOne:
 def one_by_one(seed: int = 0) -> Iterator[None]:
     """Within it, `execute` uses one thread: ours."""
     order = random.Random(seed)
-    with mock.patch("reconciler.execute.ThreadPoolExecutor", lambda *_: OneByOne(order)):
+    with mock.patch("concurrent.futures.ThreadPoolExecutor", lambda *_: OneByOne(order)):
         yield

@@ -2,7 +2,7 @@
 
 What this connection changes is noted by triggers of its own, in a table that lives in memory with
 it. Another connection only ever adds what SNAs' clients say (`Inbox`), which is looked for by
-itself.
+itself; unless the store has another writer since, which it says: then all is read anew.
 """
 
 from __future__ import annotations
@@ -50,9 +50,16 @@ class Memory:
     """What was read of the store last. For one connection, and one thread at a time."""
 
     def __init__(
-        self, path: Path, hub: str, db: sqlite3.Connection, load: Load, kept: LoadKept
+        self,
+        path: Path,
+        hub: str,
+        db: sqlite3.Connection,
+        load: Load,
+        kept: LoadKept,
+        token: str,
     ) -> None:
-        self.path, self.hub, self._db = path, hub, db
+        """`token`: what the store says of its writer, as long as that is who has this connection."""
+        self.path, self.hub, self._db, self._token = path, hub, db, token
         self._load, self._kept = load, kept
         self._ledger: Ledger | None = None
         self._others = self._report = 0
@@ -77,7 +84,7 @@ class Memory:
         for what, line in self._db.execute("SELECT DISTINCT what, line FROM touched"):
             touched.setdefault(what, set()).add(line)
         before, heard = self._ledger, others != self._others
-        if before is None:
+        if before is None or (heard and not self._sole()):
             report = self._last_report()
             found = ledger_of(self.path, self._load, self._kept, self._db)
         elif touched or heard:
@@ -89,6 +96,11 @@ class Memory:
         self._db.execute("DELETE FROM touched")
         self._ledger, self._others, self._report = found, others, report
         return found
+
+    def _sole(self) -> bool:
+        """Whether nobody else has opened the store as its writer since."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'writer'").fetchone()
+        return row is not None and row[0] == self._token
 
     def _last_report(self) -> int:
         return int(self._db.execute("SELECT coalesce(max(rowid), 0) FROM reports").fetchone()[0])

@@ -82,6 +82,10 @@ class Store:
         self.hub = hub
         self.home = home_of(self.path)
         self._mutex = threading.RLock()
+        self._token = os.urandom(8).hex()
+        self._known = True
+        """Whether the store says that this is who wrote last; see `Memory`. Said with what is
+        written first, once the store is open."""
         with explained(self.path, "open"):
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -94,9 +98,12 @@ class Store:
             )
             try:
                 self.state_id = self._ready()
+                self._known = False
                 from reconciler.host.store.memory import Memory  # who only looks needs none
 
-                self._memory = Memory(self.path, self.hub, self._db, self._calls_of, self._kept_of)
+                self._memory = Memory(
+                    self.path, self.hub, self._db, self._calls_of, self._kept_of, self._token
+                )
             except BaseException:
                 self._db.close()
                 raise
@@ -145,8 +152,15 @@ class Store:
         with self._mutex, explained(self.path, "write to"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                if not self._known:
+                    self._db.execute(
+                        "INSERT INTO meta VALUES ('writer', ?) ON CONFLICT (name) DO UPDATE SET "
+                        "value = excluded.value",
+                        (self._token,),
+                    )
                 yield self._db
                 self._db.execute("COMMIT")
+                self._known = True
             except BaseException:
                 if self._db.in_transaction:  # on a full disk, SQLite has rolled back by itself
                     self._db.execute("ROLLBACK")
