@@ -58,7 +58,7 @@ class Memory:
         kept: LoadKept,
         token: str,
     ) -> None:
-        """`token`: what the store says of its writer, as long as that is who has this connection."""
+        """`token`: what the store says of its writer as long as that is who has this."""
         self.path, self.hub, self._db, self._token = path, hub, db, token
         self._load, self._kept = load, kept
         self._ledger: Ledger | None = None
