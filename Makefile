@@ -62,7 +62,10 @@ check: $(VENV)/.dev ## ruff, mypy --strict, import contracts
 bench: $(VENV)/.dev ## Measure against the floor, as ratios within one run
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m bench.bench $(ARGS)
 
+bench-guard: $(VENV)/.dev ## Fail if a ratio is more than 25 % above bench/baseline.json
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m bench.guard $(ARGS)
+
 clean: ## Remove what was built here
 	@rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-.PHONY: help system system-tests install dev demo test soak quick e2e oldest check bench clean
+.PHONY: help system system-tests install dev demo test soak quick e2e oldest check bench bench-guard clean
