@@ -30,6 +30,8 @@ from typing import Any, Final
 HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from bench.figures import TOOL, Measured, Rounds, Tell  # noqa: E402
+from bench.workplace import cpu_of, memory_of  # noqa: E402
 from reconciler.core.mark import ENTER, parse  # noqa: E402
 from reconciler.host import nbd, proc  # noqa: E402
 
@@ -87,6 +89,7 @@ class Hub:
         self.daemon = subprocess.Popen(
             [sys.executable, "-m", "reconciler", "watch", "specs"],
             cwd=self.folder,
+            env={**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache")},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -125,18 +128,22 @@ class Hub:
         """What the daemon's process has used and has now."""
         assert self.daemon
         pid = self.daemon.pid
-        words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         status = Path(f"/proc/{pid}/status").read_text()
         wakes = 0
         for task in os.listdir(f"/proc/{pid}/task"):
             text = Path(f"/proc/{pid}/task/{task}/status").read_text()
             wakes += int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", text)[1])  # type: ignore[index]
         return {
-            "cpu": (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK"),
+            "cpu": cpu_of([pid]),
             "rss_mib": int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024,  # type: ignore[index]
             "wakes": wakes,
             "fds": len(os.listdir(f"/proc/{pid}/fd")),
         }
+
+    def pss(self) -> float:
+        """MiB of the daemon's memory, shared pages in parts."""
+        assert self.daemon
+        return memory_of([self.daemon.pid])
 
     def close(self) -> None:
         if self.daemon and self.daemon.poll() is None:
@@ -203,6 +210,14 @@ def bare(process: proc.Process, name: str, image: Path) -> float:
 
 def heals(hub: Hub, kills: int, image: Path) -> dict[str, Any]:
     """Kill servers one by one; from the kill to the next one's answer, beside a bare start."""
+    healed, started = healed_and_started(hub, kills, image)
+    found = {"heal_ms": spread(healed), "bare_ms": spread(started)}
+    ratio = found["heal_ms"]["median"] / found["bare_ms"]["median"]
+    return {**found, "ratio": round(ratio, 2), "kills": len(healed)}
+
+
+def healed_and_started(hub: Hub, kills: int, image: Path) -> tuple[list[float], list[float]]:
+    """Seconds of each heal, and of the bare start right before it."""
     healed, started = [], []
     victims = sorted(hub.servers().items())
     random.Random(1).shuffle(victims)
@@ -215,9 +230,7 @@ def heals(hub: Hub, kills: int, image: Path) -> dict[str, Any]:
             pass
         healed.append(time.perf_counter() - began)
         time.sleep(BETWEEN)
-    found = {"heal_ms": spread(healed), "bare_ms": spread(started)}
-    ratio = found["heal_ms"]["median"] / found["bare_ms"]["median"]
-    return {**found, "ratio": round(ratio, 2), "kills": len(healed)}
+    return healed, started
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -249,6 +262,11 @@ def idle(hub: Hub, seconds: float) -> dict[str, float]:
 
 def saves(hub: Hub, count: int) -> dict[str, float]:
     """From the rename of a new VM's file until its image is begun."""
+    return spread(saved(hub, count))
+
+
+def saved(hub: Hub, count: int) -> list[float]:
+    """The seconds of each."""
     took = []
     for number in range(count):
         vm = f"new-{number}"
@@ -261,7 +279,7 @@ def saves(hub: Hub, count: int) -> dict[str, float]:
         until(lambda n=number: len(hub.servers()) == hub.disks + n + 1, "its server")
         time.sleep(0.3)
     hub.disks += count
-    return spread(took)
+    return took
 
 
 def cycles(hub: Hub, count: int) -> dict[str, Any]:
@@ -278,6 +296,42 @@ def cycles(hub: Hub, count: int) -> dict[str, Any]:
     after = hub.figures()
     keys = ("rss_mib", "fds")
     return {"cycles": count, **{k: [round(before[k], 1), round(after[k], 1)] for k in keys}}
+
+
+def measure(runs: int, quick: bool, told: Tell) -> Measured:
+    """The daemon's figures for the whole bench: heals beside bare starts, and idle minutes."""
+    disks, kills, seconds = (10, 5, 3.0) if quick else (100, 12 * runs, 20.0)
+    found = Rounds("daemon")
+    folder = Path(tempfile.mkdtemp(prefix="bench-daemon-"))
+    image = folder / "bare.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True)
+    hub = Hub(folder, disks)
+    try:
+        told(f"daemon: {disks} servers")
+        found.add("first start, ready", TOOL, hub.start())
+        told(f"daemon: {kills} heals of servers that it started")
+        for healed, bare_one in zip(*healed_and_started(hub, kills, image), strict=True):
+            found.add("heal", "bare start", bare_one)
+            found.add("heal", TOOL, healed, bare_one)
+        hub.stop(signal.SIGKILL)
+        found.add("start with servers that run, ready", TOOL, hub.start())
+        told(f"daemon: {kills} heals of servers that it found")
+        for healed, bare_one in zip(*healed_and_started(hub, kills, image), strict=True):
+            found.add("heal of a server that it found", "bare start", bare_one)
+            found.add("heal of a server that it found", TOOL, healed, bare_one)
+        hub.stop()
+        hub.start()
+        for number in range(runs):
+            told(f"daemon: idle, {number + 1} of {runs}")
+            found.add("idle", TOOL, idle(hub, seconds)["cpu_s_per_min"], unit="CPU s/min")
+        found.add("idle, memory", TOOL, hub.pss(), unit="MiB")
+        told("daemon: saved files")
+        for took in saved(hub, 2 if quick else 9):
+            found.add("saved file, until its image is begun", TOOL, took)
+    finally:
+        hub.close()
+        shutil.rmtree(folder)
+    return found.measured()
 
 
 def main() -> None:
