@@ -10,6 +10,7 @@ else loads the machine loads both. README.md says how to read it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -23,13 +24,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from bench.figures import FLOOR, TOOL, Measured, Rounds, Tell  # noqa: E402
+from bench.workplace import BenchError, memory_of  # noqa: E402
 from reconciler.core.mark import ENTER, parse  # noqa: E402
 from reconciler.host import nbd, proc  # noqa: E402
 
@@ -93,7 +96,7 @@ class Hub:
         ready = threading.Event()
         threading.Thread(target=self._read, args=(self.daemon, ready), daemon=True).start()
         if not ready.wait(DEADLINE):
-            raise SystemExit("the daemon is not ready")
+            raise BenchError("the daemon is not ready")
         took = time.monotonic() - began
         until(lambda: len(self.servers()) == self.disks, "every server")
         time.sleep(1.0)
@@ -125,14 +128,18 @@ class Hub:
         """What the daemon's process has used and has now."""
         assert self.daemon
         pid = self.daemon.pid
-        words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         status = Path(f"/proc/{pid}/status").read_text()
         wakes = 0
         for task in os.listdir(f"/proc/{pid}/task"):
-            text = Path(f"/proc/{pid}/task/{task}/status").read_text()
+            try:
+                text = Path(f"/proc/{pid}/task/{task}/status").read_text()
+            except OSError:
+                continue  # it has ended
             wakes += int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", text)[1])  # type: ignore[index]
         return {
-            "cpu": (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK"),
+            # The kernel's clock of the process, to the nanosecond, threads that ended included.
+            "cpu": time.clock_gettime((~pid << 3) | 2),
+            "pss_mib": memory_of([pid]),
             "rss_mib": int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024,  # type: ignore[index]
             "wakes": wakes,
             "fds": len(os.listdir(f"/proc/{pid}/fd")),
@@ -152,7 +159,7 @@ def until(done: Any, what: str) -> None:
     deadline = time.monotonic() + DEADLINE
     while not done():
         if time.monotonic() > deadline:
-            raise SystemExit(f"never: {what}")
+            raise BenchError(f"never: {what}")
         time.sleep(0.01)
 
 
@@ -167,7 +174,7 @@ def free_range(count: int) -> int:
         except OSError:
             continue
         return first
-    raise SystemExit("no free ports")
+    raise BenchError("no free ports")
 
 
 def answers(port: int, name: str) -> bool:
@@ -197,7 +204,7 @@ def bare(process: proc.Process, name: str, image: Path) -> float:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     if not answered:
-        raise SystemExit("a bare server does not answer")
+        raise BenchError("a bare server does not answer")
     return took
 
 
@@ -243,6 +250,7 @@ def idle(hub: Hub, seconds: float) -> dict[str, float]:
         "cpu_s_per_min": round((after["cpu"] - before["cpu"]) * minute, 3),
         "wakes_per_min": round((after["wakes"] - before["wakes"]) * minute),
         "rss_mib": round(after["rss_mib"], 1),
+        "pss_mib": round(after["pss_mib"], 1),
         "fds": after["fds"],
     }
 
@@ -280,6 +288,41 @@ def cycles(hub: Hub, count: int) -> dict[str, Any]:
     return {"cycles": count, **{k: [round(before[k], 1), round(after[k], 1)] for k in keys}}
 
 
+@contextlib.contextmanager
+def site(disks: int) -> Iterator[tuple[Hub, Path]]:
+    """A hub, and an image for bare starts; gone afterwards with all that it started."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-daemon-"))
+    image = folder / "bare.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True)
+    hub = Hub(folder, disks)
+    try:
+        yield hub, image
+    finally:
+        hub.close()
+        shutil.rmtree(folder)
+
+
+def measure(runs: int, quick: bool, tell: Tell) -> Measured:
+    """Heals of servers that the daemon started, each beside a bare start, a round being the median
+    of so many kills; then as many idle minutes, one after the other. `quick`: small and short."""
+    disks, kills, seconds = (10, 5, 3.0) if quick else (100, 60, 60.0)
+    found = Rounds("daemon")
+    for number in range(runs):
+        with site(disks) as (hub, image):
+            hub.start()
+            tell(f"daemon: {kills} heals, round {number + 1} of {runs}")
+            took = heals(hub, kills, image)
+            bare_ms, heal_ms = took["bare_ms"]["median"], took["heal_ms"]["median"]
+            found.add("heal", FLOOR, bare_ms, unit="ms")
+            found.add("heal", TOOL, heal_ms, bare_ms, unit="ms")
+            for minute in range(runs if number == runs - 1 else 0):
+                tell(f"daemon: idle with {disks} accepted runs, {minute + 1} of {runs}")
+                rest = idle(hub, seconds)
+                found.add("idle", TOOL, rest["cpu_s_per_min"], unit="CPU s/min")
+                found.add("idle, memory", TOOL, rest["pss_mib"], unit="MiB")
+    return found.measured()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--disks", type=int, default=100)
@@ -289,12 +332,8 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-daemon-"))
-    image = folder / "bare.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True)
-    hub = Hub(folder, options.disks)
     found: dict[str, Any] = {"disks": options.disks}
-    try:
+    with site(options.disks) as (hub, image):
         found["first_ready_s"] = round(hub.start(), 2)
         found["own"] = heals(hub, options.kills, image)
         if options.cycles:
@@ -309,9 +348,6 @@ def main() -> None:
         if options.saves:
             found["save_ms"] = saves(hub, min(options.saves, 9))
         found["exit_code"] = hub.stop()
-    finally:
-        hub.close()
-        shutil.rmtree(folder)
     text = json.dumps(found, indent=1)
     if options.json:
         options.json.write_text(text + "\n")
@@ -319,4 +355,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BenchError as error:
+        sys.exit(str(error))
