@@ -10,6 +10,7 @@ else loads the machine loads both. README.md says how to read it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -23,21 +24,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from bench.figures import TOOL, Measured, Rounds, Tell  # noqa: E402
-from bench.workplace import cpu_of, memory_of  # noqa: E402
+from bench.figures import FLOOR, TOOL, Measured, Rounds, Tell  # noqa: E402
+from bench.workplace import BenchError, memory_of  # noqa: E402
 from reconciler.core.mark import ENTER, parse  # noqa: E402
 from reconciler.host import nbd, proc  # noqa: E402
 
 HUB: Final = f"bench-daemon-{os.getpid()}"
 SIZE: Final = 64 << 20
 DEADLINE: Final = 60.0
+MINUTES: Final = 3
+"""Idle ones of a whole bench, at most."""
 BETWEEN: Final = 0.2
 """Seconds between two kills, so that each is healed alone."""
 
@@ -89,14 +92,13 @@ class Hub:
         self.daemon = subprocess.Popen(
             [sys.executable, "-m", "reconciler", "watch", "specs"],
             cwd=self.folder,
-            env={**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache")},
             stderr=subprocess.PIPE,
             text=True,
         )
         ready = threading.Event()
         threading.Thread(target=self._read, args=(self.daemon, ready), daemon=True).start()
         if not ready.wait(DEADLINE):
-            raise SystemExit("the daemon is not ready")
+            raise BenchError("the daemon is not ready")
         took = time.monotonic() - began
         until(lambda: len(self.servers()) == self.disks, "every server")
         time.sleep(1.0)
@@ -131,19 +133,19 @@ class Hub:
         status = Path(f"/proc/{pid}/status").read_text()
         wakes = 0
         for task in os.listdir(f"/proc/{pid}/task"):
-            text = Path(f"/proc/{pid}/task/{task}/status").read_text()
+            try:
+                text = Path(f"/proc/{pid}/task/{task}/status").read_text()
+            except OSError:
+                continue  # it has ended
             wakes += int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", text)[1])  # type: ignore[index]
         return {
-            "cpu": cpu_of([pid]),
+            # The kernel's clock of the process, to the nanosecond, threads that ended included.
+            "cpu": time.clock_gettime((~pid << 3) | 2),
+            "pss_mib": memory_of([pid]),
             "rss_mib": int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024,  # type: ignore[index]
             "wakes": wakes,
             "fds": len(os.listdir(f"/proc/{pid}/fd")),
         }
-
-    def pss(self) -> float:
-        """MiB of the daemon's memory, shared pages in parts."""
-        assert self.daemon
-        return memory_of([self.daemon.pid])
 
     def close(self) -> None:
         if self.daemon and self.daemon.poll() is None:
@@ -159,7 +161,7 @@ def until(done: Any, what: str) -> None:
     deadline = time.monotonic() + DEADLINE
     while not done():
         if time.monotonic() > deadline:
-            raise SystemExit(f"never: {what}")
+            raise BenchError(f"never: {what}")
         time.sleep(0.01)
 
 
@@ -174,7 +176,7 @@ def free_range(count: int) -> int:
         except OSError:
             continue
         return first
-    raise SystemExit("no free ports")
+    raise BenchError("no free ports")
 
 
 def answers(port: int, name: str) -> bool:
@@ -204,20 +206,12 @@ def bare(process: proc.Process, name: str, image: Path) -> float:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     if not answered:
-        raise SystemExit("a bare server does not answer")
+        raise BenchError("a bare server does not answer")
     return took
 
 
 def heals(hub: Hub, kills: int, image: Path) -> dict[str, Any]:
     """Kill servers one by one; from the kill to the next one's answer, beside a bare start."""
-    healed, started = healed_and_started(hub, kills, image)
-    found = {"heal_ms": spread(healed), "bare_ms": spread(started)}
-    ratio = found["heal_ms"]["median"] / found["bare_ms"]["median"]
-    return {**found, "ratio": round(ratio, 2), "kills": len(healed)}
-
-
-def healed_and_started(hub: Hub, kills: int, image: Path) -> tuple[list[float], list[float]]:
-    """Seconds of each heal, and of the bare start right before it."""
     healed, started = [], []
     victims = sorted(hub.servers().items())
     random.Random(1).shuffle(victims)
@@ -230,7 +224,9 @@ def healed_and_started(hub: Hub, kills: int, image: Path) -> tuple[list[float], 
             pass
         healed.append(time.perf_counter() - began)
         time.sleep(BETWEEN)
-    return healed, started
+    found = {"heal_ms": spread(healed), "bare_ms": spread(started)}
+    ratio = found["heal_ms"]["median"] / found["bare_ms"]["median"]
+    return {**found, "ratio": round(ratio, 2), "kills": len(healed)}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -256,17 +252,13 @@ def idle(hub: Hub, seconds: float) -> dict[str, float]:
         "cpu_s_per_min": round((after["cpu"] - before["cpu"]) * minute, 3),
         "wakes_per_min": round((after["wakes"] - before["wakes"]) * minute),
         "rss_mib": round(after["rss_mib"], 1),
+        "pss_mib": round(after["pss_mib"], 1),
         "fds": after["fds"],
     }
 
 
 def saves(hub: Hub, count: int) -> dict[str, float]:
     """From the rename of a new VM's file until its image is begun."""
-    return spread(saved(hub, count))
-
-
-def saved(hub: Hub, count: int) -> list[float]:
-    """The seconds of each."""
     took = []
     for number in range(count):
         vm = f"new-{number}"
@@ -279,7 +271,7 @@ def saved(hub: Hub, count: int) -> list[float]:
         until(lambda n=number: len(hub.servers()) == hub.disks + n + 1, "its server")
         time.sleep(0.3)
     hub.disks += count
-    return took
+    return spread(took)
 
 
 def cycles(hub: Hub, count: int) -> dict[str, Any]:
@@ -298,40 +290,38 @@ def cycles(hub: Hub, count: int) -> dict[str, Any]:
     return {"cycles": count, **{k: [round(before[k], 1), round(after[k], 1)] for k in keys}}
 
 
-def measure(runs: int, quick: bool, told: Tell) -> Measured:
-    """The daemon's figures for the whole bench: heals beside bare starts, and idle minutes."""
-    disks, kills, seconds = (10, 5, 3.0) if quick else (100, 12 * runs, 60.0)
-    found = Rounds("daemon")
+@contextlib.contextmanager
+def site(disks: int) -> Iterator[tuple[Hub, Path]]:
+    """A hub, and an image for bare starts; gone afterwards with all that it started."""
     folder = Path(tempfile.mkdtemp(prefix="bench-daemon-"))
     image = folder / "bare.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True)
     hub = Hub(folder, disks)
     try:
-        told(f"daemon: {disks} servers")
-        found.add("first start, ready", TOOL, hub.start())
-        told(f"daemon: {kills} heals of servers that it started")
-        for healed, bare_one in zip(*healed_and_started(hub, kills, image), strict=True):
-            found.add("heal", "bare start", bare_one)
-            found.add("heal", TOOL, healed, bare_one)
-        hub.stop(signal.SIGKILL)
-        found.add("start with servers that run, ready", TOOL, hub.start())
-        told(f"daemon: {kills} heals of servers that it found")
-        for healed, bare_one in zip(*healed_and_started(hub, kills, image), strict=True):
-            found.add("heal of a server that it found", "bare start", bare_one)
-            found.add("heal of a server that it found", TOOL, healed, bare_one)
-        hub.stop()
-        hub.start()
-        minutes = min(runs, 3)
-        for number in range(minutes):
-            told(f"daemon: idle, {number + 1} of {minutes}")
-            found.add("idle", TOOL, idle(hub, seconds)["cpu_s_per_min"], unit="CPU s/min")
-        found.add("idle, memory", TOOL, hub.pss(), unit="MiB")
-        told("daemon: saved files")
-        for took in saved(hub, 2 if quick else 9):
-            found.add("saved file, until its image is begun", TOOL, took)
+        yield hub, image
     finally:
         hub.close()
         shutil.rmtree(folder)
+
+
+def measure(runs: int, quick: bool, tell: Tell) -> Measured:
+    """Heals of servers that the daemon started, each beside a bare start, a round being the median
+    of so many kills; then some idle minutes, one after the other. `quick`: small and short."""
+    disks, kills, seconds = (10, 5, 3.0) if quick else (100, 60, 60.0)
+    found = Rounds("daemon")
+    for number in range(runs):
+        with site(disks) as (hub, image):
+            hub.start()
+            tell(f"daemon: {kills} heals, round {number + 1} of {runs}")
+            took = heals(hub, kills, image)
+            bare_ms, heal_ms = took["bare_ms"]["median"], took["heal_ms"]["median"]
+            found.add("heal", FLOOR, bare_ms, unit="ms")
+            found.add("heal", TOOL, heal_ms, bare_ms, unit="ms")
+            for minute in range(min(runs, MINUTES) if number == runs - 1 else 0):
+                tell(f"daemon: idle with {disks} accepted runs, {minute + 1}")
+                rest = idle(hub, seconds)
+                found.add("idle", TOOL, rest["cpu_s_per_min"], unit="CPU s/min")
+                found.add("idle, memory", TOOL, rest["pss_mib"], unit="MiB")
     return found.measured()
 
 
@@ -344,12 +334,8 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-daemon-"))
-    image = folder / "bare.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True)
-    hub = Hub(folder, options.disks)
     found: dict[str, Any] = {"disks": options.disks}
-    try:
+    with site(options.disks) as (hub, image):
         found["first_ready_s"] = round(hub.start(), 2)
         found["own"] = heals(hub, options.kills, image)
         if options.cycles:
@@ -364,9 +350,6 @@ def main() -> None:
         if options.saves:
             found["save_ms"] = saves(hub, min(options.saves, 9))
         found["exit_code"] = hub.stop()
-    finally:
-        hub.close()
-        shutil.rmtree(folder)
     text = json.dumps(found, indent=1)
     if options.json:
         options.json.write_text(text + "\n")
@@ -374,4 +357,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BenchError as error:
+        sys.exit(str(error))

@@ -151,6 +151,15 @@ class Work(Applier):
         finally:
             self.daemon.landed(self.flying)
 
+    def note_clients(
+        self, store: Store, desired: Desired, ledger: Ledger, actual: Actual, now: Seconds
+    ) -> None:
+        if not self.hands.narrow:  # else they are those of an earlier look, and noted since then
+            super().note_clients(store, desired, ledger, actual, now)
+
+    def parallel(self) -> int:
+        return self.daemon.at_once
+
     def standing(self, planned: Plan) -> Iterable[Action]:
         return self.daemon.news(planned)
 
@@ -198,8 +207,9 @@ class Daemon:
         self.ready = False
         self._mutex = threading.RLock()
         self._queue = Queue()
-        self._jobs: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-        self._idle = 0
+        self._idle: list[queue.SimpleQueue[Item | None]] = []
+        """Where workers without work wait for some, each by itself: of several that wait at one
+        place, a second one is woken too, and it takes the interpreter from the first."""
         self._workers = 0
         self._failures: dict[str, int] = {}
         self._looks: dict[str, int] = defaultdict(int)
@@ -224,6 +234,8 @@ class Daemon:
         may have said while nobody listened how they ended. None: we have only begun."""
         self._failure: BaseException | None = None
         self._over = False
+        self._main = 0
+        """The thread that runs the loop."""
         self._signals: list[int] = []
         self._readers: dict[int, Callable[[int], None]] = {}
 
@@ -240,7 +252,8 @@ class Daemon:
             depth = len(self._queue)
         if added:
             self.observers.added(depth)
-        self.wake()
+        if threading.get_ident() != self._main:  # which hands it out when it has done what it does
+            self.wake()
 
     def reread(self) -> None:
         """Look at all of the source, whatever was heard of it."""
@@ -288,7 +301,8 @@ class Daemon:
             self.dials = Dials(self.settings.hub, self._watch_ssh, self._unwatch)
             stack.callback(self.dials.close)
             stack.callback(self.kept.close)
-            self.disks = ThreadPoolExecutor(self._parallel(), "disk")
+            self.at_once = self._parallel()
+            self.disks = ThreadPoolExecutor(self.at_once, "disk")
             stack.callback(self.disks.shutdown, wait=False)
             self.watch = self.make_watch()
             stack.callback(self.watch.close)
@@ -389,6 +403,7 @@ class Daemon:
 
     def _loop(self) -> None:
         beaten = 0.0
+        self._main = threading.get_ident()
         while not self.stopping.is_set():
             now = time.monotonic()
             self._heed_signals()
@@ -462,16 +477,17 @@ class Daemon:
                 if item is None:
                     return
                 if self._idle:
-                    self._idle -= 1
+                    jobs = self._idle.pop()
                 else:
                     self._workers += 1
-                    self.thread("worker", self._work_for_ever, may_end=True)
-            self._jobs.put(item)
+                    jobs = queue.SimpleQueue()
+                    self.thread("worker", partial(self._work_for_ever, jobs), may_end=True)
+            jobs.put(item)
 
     # -- workers
 
-    def _work_for_ever(self) -> None:
-        while (item := self._jobs.get()) is not None:
+    def _work_for_ever(self, jobs: queue.SimpleQueue[Item | None]) -> None:
+        while (item := jobs.get()) is not None:
             began = time.monotonic()
             self.observers.began(item, began - item.since, len(self._queue))
             steps: list[Step] = []
@@ -480,11 +496,11 @@ class Daemon:
             finally:
                 with self._mutex:
                     self._queue.done(item.name)
-                    spare = self._idle >= WORKERS  # of a time when many looks were stuck
+                    spare = len(self._idle) >= WORKERS  # of a time when many looks were stuck
                     if spare:
                         self._workers -= 1
                     else:
-                        self._idle += 1
+                        self._idle.append(jobs)
             self.observers.ended(item.name, result, time.monotonic() - began, steps)
             if self.first:
                 self._looked_first(item.name)
@@ -907,7 +923,7 @@ class Daemon:
             if self.first and name not in desired.vms:
                 self._looked_first(name)  # an error in its spec, and it was never applied
         # Nobody is asked here: a run that may begin is looked at by a worker, which asks.
-        hands = self.hands(self.command, reach=self.reach.known)
+        work.hands = hands = self.hands(self.command, reach=self.reach.known)
         hands.answered.update(self.roster.answers(self._resyncs))
         actual = hands.look(desired, ledger)
         self.roster.note_answers(one for one in actual.servers if one.mark.vm in desired.vms)
@@ -1159,6 +1175,7 @@ class Daemon:
         self.settings = replace(fresh, hub=was.hub, state=was.state, listen=was.listen)
         self.source = self.make_source(self.settings)
         self.reach.forget()
+        self.roster.binary = None
         self.observers.said("the config was taken")
         self.reread()
         for name in self.managed(self.store.ledger()):
@@ -1182,5 +1199,6 @@ class Daemon:
         for reader in readers:
             reader.join(max(0.0, deadline - time.monotonic()))
         self._over = True
-        for _ in range(self._workers):
-            self._jobs.put(None)
+        with self._mutex:
+            for jobs in self._idle:
+                jobs.put(None)

@@ -122,6 +122,8 @@ class Roster:
         self._by_fd: dict[int, Identity] = {}
         self._connections: dict[int, frozenset[int]] = {}
         self._answers: dict[Identity, Handshake] = {}
+        self.binary: str | None = None
+        """Where qemu-nbd was found since the last whole look."""
         self.foreign: tuple[tuple[proc.Process, Served], ...] = ()
         """The servers that are not ours, as the last whole look saw them."""
         self._foreign_sockets: dict[Identity, frozenset[int]] = {}
@@ -184,6 +186,7 @@ class Roster:
 
     def look(self) -> set[str]:
         """One pass over all processes; the VMs of servers that were not known, or have gone."""
+        self.binary = None  # it may have been installed elsewhere since
         seen: dict[Identity, tuple[proc.Process, Served]] = {}
         foreign = []
         for process in proc.processes():
@@ -443,7 +446,9 @@ class Hands(Hub):
             raise
 
     def start(self, export: Export, lease: Lease, listener: sockets.Bound) -> None:
+        self._binary = self._binary or self.roster.binary
         super().start(export, lease, listener)
+        self.roster.binary = self._binary
         for identity, port in list(self.started.items()):
             if port == lease.port:
                 self.roster.add(identity.pid)

@@ -459,14 +459,14 @@ class Applier:
                 desired = wanted(ledger)
                 # An SNA is asked once: a call that went wrong just now is not explained away.
                 actual = hub.look(desired, ledger, ask=not number)
-                heard = ended_by_word(ledger, actual) if not number else heard
+                heard = ended_by_word(ledger, actual, desired.vms) if not number else heard
                 actual = replace(actual, reports=heard) if number else actual
                 fresh = promise is not None and not promise.begun and not number
                 if not fresh and not number:
                     self.note_inventory()
                 if not fresh:
                     self.note_clients(store, desired, ledger, actual, hub.now())
-                    self.note_words(store, ledger, actual, hub.now())
+                    self.note_words(store, desired, ledger, actual, hub.now())
                 planned = self.planned(desired, actual, remembered, hub.now())
                 if promise and not fresh:
                     planned = promise.kept(planned, done_before)
@@ -607,10 +607,12 @@ class Applier:
         if gone or seen.keys() - known:
             store.sightings(seen, gone, now)
 
-    def note_words(self, store: Store, ledger: Ledger, actual: Actual, now: Seconds) -> None:
+    def note_words(
+        self, store: Store, desired: Desired, ledger: Ledger, actual: Actual, now: Seconds
+    ) -> None:
         """What SNAs say, for who looks and does not ask. How far they are is told by telemetry."""
-        active = {call.job_id for call in ledger.open if call.state.active}
-        said = {j: replace(r, percent=None) for j, r in actual.reports.items() if j in active}
+        jobs = [call.job_id for vm in desired.vms if (call := ledger.active(vm))]
+        said = {j: replace(actual.reports[j], percent=None) for j in jobs if j in actual.reports}
         known = ledger.words
         fresh = {j: r for j, r in said.items() if j not in known or known[j].report != r}
         if fresh:
@@ -799,12 +801,14 @@ def _unknown_told(steps: Sequence[Step]) -> Iterator[None]:
         ) from error
 
 
-def ended_by_word(ledger: Ledger, actual: Actual) -> dict[str, Report]:
-    """What SNAs say of runs that were accepted before this look: it holds for all of an apply.
+def ended_by_word(ledger: Ledger, actual: Actual, vms: Iterable[str]) -> dict[str, Report]:
+    """What SNAs say of some VMs' runs that were accepted before this look: it holds for all of an
+    apply.
 
     A run whose end is reported may need a server mended first, which takes a pass.
     """
-    accepted = [call.job_id for call in ledger.open if call.state is CallState.ACCEPTED]
+    active = [call for vm in vms if (call := ledger.active(vm))]
+    accepted = [call.job_id for call in active if call.state is CallState.ACCEPTED]
     return {job: actual.reports[job] for job in accepted if job in actual.reports}
 
 

@@ -261,7 +261,7 @@ class Life:
         if reached is not None:
             reached |= answers
         if heard is None:
-            heard = ended_by_word(ledger, actual)
+            heard = ended_by_word(ledger, actual, desired.vms)
         else:
             actual = replace(actual, reports=heard)
         self.host.note_sightings(ledger, actual)
