@@ -134,6 +134,8 @@ def run(argv: Sequence[str | Path], cwd: Path | None = None) -> str:
             timeout=900,
             check=False,
             cwd=cwd,
+            # What is installed keeps its bytecode beside it, not in this bench's workplace.
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPYCACHEPREFIX"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(str(error)) from error
