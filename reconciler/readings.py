@@ -84,7 +84,7 @@ class Cache:
                 if not (ours and stat.S_ISREG(info.st_mode) and info.st_size <= MOST):
                     return None
                 return msgspec.msgpack.decode(file.read(), type=kind)
-        except (OSError, ValueError):  # what is damaged is a ValueError, in whatever way
+        except (OSError, ValueError, msgspec.MsgspecError):  # damaged, in whatever way
             return None
 
     def write(self, name: str, value: object) -> None:
