@@ -40,37 +40,58 @@ class Bars:
     name: str
     """Of the section of the page, and of the files."""
     title: str
-    axis: str
     group: str
     figure: str
-    ratio: bool
+    ratio: bool = False
     """Whether ratios to the floor are drawn, not values."""
     mark: float | None = None
     """A target on the axis."""
 
 
 BARS: Final = (
-    Bars("cold", "A cold start of 100 disks, by the floor", "times the floor of the same round",
-         "100 disks", COLD, True, 1.25),
-    Bars("no-op", "Nothing to do on 100 disks: CPU", "CPU seconds", "100 disks", "no-op, CPU",
-         False),
-    Bars("heal", "One of 100 servers died: until it answers again", "seconds", "100 disks", "heal",
-         False),
-    Bars("daemon-heal", "The daemon heals a server", "seconds", "daemon", "heal", False),
-    Bars("idle", "Nothing happens: CPU in a minute", "CPU seconds in a minute", "", "idle", False,
-         0.1),
-    Bars("idle-memory", "Nothing happens: memory", "MiB, shared pages in parts", "",
-         "idle, memory", False),
-)  # fmt: skip
+    Bars("cold", "A cold start of 100 disks, by the floor", "100 disks", COLD, True, 1.25),
+    Bars("no-op", "Nothing to do on 100 disks: CPU", "100 disks", "no-op, CPU"),
+    Bars("heal", "One of 100 servers died: until it answers again", "100 disks", "heal"),
+    Bars("daemon-heal", "The daemon heals a server", "daemon", "heal"),
+    Bars("idle", "Nothing happens: CPU in a minute", "", "idle", mark=0.1),
+    Bars("idle-memory", "Nothing happens: memory", "", "idle, memory"),
+)
 """An empty group: any, as supervisors are watched with 100 disks and the tool as a daemon."""
+
+
+UNITS: Final = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "CPU s": "CPU seconds",
+    "CPU s/min": "CPU seconds in a minute",
+    "MiB": "MiB, shared pages in parts",
+}
+"""A figure's unit → what is written at an axis."""
+
+
+def figures_of(found: Measured, bars: Bars) -> list[Figure]:
+    """Those who have such a figure."""
+    return [
+        one
+        for one in found.figures
+        if one.name == bars.figure and bars.group in ("", one.group) and one.values
+    ]
+
+
+def axis_of(found: Measured, bars: Bars) -> str:
+    """What is written at the axis: as the figures say. Raises ValueError if they do not agree."""
+    if bars.ratio:
+        return "times the floor of the same round"
+    units = {one.unit for one in figures_of(found, bars)}
+    if len(units) != 1:
+        raise ValueError(f"{bars.figure!r} is measured in {', '.join(sorted(units))}, not in one")
+    return UNITS[units.pop()]
 
 
 def rows_of(found: Measured, bars: Bars) -> list[Row]:
     """Those who have such a figure, each once."""
     rows: dict[str, Row] = {}
-    for one in found.figures:
-        if one.name != bars.figure or (bars.group and one.group != bars.group):
-            continue
+    for one in figures_of(found, bars):
         values = one.ratios if bars.ratio else one.values
         if bars.ratio and one.who == FLOOR:
             values = [1.0]
@@ -115,7 +136,7 @@ def drawn(found: Measured, theme: Theme) -> dict[str, str]:
     pictures = {}
     for bars in BARS:
         if rows := rows_of(found, bars):
-            pictures[bars.name] = svg.dots(theme, bars.title, bars.axis, rows, bars.mark)
+            pictures[bars.name] = svg.dots(theme, bars.title, axis_of(found, bars), rows, bars.mark)
     for curve in curves_of(found):
         given = [Line(one.who, usable(one), exponent(one)) for one in curve.series if usable(one)]
         pictures[slug(curve.name)] = svg.lines(theme, curve.title, curve.x, curve.y, given)
@@ -141,7 +162,7 @@ def sections(document: Mapping[str, Any], found: Measured) -> dict[str, str]:
     for bars in BARS:
         if rows := rows_of(found, bars):
             said[bars.name] = shown(bars.name, bars.title) + table(
-                ("", bars.axis), [(row.who, _cell(row)) for row in sorted_rows(rows)]
+                ("", axis_of(found, bars)), [(row.who, _cell(row)) for row in sorted_rows(rows)]
             )
     for curve in curves_of(found):
         said[slug(curve.name)] = shown(slug(curve.name), curve.title) + grown(curve)

@@ -17,10 +17,8 @@ from bench.figures import number
 
 WIDTH: Final = 840
 """As wide as GitHub shows a page's text, nearly."""
-LABELS: Final = 190
-"""Pixels for the names at the left."""
-VALUES: Final = 180
-"""Pixels for the values at the right."""
+LETTER: Final = 8.6
+"""Pixels of a letter, with room: a bold digit of the widest of FONTS' usual faces takes 8.2."""
 TOP: Final = 62
 ROW: Final = 28
 HEIGHT: Final = 380
@@ -82,14 +80,17 @@ def dots(theme: Theme, title: str, axis: str, rows: Sequence[Row], mark: float |
     rows = sorted(rows, key=lambda row: (row.median, row.who))
     height = TOP + ROW * len(rows) + 46
     ends = [row.low for row in rows] + [row.high for row in rows] + ([mark] if mark else [])
-    scale = Scale.around(ends, LABELS, WIDTH - VALUES)
+    said = [spoken(row) for row in rows]
+    left = 30 + LETTER * max(len(row.who) for row in rows)
+    right = WIDTH - 34 - LETTER * max(map(len, said))
+    scale = Scale.around(ends, left, right)
     bottom = TOP + ROW * len(rows)
     out = [text(16, 26, title, theme.text, size=17, weight="600")]
     for tick in scale.ticks():
         x = scale.at(tick)
         out.append(rule(x, TOP - 6, x, bottom, theme.grid))
         out.append(text(x, bottom + 18, short(tick), theme.faint, anchor="middle"))
-    out.append(text((LABELS + WIDTH - VALUES) / 2, bottom + 37, axis, theme.faint, anchor="middle"))
+    out.append(text((left + right) / 2, bottom + 37, axis, theme.faint, anchor="middle"))
     if mark:
         x = scale.at(mark)
         out.append(rule(x, TOP - 6, x, bottom, theme.text, dash="4 3"))
@@ -97,17 +98,20 @@ def dots(theme: Theme, title: str, axis: str, rows: Sequence[Row], mark: float |
     for place, row in enumerate(rows):
         y = TOP + ROW * place + ROW / 2
         colour, weight = (theme.ours, "600") if row.ours else (theme.other, "400")
-        out.append(text(LABELS - 14, y + 5, row.who, theme.text, anchor="end", weight=weight))
+        out.append(text(left - 14, y + 5, row.who, theme.text, anchor="end", weight=weight))
         low, high = scale.at(row.low), scale.at(row.high)
         out.append(rule(low, y, high, y, colour, width=2))
         out += [rule(x, y - 5, x, y + 5, colour, width=2) for x in (low, high)]
         out.append(circle(scale.at(row.median), y, 6, colour))
-        said = number(row.median)
-        if row.low != row.high:
-            said += f"  ({number(row.low)}–{number(row.high)})"
-        out.append(text(WIDTH - VALUES + 18, y + 5, said, theme.text, weight=weight))
+        out.append(text(right + 18, y + 5, said[place], theme.text, weight=weight))
     found = "; ".join(f"{row.who} {number(row.median)}" for row in rows)
     return picture(title, f"{axis}. Medians: {found}.", height, out)
+
+
+def spoken(row: Row) -> str:
+    """What stands at a row's end."""
+    middle = number(row.median)
+    return middle if row.low == row.high else f"{middle} ({number(row.low)}–{number(row.high)})"
 
 
 def lines(theme: Theme, title: str, x_axis: str, y_axis: str, given: Sequence[Line]) -> str:
@@ -183,14 +187,17 @@ class Scale:
         return self.begin + share * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        """Round values: powers of ten, or with 2 and 5 where those are few."""
-        steps = (1,) if self.high - self.low > 3.5 else (1, 2, 5)
-        every = [
-            step * 10.0**power
-            for power in range(math.floor(self.low), math.ceil(self.high) + 1)
-            for step in steps
-        ]
-        return [one for one in every if self.low <= math.log10(one) <= self.high]
+        """Round values: powers of ten; with 2 and 5, or with all, where those are few."""
+        for steps in ((1,), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
+            every = [
+                step * 10.0**power
+                for power in range(math.floor(self.low), math.ceil(self.high) + 1)
+                for step in steps
+            ]
+            inside = [one for one in every if self.low <= math.log10(one) <= self.high]
+            if len(inside) >= 4:
+                break
+        return inside
 
 
 def short(value: float) -> str:

@@ -26,7 +26,7 @@ from bench.figures import (
     targets,
     write,
 )
-from bench.svg import DARK, LIGHT, Theme
+from bench.svg import DARK, LETTER, LIGHT, WIDTH, Scale, Theme
 from bench.workplace import BenchError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -98,6 +98,29 @@ def test_pictures_are_xml_with_a_title_and_a_description(theme: Theme) -> None:
         assert len(titles) == 2
         assert all(titles)
     assert pictures == plots.drawn(some(), theme)
+
+
+def test_what_is_said_of_a_figure_is_its_unit() -> None:
+    heal = Figure("daemon", "heal", TOOL, "ms", [6.4, 6.0])
+    found = Measured([heal])
+    assert "| milliseconds |" in plots.sections({"runs": 1, "machine": {}}, found)["daemon-heal"]
+    assert ">milliseconds<" in plots.drawn(found, LIGHT)["daemon-heal"]
+    heal_s = Figure("daemon", "heal", FLOOR, "s", [0.005])
+    with pytest.raises(ValueError, match="measured in ms, s, not in one"):
+        plots.drawn(Measured([heal, heal_s]), LIGHT)
+
+
+def test_a_picture_holds_what_is_written_in_it() -> None:
+    values = [0.00578, 0.00569, 0.00591]
+    found = Measured([Figure("100 disks", "heal", "ansible, tuned, mitogen", values=values)])
+    (picture,) = plots.drawn(found, LIGHT).values()
+    written = [one for one in ET.fromstring(picture) if one.tag.endswith("text")]
+    for one in written:
+        width = LETTER * len(one.text or "") * int(one.attrib["font-size"]) / 14
+        share = {"start": 0, "middle": 0.5, "end": 1}[one.attrib["text-anchor"]]
+        begin = float(one.attrib["x"]) - share * width
+        assert begin >= 0 <= WIDTH - begin - width, one.text
+    assert len(Scale.around([5.2, 6.4], 0, 100).ticks()) >= 3
 
 
 def test_the_page_and_its_pictures_are_of_the_results_beside_them(tmp_path: Path) -> None:
