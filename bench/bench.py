@@ -15,6 +15,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from bench.workplace import (
     HERE,
     BenchError,
     Took,
+    carried_out,
     cpu_of,
     cpu_of_ours,
     end,
@@ -234,7 +236,7 @@ def idle(peer: Peer, floor: Floor, found: Rounds) -> None:
     peer.cold(floor)
     pids = peer.supervisors()
     spent = cpu_of(pids)
-    floor.rest(IDLE)
+    time.sleep(IDLE)
     found.add("idle", peer.name, (cpu_of(pids) - spent) * 60 / IDLE, unit="CPU s/min")
     found.add("idle, memory", peer.name, memory_of(pids), unit="MiB")
     peer.stop(floor)
@@ -413,19 +415,17 @@ def measured(options: argparse.Namespace, root: Path, facts: dict[str, object]) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(sys.argv[1:] if arguments is None else arguments)
-    try:
-        with workplace() as root:
-            facts = machine(root)
-            found = measured(options, root, facts)
-        if options.profile:
-            return 0
-        found += parts(options.parts, options.runs, quick=options.quick)
-    except BenchError as error:
-        told(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        told("interrupted: every process is ended")
-        return 130
+    return carried_out(lambda: whole(options))
+
+
+def whole(options: argparse.Namespace) -> int:
+    """Everything that was asked for, measured, written and shown. Raises BenchError."""
+    with workplace() as root:
+        facts = machine(root)
+        found = measured(options, root, facts)
+    if options.profile:
+        return 0
+    found += parts(options.parts, options.runs, quick=options.quick)
     facts["load_after"] = os.getloadavg()[0]
     write(options.json, facts, options.runs, found)
     print(" · ".join(f"{name} {value}" for name, value in facts.items()))

@@ -25,14 +25,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from bench.clients import free_ports  # noqa: E402
 from bench.figures import FLOOR, TOOL, Measured, Rounds, Tell  # noqa: E402
-from bench.workplace import BenchError, memory_of  # noqa: E402
+from bench.workplace import BenchError, memory_of, until  # noqa: E402
 from reconciler.core.mark import ENTER, parse  # noqa: E402
 from reconciler.host import nbd, proc  # noqa: E402
 
@@ -50,7 +52,7 @@ class Hub:
 
     def __init__(self, folder: Path, disks: int) -> None:
         self.folder, self.disks = folder, disks
-        self.ports = free_range(disks + 12)
+        self.ports = free_ports(disks + 12).start
         command = [sys.executable, str(HERE / "appliance.py")]
         self.appliance = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.appliance.stdout
@@ -100,7 +102,7 @@ class Hub:
         if not ready.wait(DEADLINE):
             raise BenchError("the daemon is not ready")
         took = time.monotonic() - began
-        until(lambda: len(self.servers()) == self.disks, "every server")
+        until(partial(self.has, self.disks), "every server")
         time.sleep(1.0)
         return took
 
@@ -125,6 +127,10 @@ class Hub:
                 name = one.argv[one.argv.index("--export-name") + 1]
                 found[one.identity.pid] = (one, served.mark.port, name)
         return found
+
+    def has(self, count: int) -> bool:
+        """Whether so many servers run."""
+        return len(self.servers()) == count
 
     def figures(self) -> dict[str, float]:
         """What the daemon's process has used and has now."""
@@ -155,28 +161,6 @@ class Hub:
         assert self.appliance.stdin
         self.appliance.stdin.close()
         self.appliance.wait(DEADLINE)
-
-
-def until(done: Any, what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not done():
-        if time.monotonic() > deadline:
-            raise BenchError(f"never: {what}")
-        time.sleep(0.01)
-
-
-def free_range(count: int) -> int:
-    """The first of so many ports that nobody listens on."""
-    for first in range(20_000, 32_000, count):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise BenchError("no free ports")
 
 
 def answers(port: int, name: str) -> bool:
@@ -268,7 +252,7 @@ def saves(hub: Hub, count: int) -> dict[str, float]:
         while not image.exists():
             time.sleep(0.0005)
         took.append(time.perf_counter() - began)
-        until(lambda n=number: len(hub.servers()) == hub.disks + n + 1, "its server")
+        until(partial(hub.has, hub.disks + number + 1), "its server")
         time.sleep(0.3)
     hub.disks += count
     return spread(took)

@@ -22,7 +22,7 @@ from bench.bench import APPLIED, COMMANDS, Round, learned
 from bench.clients import Appliance
 from bench.figures import Rounds, aligned, number
 from bench.hubs import IMPORT_CLICK, Floor, Site
-from bench.workplace import HERE, BenchError, Took, reconciler, timed, told, workplace
+from bench.workplace import HERE, BenchError, Took, carried_out, reconciler, timed, told, workplace
 
 BASELINE: Final = HERE / "baseline.json"
 FORMAT_VERSION: Final = "1.0"
@@ -107,15 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", type=Path, default=BASELINE, help=f"default {BASELINE}")
     parser.add_argument("--update", action="store_true", help="write the baseline anew")
     options = parser.parse_args(arguments)
-    try:
-        baseline = {} if options.update else read(options.baseline)
-        found = measured(options.runs)
-    except BenchError as error:
-        told(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        told("interrupted: every process is ended")
-        return 130
+    return carried_out(lambda: whole(options))
+
+
+def whole(options: argparse.Namespace) -> int:
+    """Measure, then judge or write. Raises BenchError."""
+    baseline = {} if options.update else read(options.baseline)
+    found = measured(options.runs)
     if options.update:
         write(options.baseline, found)
         print(f"{options.baseline}: {len(found)} ratios, of {options.runs} rounds")

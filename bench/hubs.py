@@ -236,7 +236,3 @@ class Floor:
         for disk in self.site.disks:
             handshake(disk.port, disk.export)
         return time.monotonic() - began
-
-    def rest(self, seconds: float) -> None:
-        """Nothing happens; whatever has ended is left to its parent."""
-        time.sleep(seconds)

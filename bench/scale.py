@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench.clients import free_ports
 from bench.figures import TOOL, Curve, Measured, Rounds, Series, Tell, table, write
 from bench.workplace import (
     DEADLINE,
@@ -169,7 +169,7 @@ class Hub:
         self.appliance = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.appliance.stdout
         self.url = f"http://127.0.0.1:{int(self.appliance.stdout.readline())}"
-        self.ports = free_range(exported + 12)
+        self.ports = free_ports(exported + 12).start
         (folder / "password").write_text("x\n")
         self.configure("1h")
         for number in range(exported):
@@ -312,22 +312,6 @@ def hub(exported: int, resting: int, *, loop: bool = False) -> Iterator[Hub]:
             yield found
         finally:
             found.close()
-
-
-def free_range(count: int) -> int:
-    """The first of so many ports that nobody listens on. Raises BenchError."""
-    places = list(range(20_000, 32_700 - count, 50))
-    turn = os.getpid() % len(places)  # another bench beside this one looks elsewhere first
-    for first in (*places[turn:], *places[:turn]):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise BenchError(f"no {count} free ports in a row")
 
 
 def daemons(vms: Sequence[int], exported: int, runs: int, tell: Tell) -> Measured:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -172,6 +172,27 @@ def machine(where: Path) -> dict[str, object]:
         "parallel": PARALLEL,
         "load_before": os.getloadavg()[0],
     }
+
+
+def until(done: Callable[[], bool], what: str) -> None:
+    """Raises BenchError if it is never so."""
+    deadline = time.monotonic() + DEADLINE
+    while not done():
+        if time.monotonic() > deadline:
+            raise BenchError(f"never: {what}")
+        time.sleep(0.0005)
+
+
+def carried_out(work: Callable[[], int]) -> int:
+    """The exit code of a bench, whatever comes in between."""
+    try:
+        return work()
+    except BenchError as error:
+        told(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        told("interrupted: every process is ended")
+        return 130
 
 
 def told(message: str) -> None:

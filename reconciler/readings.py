@@ -16,6 +16,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -51,6 +52,7 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode(errors="surrogateescape")).hexdigest()
 
 
+@cache
 def program() -> str:
     """Of the code that works readings out, and of the libraries beside it: another installation is
     another program, also while it is being written."""
@@ -272,7 +274,7 @@ def _place(text: Text, *, aside: bool) -> str:
 
 
 def _of(text: Text) -> str:
-    return digest(text.file, text.root, text.text)
+    return digest(text.file, text.root, text.text, text.error)
 
 
 def _file(digest_: str, asked: list[Any], found: Found) -> _File:

@@ -14,13 +14,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
 from bench.clients import handshake
 from bench.hubs import Floor
-from bench.workplace import DEADLINE, HERE, BenchError, Took, end, servers, timed
+from bench.workplace import HERE, Took, end, servers, timed, until
 
 CACHE: Final = HERE / ".peers"
 """Where peers are installed; not in Git, and kept from run to run."""
@@ -106,15 +106,6 @@ class Supervisor(Peer):
         until(lambda: not Path(f"/proc/{dead}/exe").exists(), "the end of a server")
         handshake(first.port, first.export)
         return time.monotonic() - began
-
-
-def until(done: Callable[[], bool], what: str) -> None:
-    """Raises BenchError if it is never so."""
-    deadline = time.monotonic() + DEADLINE
-    while not done():
-        if time.monotonic() > deadline:
-            raise BenchError(f"never: {what}")
-        time.sleep(0.0005)
 
 
 def environment(path: str | Path = "") -> dict[str, str]:

@@ -74,8 +74,14 @@ def plan_text(
         for one in plan.strangers[: MOST * 4]
         if (one.pid, one.port) not in named
     ]
-    if plan.untouched:
-        notes.append(f"untouched, as this is about others: {some(plan.untouched)}")
+    wrong = {one.vm for one in plan.diagnostics if one.severity == "error"}
+    for why, names in (
+        ("what is written of it has an error", wrong.intersection(plan.untouched)),
+        ("this is about others", set(plan.untouched) - wrong),
+    ):
+        if names:
+            told = [name for name in plan.untouched if name in names]
+            notes.append(f"untouched, as {why}: {some(told)}")
     quiet = [one for one in plan.vms if not one.actions]
     parts = ["\n".join(lines)] if lines else []
     parts += blocks

@@ -103,19 +103,29 @@ def _shown(value: str) -> str:
     return "this" if "@" in value else repr(value)
 
 
+def _is_http(value: str) -> bool:
+    """Whether something can be asked at this URL."""
+    try:
+        parts = urlsplit(value)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, or half of an IPv6 address
+        return False
+    return bool(named and re.fullmatch(r"[!-~]+", value))
+
+
 def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_http(value):
         raise ValueError(f"{_shown(value)} is not a URL like http://127.0.0.1:9081")
+    parts = urlsplit(value)
     if parts.username or parts.password:
         raise ValueError("a URL with a password in it: write `token: {file: …}` instead")
     return value.rstrip("/")
 
 
 def _notify_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_http(value):
         raise ValueError("this is not a URL like https://alerts.example/reconciler")
+    parts = urlsplit(value)
     if parts.username or parts.password:
         raise ValueError("a URL with a password in it: write `secret: {file: …}` instead")
     return value

@@ -63,6 +63,8 @@ def next_command(one: VmPlan, plan: Plan, reason: str, requests: str, ledger: Le
     unreachable = next((action for action in one.actions if action.cause == UNREACHABLE), None)
     if unreachable:
         return f"{next_of(unreachable.why)}; then {apply}"
+    if "PortPoolExhausted" in causes:
+        return f"reconciler status, for who has the ports; then {apply} --wait, or widen `ports:`"
     if plan.changes:
         return apply
     follows = apply if "RunActive" in causes else another

@@ -194,8 +194,8 @@ class Line:
 
     def _send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> None:
         line = self._http
+        line.putrequest(method, self._base + path, skip_accept_encoding=True)
         try:
-            line.putrequest(method, self._base + path, skip_accept_encoding=True)
             for name, value in {**self.headers, **headers}.items():
                 line.putheader(name, value)
         except ValueError:  # it shows the value, and that may be the token

@@ -288,3 +288,13 @@ def test_a_copy_that_has_only_begun_has_no_absurd_speed() -> None:
     speed = job.progress()["throughput_bps"]
     assert isinstance(speed, int)
     assert 0.7 * (1 << 20) < speed < 0.9 * (1 << 20)
+
+
+def test_who_waits_for_ports_is_told_where_they_are() -> None:
+    other = a_vm("ctx-2")
+    few = a_settings("10100-10101")
+    known = ledger()
+    found = plan(wanting(VM, other, settings=few), up(), known, NOW)
+    (waiting,) = (one for one in found.vms if one.name == "ctx-2")
+    told = next_command(waiting, replace(found, vms=(waiting,)), "", "/state/runs", known)
+    says(told, "reconciler status, for who has the ports", "--wait, or widen `ports:`")

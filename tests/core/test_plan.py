@@ -8,14 +8,15 @@ from typing import Any, Final
 import pytest
 from msgspec.structs import replace
 
+from reconciler.cli.text import plan_text
 from reconciler.core.actions import Adopt, Conclude, Hold, Notify, Restart, Start, Stop
 from reconciler.core.actual import Handshake, Identity, Listener
 from reconciler.core.call import CallEvent, CallState, Report
 from reconciler.core.desired import Desired, Vm, attempted, attempted_image
-from reconciler.core.errors import HostError
+from reconciler.core.errors import Diagnostic, HostError
 from reconciler.core.ledger import Applied
-from reconciler.core.plan import plan
-from reconciler.core.settings import Settings
+from reconciler.core.plan import Plan, plan
+from reconciler.core.settings import PORTS, Settings
 from reconciler.core.status import by_type, conditions
 from reconciler.core.units import stamp
 from reconciler.execute import Step, execute
@@ -1463,6 +1464,14 @@ def test_a_vm_out_of_scope_is_untouched_and_listed() -> None:
     found = planned(host, wanting(a_vm("ctx-1")))
     assert {action.vm for action in found.actions} == {"ctx-1"}
     assert found.untouched == ("ctx-9", "ctx-10")
+
+
+def test_a_vm_with_an_error_is_untouched_for_that() -> None:
+    wrong = Diagnostic("error", "unknown key 'stat'", vm="ctx-9")
+    found = Plan(hub="h", ports=PORTS, vms=(), untouched=("ctx-9", "ctx-10"), diagnostics=(wrong,))
+    said = plan_text(found)
+    assert "untouched, as what is written of it has an error: ctx-9\n" in said
+    assert "untouched, as this is about others: ctx-10\n" in said
 
 
 def test_a_vm_without_a_server_is_not_listed_as_untouched() -> None:

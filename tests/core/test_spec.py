@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import Struct
 
-from reconciler.core import spec_files
+from reconciler.core import declared, inventory, inventory_file, spec, spec_files
 from reconciler.core.declared import MAX_NAME, CheckedVm
 from reconciler.core.desired import build
 from reconciler.core.errors import nearest
@@ -29,6 +30,26 @@ def vm(body: str, top: str = "") -> str:
     """One VM named ctx-1 with a run; `body` is indented below it."""
     head = "  - name: ctx-1\n    backup: {run: r1}\n"
     return f"{top}vms:\n{head}" + "".join(f"    {line}\n" for line in body.splitlines())
+
+
+PAIRS = (
+    (spec.VmSpec, declared.CheckedVm),
+    (spec.DiskSpec, declared.CheckedDisk),
+    (spec.BackupSpec, declared.CheckedBackup),
+    (spec.AddressSpec, declared.CheckedAddress),
+    (spec.RestoreSpec, declared.CheckedRestore),
+    (spec.KeepSpec, declared.CheckedKeep),
+    (spec.RunSpec, declared.CheckedRun),
+    (inventory_file.KnownVmSpec, inventory.KnownVm),
+    (inventory_file.KnownDiskSpec, inventory.KnownDisk),
+)
+
+
+@pytest.mark.parametrize(("model", "plain"), PAIRS)
+def test_nothing_that_may_be_written_is_lost_on_the_way(
+    model: type[spec.Strict], plain: type[Struct]
+) -> None:
+    assert tuple(model.model_fields) == plain.__struct_fields__
 
 
 def one(text: str) -> CheckedVm:

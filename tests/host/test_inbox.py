@@ -6,7 +6,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +44,6 @@ def a_call(vm: str = "ctx-1", run: str = "r1", disks: int = 2, **changes: Any) -
         "changed": 1.0, "display_name": f"name of {vm}", "path": f"/DC/{vm}", "vcenter": "vc1",
     }  # fmt: skip
     return Call(**{**values, **changes})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    found = Store(tmp_path, "h")
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def inbox(tmp_path: Path) -> Iterator[Inbox]:
-    found = Inbox(tmp_path)
-    yield found
-    found.close()
 
 
 def put(store: Store, call: Call, *steps: CallEvent) -> Call:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,6 @@ from reconciler.host.store.inbox import Inbox
 from tests.host.test_inbox import a_call, put
 
 VMS = [f"ctx-{number}" for number in range(6)]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    found = Store(tmp_path, "h")
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def inbox(tmp_path: Path) -> Iterator[Inbox]:
-    found = Inbox(tmp_path)
-    yield found
-    found.close()
 
 
 def something(store: Store, inbox: Inbox, dice: random.Random, now: float) -> None:

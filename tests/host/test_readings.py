@@ -31,6 +31,25 @@ api: {listen: "127.0.0.1:8083"}
 loop: {resync: 10s, max_delete: 10%}
 specs: {env: [NIGHT]}
 """
+EVERYTHING = """\
+hub: hub-a
+state: state
+repositories: {local: {root: repository, min_free: 1MiB, digest: none}}
+ports: {range: 10100-10200, bind: 127.0.0.1, advertise: 10.0.0.1}
+qemu_nbd: {binary: qemu-nbd, shared: 4, start_timeout: 3s, stop_grace: 4s, cache: none,
+  aio: native, discard: unmap, detect_zeroes: unmap, parallel: 3}
+snas: {site-a: {url: "https://[::1]:9081/x", token: {env: SNA}, max_running: 3, poll: 7s,
+  connect_timeout: 1s, timeout: 9s, remembers_jobs: true, reports_end: true}}
+vcenters: {vc1: {host: vc, user: u, password: {credential: vc1}}}
+inventory: {sql: {url: "mysql://u@db/sha", password: {file: sql}, timeout: 3s}, required: true}
+api: {listen: "127.0.0.1:8083", socket: false, token: {file: t},
+  limits: {connections: 9}, tls: {cert: c.pem, key: k.pem}}
+loop: {resync: 10s, stale_after: 2m, prune: true, max_delete: 3, healthy_after: 5s}
+git: {key: {file: key}, interval: 1m}
+specs: {env: [NIGHT], root: specs}
+notify: {url: "https://alerts.example/x", secret: {file: hook}}
+tunnel: {user: tunnel}
+"""
 INVENTORY = """\
 groups: {gold: [ctx-1]}
 vms:
@@ -212,6 +231,27 @@ def test_a_finding_about_what_was_kept_still_has_its_place(place: Place) -> None
     assert place.worked == []
     (wrong,) = desired.diagnostics
     assert str(wrong.place) == "specs/a.yaml:5:12"
+
+
+def test_a_file_that_cannot_be_read_any_more_is_said(place: Place) -> None:
+    place.read()
+    (place.folder / "specs/b.yaml").unlink()
+    (place.folder / "specs/b.yaml").symlink_to("nowhere.yaml")
+    (wrong,) = place.read().diagnostics
+    assert "b.yaml" in str(wrong)
+
+
+def test_a_config_with_every_kind_of_key_is_kept(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write("reconciler.yaml", EVERYTHING)
+    first = place.settings()
+
+    def never(*_args: object, **_named: object) -> Settings:
+        raise AssertionError
+
+    monkeypatch.setattr("reconciler.core.config.settings", never)
+    assert place.settings() == first
 
 
 def test_a_config_with_an_error_is_said_each_time(place: Place) -> None:
